@@ -1,0 +1,455 @@
+"""Data sets: parsers, checks of what they found, samplers, pixels that are decoded once, augmentation in batches.
+
+    splits = load_dataset("market1501", root="data")        # .train .query .gallery: sorted lists of Item
+    pixels = load_pixels([i.paths[0] for i in splits.train], (160, 64), Path("data/.pixels"), "market1501-train")
+    for rows in epoch_batches(labels, batch_size=64, num_instances=4, seed=0, epoch=0):
+        images = augment(pixels.batch(rows, device), generator, ("flip", "translate"), mean, std)   # (B, 3, H, W)
+
+An Item is a tracklet of one or more image files; an image is a tracklet of one. DATASETS.md says where each set comes
+from. Three things differ from the usual way:
+- Images are decoded and resized once, into one array of bytes that later runs map again. What starves a trainer is
+  decoding the same JPEGs every epoch.
+- Augmentation runs on the whole batch, on the device, with parameters of its own for each image. Translation enlarges
+  the resized pixels by 1.125 and crops; the usual code enlarges the original file.
+- Nothing touches a global random generator: what an epoch draws follows from (seed, epoch, step) alone, so a run that
+  is resumed draws the same.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What passes between the rooms
+
+
+class Item(NamedTuple):
+    """A tracklet of one or more image files of one person (pid as the data set names it) under one camera (0-based)."""
+
+    paths: tuple[str, ...]
+    pid: int
+    camid: int
+
+
+class Splits(NamedTuple):
+    train: list[Item]
+    query: list[Item]
+    gallery: list[Item]
+
+
+class Dataset(NamedTuple):
+    folder: str  # below root
+    parse: Callable  # (folder, **options) -> Splits
+    counts: dict | None  # split -> (ids, images) as published, None where nothing is published
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Parsers
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def list_images(folder):
+    """Sorted image files directly in `folder`, without hidden files (.name, ._name of macOS) and Thumbs.db."""
+    names = (entry.name for entry in os.scandir(folder) if entry.is_file())
+    return [folder / n for n in sorted(names) if not n.startswith(".") and n.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def parse_by_name(folder, pattern, first_camid, junk):
+    """Items of the images in `folder` whose name begins like `pattern` -> (pid, camera); junk pids are left out."""
+    items, strangers = [], []
+    for path in list_images(folder):
+        match = re.match(pattern, path.name, re.IGNORECASE)
+        if match is None:
+            strangers.append(path.name)
+        elif int(match[1]) not in junk:
+            items.append(Item((str(path),), int(match[1]), int(match[2]) - first_camid))
+    if strangers:
+        print(f"{folder}: {len(strangers)} images left out, not named by the data set's rule: {some(strangers)}")
+    return items
+
+
+def parse_market1501(folder):
+    """Zheng et al., ICCV 2015. `0002_c1s1_000451_03.jpg`: person 2, camera 1. Junk is -1, distractors of the gallery 0.
+
+    Only the start of a name is matched: 18 files of the real set end in `.jpg.jpg`.
+    """
+    inner = folder / "Market-1501-v15.09.15"
+    folder = inner if inner.is_dir() else folder
+    parts = [folder / name for name in ("bounding_box_train", "query", "bounding_box_test")]
+    missing = [str(part) for part in parts if not part.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"not found: {', '.join(missing)}. DATASETS.md shows where the files belong")
+    return Splits(*(parse_by_name(part, r"(-1|\d{4})_c([1-6])", first_camid=1, junk={-1}) for part in parts))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What every data set passes through: checks, table of counts, labels
+
+
+def some(names, limit=5):
+    """The first few of many names, for a message."""
+    return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def check_splits(splits, *, train=True, evaluate=True):
+    """The splits without queries that nothing can match; ValueError for what cannot be used as asked."""
+    if train and len({item.pid for item in splits.train}) < 2:
+        raise ValueError(f"training needs at least 2 persons in the train split, found {len(splits.train)} images")
+    shared = {item.pid for item in splits.train} & {item.pid for item in splits.query}
+    if train and evaluate and shared:
+        print(f"warning: {len(shared)} persons are in both train and query, scores flatter: {some(sorted(shared))}")
+    if not evaluate:
+        return splits
+    for name in ("query", "gallery"):
+        if not getattr(splits, name):
+            raise ValueError(f"evaluation needs a {name} split, and it is empty: no image was found there")
+    cameras = {item.camid for item in splits.query + splits.gallery}
+    if len(cameras) == 1:
+        raise ValueError(
+            f"all query and gallery images come from one camera (number {cameras.pop() + 1} in the file names): the "
+            "protocol leaves out images of the query's own camera, so nothing can match. Name the cameras apart"
+        )
+    seen_by = defaultdict(set)
+    for item in splits.gallery:
+        seen_by[item.pid].add(item.camid)
+    lonely = [item for item in splits.query if not seen_by[item.pid] - {item.camid}]
+    if len(lonely) == len(splits.query):
+        raise ValueError(
+            f"none of the {len(lonely)} queries can be matched: no gallery image shows the same person under another "
+            f"camera. First query: {lonely[0].paths[0]}. Check person and camera numbers in the file names"
+        )
+    if lonely:
+        names = some([item.paths[0] for item in lonely])
+        print(f"{len(lonely)} queries have no match in the gallery and are left out: {names}")
+    return splits._replace(query=[item for item in splits.query if seen_by[item.pid] - {item.camid}])
+
+
+def describe(splits, counts):
+    """The table of ids, images and cameras; a line more where a count is not the published one."""
+    lines = [f"{'split':8} {'ids':>6} {'images':>8} {'cameras':>8}"]
+    for name, items in splits._asdict().items():
+        ids = {item.pid for item in items}
+        images = sum(len(item.paths) for item in items)
+        lines.append(f"{name:8} {len(ids):6} {images:8} {len({item.camid for item in items}):8}")
+        if counts and counts[name] != (len(ids), images):
+            lines.append(f"{'':8} the published counts are {counts[name][0]} ids and {counts[name][1]} images")
+    return "\n".join(lines)
+
+
+def relabel(items):
+    """(labels (N,) 0..num_ids-1 as int64, sorted pids): what the classifier calls each item, and what label i means."""
+    pids = sorted({item.pid for item in items})
+    label_of = {pid: label for label, pid in enumerate(pids)}
+    return np.array([label_of[item.pid] for item in items], dtype=np.int64), pids
+
+
+def load_dataset(name, root="data", *, train=True, evaluate=True, **options):
+    """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate)."""
+    if name not in DATASETS:
+        raise ValueError(f"no data set {name!r}. Available: {', '.join(sorted(DATASETS))}")
+    dataset = DATASETS[name]
+    folder = Path(root) / dataset.folder
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the folder of {name} is not there: {folder} (--root is the folder above it). DATASETS.md says where the "
+            "data set comes from; `python synthetic.py` draws a small one"
+        )
+    splits = dataset.parse(folder, **options)
+    print(f"{name} in {folder}\n{describe(splits, dataset.counts)}")
+    return check_splits(splits, train=train, evaluate=evaluate)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def read_image(path, size):
+    """One image file as (H, W, 3) bytes: RGB, resized to size (H, W) by Pillow's BILINEAR, proportions not kept."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def read_or_reason(path, size):
+    """read_image, or the reason why it cannot be read as a string: a pool of threads hands back either."""
+    try:
+        return read_image(path, size)
+    except Exception as error:  # Pillow raises a dozen types for broken files
+        return f"{path}: {error}"
+
+
+class Pixels:
+    """N images as bytes (N, H, W, 3): an array of all of them, or decoded batch by batch where `array` is None."""
+
+    def __init__(self, paths, size, array=None):
+        self.paths, self.size, self.array = paths, size, array
+        self.threads = None if array is not None else ThreadPoolExecutor(os.cpu_count())
+
+    def __len__(self):
+        return len(self.paths)
+
+    def batch(self, rows, device="cpu"):
+        """rows (B,) -> uint8 (B, 3, H, W) on `device`, channels-last in memory."""
+        if isinstance(self.array, torch.Tensor):  # already on the device
+            return self.array[torch.as_tensor(rows, device=self.array.device)].permute(0, 3, 1, 2)
+        if self.array is not None:
+            images = self.array[np.asarray(rows)]
+        else:
+            paths = [self.paths[row] for row in rows]
+            images = np.stack(list(self.threads.map(partial(read_image, size=self.size), paths)))
+        return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+    def to_device(self, device):
+        """Moves the array into the memory of a GPU where it takes less than half of what is free there."""
+        if device.type == "cuda" and isinstance(self.array, np.ndarray):
+            if self.array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+                self.array = torch.from_numpy(np.ascontiguousarray(self.array)).to(device)
+        return self
+
+
+def fingerprint(paths, size):
+    """Changes with the list of files, the size or date of one of them, the image size, or the version of Pillow."""
+    digest = hashlib.sha256(f"{PIL.__version__} {tuple(size)}".encode())
+    for path in paths:
+        stat = os.stat(path)
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def decode_into(array, paths, size, description):
+    """Fills array (N, H, W, 3), if there is one, in threads; ValueError lists every file that cannot be read."""
+    broken = []
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        images = threads.map(partial(read_or_reason, size=size), paths)
+        for row, image in enumerate(tqdm(images, description, total=len(paths), unit="img", mininterval=0.5)):
+            if isinstance(image, str):
+                broken.append(image)
+            elif array is not None:
+                array[row] = image
+    if broken:
+        listed = "\n  ".join(broken[:20]) + (f"\n  and {len(broken) - 20} more" if len(broken) > 20 else "")
+        raise ValueError(f"{len(broken)} images cannot be read; replace or remove these files:\n  {listed}")
+
+
+def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
+    """Pixels of the files, decoded once into `cache`/NAME-HxW-FINGERPRINT.npy, which later runs map again.
+
+    Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
+    its disk is too full, the array is kept in memory. ValueError lists unreadable images.
+    """
+    height, width = size
+    shape, gigabytes = (len(paths), height, width, 3), len(paths) * height * width * 3 / 1e9
+    if gigabytes > limit_gb:
+        print(f"{name}: {gigabytes:.1f} GB of pixels, over the limit of {limit_gb:g}: decoding batch by batch")
+        decode_into(None, paths, size, f"checking {name}")
+        return Pixels(paths, size)
+    cache = Path(cache)
+    stem = f"{name}-{height}x{width}"
+    target = cache / f"{stem}-{fingerprint(paths, size)}.npy"
+    if target.is_file():
+        return Pixels(paths, size, np.load(target, mmap_mode="r"))
+    temporary = cache / f"{target.name}.{os.getpid()}.tmp"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free / 1e9
+        if free < gigabytes + 1:
+            raise OSError(f"{free:.1f} GB free, {gigabytes:.1f} needed")
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    except OSError as error:
+        print(f"{name}: {gigabytes:.2f} GB of pixels stay in memory, {cache} cannot hold them: {error}")
+        array = np.empty(shape, dtype=np.uint8)
+        decode_into(array, paths, size, f"decoding {name}")
+        return Pixels(paths, size, array)
+    print(f"{name}: decoding {len(paths)} images once, {gigabytes:.2f} GB in {cache}")
+    try:
+        decode_into(array, paths, size, f"decoding {name}")
+        array.flush()
+        os.replace(temporary, target)  # a kill before this line leaves no array that looks whole
+    finally:
+        temporary.unlink(missing_ok=True)
+    for stale in sorted(cache.glob(f"{stem}-*.npy")):
+        if stale != target:
+            stale.unlink()
+    return Pixels(paths, size, np.load(target, mmap_mode="r"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samplers: which rows make which batch. One epoch at a time, so its length is exact.
+
+
+def shuffled_batches(num_items, batch_size, rng):
+    """Every item once in random order; what is left over at the end of the epoch makes no batch."""
+    order = rng.permutation(num_items)
+    return [order[start : start + batch_size] for start in range(0, num_items - batch_size + 1, batch_size)]
+
+
+def identity_batches(labels, batch_size, num_instances, rng):
+    """P x K: batches of P = batch_size / K distinct ids with K = num_instances images of each.
+
+    Each id's images are shuffled and cut into groups of K; an id with fewer draws K with replacement, and a last
+    incomplete group waits for another epoch. Batches take P random ids with groups left until fewer than P have any.
+    """
+    rows_of = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows_of[int(label)].append(row)
+    groups = {}
+    for label, rows in sorted(rows_of.items()):
+        if len(rows) < num_instances:
+            groups[label] = [rng.choice(rows, num_instances)]
+        else:
+            whole = len(rows) - len(rows) % num_instances
+            groups[label] = list(rng.permutation(rows)[:whole].reshape(-1, num_instances))
+    batches, ids = [], batch_size // num_instances
+    while len(groups) >= ids:
+        drawn = rng.choice(sorted(groups), ids, replace=False)
+        batches.append(np.concatenate([groups[label].pop() for label in drawn]))  # (P, K) -> (B,)
+        groups = {label: left for label, left in groups.items() if left}
+    return batches
+
+
+def check_batches(labels, batch_size, num_instances=None):
+    """ValueError where no epoch can be made of these labels: before any training, with the way out."""
+    num_ids = len(set(map(int, labels)))
+    if len(labels) < batch_size:
+        raise ValueError(f"--batch-size {batch_size} is larger than the {len(labels)} training images: lower it")
+    if num_instances is None:
+        return
+    if num_instances < 2 or batch_size % num_instances:
+        raise ValueError(
+            f"--num-instances {num_instances} must be 2 or more and divide --batch-size {batch_size}: a batch holds P "
+            f"persons x K images, such as 16 x 4 = 64"
+        )
+    if num_ids < batch_size // num_instances:
+        raise ValueError(
+            f"a batch of {batch_size // num_instances} persons x {num_instances} images needs that many persons, the "
+            f"train split has {num_ids}: lower --batch-size to {num_ids * num_instances} or less"
+        )
+
+
+def epoch_batches(labels, batch_size, num_instances, seed, epoch):
+    """The batches of one epoch, arrays of rows (B,): shuffled, or P x K where num_instances is given."""
+    rng = np.random.default_rng((seed, epoch))
+    if num_instances is None:
+        return shuffled_batches(len(labels), batch_size, rng)
+    return identity_batches(labels, batch_size, num_instances, rng)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transforms of a batch
+
+
+def uniform(generator, low, high, *shape):
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def move(images, generator, flip, translate):
+    """Horizontal flip and translation, each with probability 1/2: float images (B, C, H, W) -> the same shape.
+
+    Translation enlarges by 1.125 and crops H x W at a random whole offset. Both choose source positions on each axis,
+    so two interpolation matrices do both: rows (H x H) @ image @ columns (W x W).
+    """
+    batch, _, height, width = images.shape
+    moved = (torch.rand(batch, generator=generator) < 0.5) & translate
+    flipped = (torch.rand(batch, generator=generator) < 0.5) & flip
+    scale = torch.where(moved, 1.125, 1.0)
+    matrices = []
+    for size, flips in ((height, torch.zeros_like(flipped)), (width, flipped)):
+        slack = round(size * 1.125) - size
+        offset = torch.randint(slack + 1, (batch,), generator=generator) * moved
+        index = torch.arange(size, dtype=torch.float32)
+        source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)
+        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1)
+        matrices.append((1 - (source.unsqueeze(2) - index).abs()).clamp(min=0).to(images.device, images.dtype))
+    rows, columns = matrices  # (B, H, H), (B, W, W)
+    x = rows @ images.permute(0, 2, 3, 1).reshape(batch, height, -1)  # (B, H, W * C)
+    x = x.view(batch, height, width, -1).transpose(1, 2).reshape(batch, width, -1)
+    x = columns @ x  # (B, W, H * C)
+    return x.view(batch, width, height, -1).permute(0, 3, 2, 1)  # (B, W, H, C) -> (B, C, H, W)
+
+
+def jitter(images, generator, brightness=0.2, contrast=0.15, saturation=0.15):
+    """Brightness, contrast and saturation, each by a factor of its own per image, 1 +- the given; images in 0..1."""
+
+    def factors(strength):
+        return uniform(generator, 1 - strength, 1 + strength, len(images), 1, 1, 1).to(images.device)
+
+    def grey(x):  # ITU-R 601 luma, (B, 1, H, W)
+        weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
+        return (x * weights).sum(dim=1, keepdim=True)
+
+    images = (images * factors(brightness)).clamp(0, 1)
+    mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)
+    images = (mean + (images - mean) * factors(contrast)).clamp(0, 1)
+    middle = grey(images)
+    return (middle + (images - middle) * factors(saturation)).clamp(0, 1)
+
+
+def erasing_boxes(generator, batch, height, width, tries=100):
+    """Random erasing (Zhong et al., AAAI 2020): boxes (B, 4) top, bottom, left, right; empty where nothing is erased.
+
+    Probability 1/2, area 0.02 to 0.4 of the image, aspect 0.3 to 1/0.3, the first of 100 draws that fits inside.
+    """
+    area = uniform(generator, 0.02, 0.4, batch, tries) * height * width
+    aspect = uniform(generator, 0.3, 1 / 0.3, batch, tries)
+    box_h, box_w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (B, tries)
+    fits = (box_h < height) & (box_w < width)
+    first = fits.float().argmax(dim=1, keepdim=True)
+    box_h, box_w = box_h.gather(1, first).squeeze(1), box_w.gather(1, first).squeeze(1)  # (B,)
+    erased = (torch.rand(batch, generator=generator) < 0.5) & fits.any(dim=1)
+    top = (torch.rand(batch, generator=generator) * (height - box_h + 1)).long()
+    left = (torch.rand(batch, generator=generator) * (width - box_w + 1)).long()
+    return torch.stack([top, top + box_h, left, left + box_w], dim=1) * erased.unsqueeze(1)
+
+
+def erase(images, generator):
+    """Sets a random box of normalised images to zero, which is the mean colour."""
+    batch, _, height, width = images.shape
+    top, bottom, left, right = erasing_boxes(generator, batch, height, width).to(images.device).unsqueeze(2).unbind(1)
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
+    return images * ~(inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).unsqueeze(1)  # (B, 1, H, W)
+
+
+def normalise(images, mean, std):
+    """uint8, or float in 0..1, (B, 3, H, W) -> float32 with the given mean and deviation per channel."""
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * scale
+    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * scale
+    return (images.float() - mean) / std
+
+
+AUGMENTATIONS = ("flip", "translate", "jitter", "erase")
+
+
+def augment(images, generator, names, mean, std):
+    """Bytes (B, 3, H, W) -> augmented, normalised float images; `names` out of AUGMENTATIONS, applied in that order."""
+    images = images.float() / 255
+    if "flip" in names or "translate" in names:
+        images = move(images, generator, "flip" in names, "translate" in names)
+    if "jitter" in names:
+        images = jitter(images, generator)
+    images = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
+    return erase(images, generator) if "erase" in names else images
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table
+
+MARKET_COUNTS = {"train": (751, 12936), "query": (750, 3368), "gallery": (751, 15913)}
+
+DATASETS = {
+    "market1501": Dataset("market1501", parse_market1501, MARKET_COUNTS),
+    "synthetic": Dataset("synthetic", parse_market1501, None),
+}

@@ -1,0 +1,511 @@
+"""Trains a network for person re-identification, or evaluates one.
+
+    python train.py --arch hacnn --dataset market1501                            # -> runs/hacnn-market1501/best.pth
+    python train.py --resume runs/hacnn-market1501/last.pth                      # goes on where a run stopped
+    python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501
+
+A run writes into its folder: last.pth after every epoch (and on Ctrl-C), best.pth after an evaluation with the best mAP
+so far, log.txt (what the console shows) and log.jsonl (one line per epoch). --resume continues to the same bits on a
+CPU: what an epoch draws at random follows from (--seed, epoch, step), and so does the learning rate.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import data
+import losses
+import metrics
+import models
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Losses, optimizers, schedules: tables and functions
+
+LOSSES = {  # name -> function of (logits, features, labels, args); branches are averaged
+    "xent": lambda logits, features, labels, args: losses.mean_over_branches(
+        losses.cross_entropy, logits, labels, args.label_smooth
+    ),
+    "htri": lambda logits, features, labels, args: losses.mean_over_branches(
+        losses.batch_hard_triplet, features, labels, args.margin
+    ),
+}
+
+OPTIMIZERS = {
+    "adam": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay),
+    "amsgrad": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay, amsgrad=True),
+    "adamw": lambda params, args: torch.optim.AdamW(params, args.lr, weight_decay=args.weight_decay),
+    "sgd": lambda params, args: torch.optim.SGD(params, args.lr, args.momentum, weight_decay=args.weight_decay),
+}
+
+SCHEDULES = {  # name -> factor on --lr at `progress`, counted in epochs
+    "constant": lambda progress, args: 1.0,
+    "step": lambda progress, args: args.gamma ** (progress // args.milestones[0]),
+    "multi-step": lambda progress, args: args.gamma ** sum(progress >= milestone for milestone in args.milestones),
+    "cosine": lambda progress, args: (
+        0.5 + 0.5 * math.cos(math.pi * (progress - args.warmup_epochs) / (args.epochs - args.warmup_epochs))
+    ),
+}
+
+
+def learning_rate(progress, args):
+    """The rate at `progress` epochs: a linear rise from a hundredth over --warmup-epochs, then --schedule."""
+    if progress < args.warmup_epochs:
+        return args.lr * (0.01 + 0.99 * progress / args.warmup_epochs)
+    return args.lr * SCHEDULES[args.schedule](progress, args)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+@torch.inference_mode()
+def extract_features(model, pixels, device, batch_size):
+    """float32 features (N, D) of all images of `pixels`, on `device`; the model is left in evaluation mode."""
+    bare = model.module if isinstance(model, nn.DataParallel) else model
+    model.eval()
+    features = []
+    with tqdm(total=len(pixels), desc="features", unit="img", disable=None, leave=False) as bar:
+        for start in range(0, len(pixels), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(pixels)))
+            images = data.normalise(pixels.batch(rows, device), bare.mean, bare.std)
+            features.append(model(images).float())
+            bar.update(len(rows))
+    return torch.cat(features)
+
+
+def evaluate(model, splits, pixels, device, args):
+    """Scores of the query split against the gallery split, as metrics.evaluate gives them."""
+    features = extract_features(model, pixels, device, args.test_batch_size)
+    items, num_queries = splits.query + splits.gallery, len(splits.query)
+    pids, camids = np.array([i.pid for i in items]), np.array([i.camid for i in items])
+    return metrics.evaluate(
+        features[:num_queries], features[num_queries:], pids[:num_queries], pids[num_queries:], camids[:num_queries],
+        camids[num_queries:], distance=args.distance,
+    )
+
+
+def summarise(scores, dataset):
+    """Plain numbers for a log or a checkpoint, from what metrics.evaluate gives."""
+    ranks = {f"rank{rank}": float(scores["cmc"][rank - 1]) for rank in (1, 5, 10, 20)}
+    return {
+        "dataset": dataset, **ranks, "mAP": float(scores["mAP"]), "mINP": float(scores["mINP"]),
+        "queries": int(scores["num_valid_queries"]), "distance": scores["distance"], "protocol": scores["protocol"],
+    }
+
+
+def score_line(summary):
+    """One line with the scores in percent, and what they were measured with."""
+    names = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+    numbers = "  ".join(f"{name.replace('rank', 'rank-')} {100 * summary[name]:.1f}" for name in names)
+    how = f"{summary['queries']} queries, {summary['distance']} distance, {summary['protocol']} protocol"
+    return f"{summary['dataset']}: {numbers}  (%, {how})"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files of a run
+
+
+def save_atomically(content, path):
+    """torch.save such that `path` holds the old or the new content whole, whenever the process is killed."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the previous one is kept" if path.exists() else "there is no previous one"
+        raise OSError(f"checkpoint {path} could not be written ({error}); {kept}") from error
+
+
+def append_record(path, record):
+    """Adds one JSON line to log.jsonl, in place of lines of this and later epochs that an interrupted run left."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join([*lines, json.dumps(record)]) + "\n")
+    os.replace(temporary, path)
+
+
+class Tee:
+    """Standard output that is also written to a file."""
+
+    def __init__(self, console, path):
+        self.console, self.file = console, open(path, "a", encoding="utf-8")
+
+    def write(self, text):
+        self.file.write(text)
+        self.file.flush()
+        return self.console.write(text)
+
+    def flush(self):
+        self.console.flush()
+
+
+@contextlib.contextmanager
+def until_interrupted():
+    """Inside, Ctrl-C and SIGTERM only note themselves in the list that is given: a step is never cut in the middle."""
+    received = []
+    previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One epoch
+
+
+def check_finite(values, epoch, first_step):
+    """FloatingPointError with step and value where one of the losses since first_step is not a number; steps count from 1."""
+    values = torch.stack(values).float().cpu()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise FloatingPointError(
+            f"the loss is {values[step]} in epoch {epoch + 1}, step {first_step + step + 1}. Training stopped; last.pth "
+            "holds the epoch before. A lower --lr, a longer --warmup-epochs or --amp off may help"
+        )
+
+
+def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
+    """Trains from state["step"] to the end of epoch state["epoch"]; True, or False where Ctrl-C or SIGTERM cut it short.
+
+    state["totals"] sums what the epoch's log shows: images, seconds, and each loss times the images it was taken over.
+    """
+    epoch, totals = state["epoch"], Counter(state["totals"])
+    bare = model.module if isinstance(model, nn.DataParallel) else model
+    batches = data.epoch_batches(labels, args.batch_size, args.num_instances if "htri" in args.loss else None, args.seed, epoch)
+    model.train()
+    recent, sums, started = [], Counter(), time.perf_counter()
+    bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", unit="step", disable=None, leave=False)
+    with bar, until_interrupted() as interrupts:
+        for step in range(state["step"], len(batches)):
+            rows = batches[step]
+            seed = int(np.random.SeedSequence((args.seed, epoch, step)).generate_state(1)[0])
+            images = pixels.batch(rows, device)  # uint8 (B, 3, H, W)
+            images = data.augment(images, torch.Generator().manual_seed(seed), args.augment, bare.mean, bare.std)
+            targets = torch.from_numpy(labels[rows]).to(device, non_blocking=True)  # (B,)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(epoch + step / len(batches), args)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                logits, features = model(images)
+            parts = {name: weight * LOSSES[name](logits, features, targets, args) for name, weight in args.loss.items()}
+            loss = sum(parts.values())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+            accuracy = (logits[0].detach().argmax(dim=1) == targets).float().mean()
+            for name, value in {"loss": loss, "accuracy": accuracy, **parts}.items():
+                sums[name] += value.detach() * len(rows)
+            recent.append(loss.detach())
+            bar.update()
+            if len(recent) == args.log_every or step + 1 == len(batches) or interrupts:
+                check_finite(recent, epoch, step + 1 - len(recent))  # here only: it waits for the GPU
+                totals.update({name: float(value) for name, value in sums.items()})
+                totals["images"] += len(recent) * args.batch_size
+                totals["seconds"] += time.perf_counter() - started
+                recent, sums, started = [], Counter(), time.perf_counter()
+                line = progress_line(epoch, step, len(batches), totals, optimizer.param_groups[0]["lr"], args)
+                tqdm.write(line)
+                bar.set_postfix_str(f"loss {totals['loss'] / totals['images']:.3f}, {speed(totals):.0f} img/s")
+            state.update(step=step + 1, totals=dict(totals))
+            if interrupts:
+                return False
+    return True
+
+
+def speed(totals):
+    return totals["images"] / totals["seconds"]
+
+
+def progress_line(epoch, step, num_steps, totals, lr, args):
+    images = totals["images"]
+    parts = "  ".join(f"{name} {totals[name] / images:.4f}" for name in ("loss", *args.loss) if name == "loss" or len(args.loss) > 1)
+    steps_left = (args.epochs - epoch) * num_steps - step - 1
+    left = timedelta(seconds=round(steps_left * args.batch_size / speed(totals)))
+    return (
+        f"epoch {epoch + 1:3}/{args.epochs}  step {step + 1:4}/{num_steps}  {parts}  "
+        f"accuracy {100 * totals['accuracy'] / images:5.1f} %  lr {lr:.2e}  {speed(totals):5.0f} img/s  {left} left"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def loss_weights(text):
+    """'xent+htri' or 'xent+htri:0.5' -> {'xent': 1.0, 'htri': 0.5}."""
+    weights = {}
+    for part in text.split("+"):
+        name, _, weight = part.partition(":")
+        if name not in LOSSES:
+            raise argparse.ArgumentTypeError(f"no loss {name!r} in {text!r}; sum up {' and '.join(LOSSES)}, as in xent+htri:0.5")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{weight!r} is no weight for {name}; write {name}:0.5") from None
+    return weights
+
+
+def model_option(text):
+    """'learn_region=False' -> ('learn_region', False)."""
+    name, separator, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value, such as learn_region=False") from None
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default="market1501", help=f"what to train and test on: {', '.join(sorted(data.DATASETS))}")
+    add("--root", default="data", help="folder above the data set's own (default: data); DATASETS.md shows the layout")
+    add("--cache", help="folder for decoded pixels (default: ROOT/.pixels); put it on a fast disk, delete it at will")
+    add("--cache-limit", type=float, default=20, metavar="GB", help="decode batch by batch where pixels would take more than "
+        "this (default: 20); 0 never caches")
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", help=f"network: {', '.join(sorted(models.MODELS))} (default: hacnn, or what --weights holds)")
+    add("--options", nargs="+", type=model_option, default=[], metavar="NAME=VALUE", help="options of the network, such as "
+        "learn_region=False (global branch alone) or align_corners=True (for weights of torch before 1.3)")
+    add("--weights", metavar="FILE", help="start from (or with --evaluate: test) these weights; other classifiers are skipped")
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", type=loss_weights, default="xent", metavar="NAMES", help="xent, or xent+htri, which draws P x K batches and "
+        "adds batch-hard triplets; xent+htri:0.5 weights it (default: xent)")
+    add("--label-smooth", type=float, nargs="?", const=0.1, default=0.1, metavar="EPS", help="share of the target spread over all "
+        "classes (default: 0.1); 0 turns it off")
+    add("--margin", type=float, default=0.3, help="margin of the triplet loss (default: 0.3)")
+    add("--num-instances", type=int, default=4, metavar="K", help="images of each person in a batch of xent+htri (default: 4); "
+        "must divide --batch-size")
+    add = parser.add_argument_group("optimization").add_argument
+    add("--epochs", type=int, default=60, help="passes over the training images (default: 60); 300 for the last percent")
+    add("--batch-size", type=int, default=64, help="images per step (default: 64); scale --lr with it")
+    add("--optim", choices=OPTIMIZERS, default="adamw", help="adamw (default) suits short runs, sgd with --lr 0.03 long ones")
+    add("--lr", type=float, default=3e-3, help="highest learning rate (default: 0.003, for adamw); 0.0003 for adam and amsgrad")
+    add("--weight-decay", type=float, default=0.01, help="default 0.01, right for adamw; 0.0005 for the others")
+    add("--momentum", type=float, default=0.9, help="of sgd (default: 0.9)")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls (default: cosine, to zero at the end)")
+    add("--milestones", type=float, nargs="+", default=[20, 40], metavar="EPOCH", help="where multi-step lowers the rate; step "
+        "does so every first of them (default: 20 40)")
+    add("--gamma", type=float, default=0.1, help="factor of step and multi-step (default: 0.1)")
+    add("--warmup-epochs", type=float, default=1, metavar="N", help="epochs in which the rate rises from a hundredth (default: 1, "
+        "fractions are fine); 0 turns it off")
+    add("--augment", nargs="*", choices=data.AUGMENTATIONS, default=["flip", "translate"], help="default: flip translate; erase "
+        "helps in long runs, jitter across cameras; without names: none")
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--evaluate", action="store_true", help="only test the network in --weights, and exit")
+    add("--eval-every", type=int, default=0, metavar="N", help="test every N epochs (default: 0, only after the last); choosing "
+        "best.pth by test scores flatters them")
+    add("--distance", choices=("cosine", "euclidean"), help="between features (default: cosine, or what the checkpoint says)")
+    add("--test-batch-size", type=int, default=128, help="images per step of feature extraction (default: 128)")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", help="folder of the run (default: runs/ARCH-DATASET); must not hold another run")
+    add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
+    add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0)")
+    add("--device", default="auto", help="auto (default: all GPUs, else the CPU), cpu, cuda or cuda:1")
+    add("--amp", choices=("auto", "bf16", "off"), default="auto", help="mixed precision: auto is bf16 on a GPU; give bf16 on a CPU "
+        "with AMX or avx512_bf16")
+    add("--log-every", type=int, default=50, metavar="STEPS", help="steps between lines of the log (default: 50)")
+    return parser
+
+
+def parse(argv):
+    """The arguments; with --resume those of the run, overridden by what is given now. Also the checkpoint, or None."""
+    parser, checkpoint = build_parser(), None
+    args = parser.parse_args(argv)
+    if args.resume:
+        checkpoint = models.read_checkpoint(args.resume)
+        if "args" not in checkpoint or "optimizer" not in checkpoint:
+            raise ValueError(f"{args.resume} does not come from a run of train.py; start from its weights by --weights instead")
+        if args.arch not in (None, checkpoint["arch"]):
+            raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
+        parser.set_defaults(**checkpoint["args"])
+        args = parser.parse_args(argv)
+    args.options = dict(args.options)
+    check_flags(parser, args)
+    return args, checkpoint
+
+
+def check_flags(parser, args):
+    """Ends the program with a usage message where flags do not fit together."""
+    at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1, "eval_every": 0, "seed": 0, "warmup_epochs": 0}
+    for name, low in at_least.items():
+        if getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    if not 0 <= args.label_smooth < 1:
+        parser.error(f"--label-smooth must lie in 0..1, got {args.label_smooth}")
+    if args.lr <= 0 or min(args.milestones) <= 0:
+        parser.error("--lr and --milestones must be positive")
+    if args.warmup_epochs >= args.epochs:
+        parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}: lower it, 0.5 is fine")
+    if args.evaluate and not args.weights:
+        parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
+    if args.evaluate and args.resume:
+        parser.error("--evaluate tests --weights, --resume goes on training: give one of them")
+
+
+def pick_device(name):
+    """auto is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is no device: auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no GPU here (torch.cuda.is_available() is False)")
+    return device
+
+
+def load_split_pixels(items, model, name, args, device):
+    cache = args.cache or Path(args.root) / ".pixels"
+    paths = [item.paths[0] for item in items]
+    return data.load_pixels(paths, model.input_size, cache, name, limit_gb=args.cache_limit).to_device(device)
+
+
+def run_evaluation(args, device):
+    """--evaluate: prints the scores of the network in --weights."""
+    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
+    if info.get("skipped"):
+        print(f"{args.weights}: not used: {data.some(info['skipped'])}")
+    args.distance = args.distance or info.get("distance", "cosine")
+    splits = data.load_dataset(args.dataset, args.root, train=False)
+    pixels = load_split_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
+    model = model.to(memory_format=torch.channels_last)
+    print(score_line(summarise(evaluate(model, splits, pixels, device, args), args.dataset)))
+
+
+def prepare_model(args, checkpoint, num_ids, device):
+    """The network, with the weights of --resume or --weights where they are given."""
+    torch.manual_seed(args.seed)  # fresh weights are drawn from torch's own generator
+    model = models.build_model(args.arch, num_ids, **args.options)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+    elif args.weights:
+        content = models.read_checkpoint(args.weights)
+        if content.get("arch", args.arch) != args.arch:
+            raise ValueError(f"{args.weights} holds {content['arch']}, not {args.arch}: give --arch {content['arch']}")
+        skipped, missing = models.load_weights(model, models.find_weights(content))
+        print(f"{args.weights}: {len(skipped)} tensors not used ({data.some(skipped)}), {len(missing)} of the network stay fresh")
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def run_training(args, checkpoint, device):
+    out = Path(args.out)
+    if checkpoint is None and (out / "last.pth").exists():
+        raise ValueError(
+            f"{out} already holds a run: go on with it (--resume {out}/last.pth), give another --out, or delete the folder"
+        )
+    splits = data.load_dataset(args.dataset, args.root)
+    labels, pids = data.relabel(splits.train)
+    data.check_batches(labels, args.batch_size, args.num_instances if "htri" in args.loss else None)
+    if checkpoint is not None and checkpoint["pids"] != pids:
+        raise ValueError(
+            f"{args.resume} was trained on {len(checkpoint['pids'])} persons, {args.dataset} in {args.root} has {len(pids)}, "
+            "not the same ones: resume on the data it began with, or start a new run with --weights"
+        )
+
+    model = prepare_model(args, checkpoint, len(pids), device)
+    every, deployed = models.count_parameters(model)
+    print(f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; input {model.input_size}, feature {model.feature_dim}")
+    train_pixels = load_split_pixels(splits.train, model, f"{args.dataset}-train", args, device)
+    test_pixels = load_split_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
+    optimizer = OPTIMIZERS[args.optim]([p for p in model.parameters() if p.requires_grad], args)
+    # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
+    state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "best_mAP": -1.0}
+    if checkpoint is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        state = {name: checkpoint[name] for name in state}
+        torch.set_rng_state(checkpoint["torch_random_state"])
+        print(f"going on from {args.resume}: epoch {state['epoch'] + 1}, step {state['step'] + 1}")
+
+    def save(name):
+        content = {
+            "arch": args.arch, "num_ids": len(pids), "options": args.options, "input_size": model.input_size,
+            "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
+            "dataset": args.dataset, "pids": pids, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "torch_random_state": torch.get_rng_state(), "args": vars(args), **state,
+        }
+        save_atomically(content, out / name)
+
+    runner = model
+    if device == torch.device("cuda") and torch.cuda.device_count() > 1:
+        runner = nn.DataParallel(model)
+        print(f"nn.DataParallel over {torch.cuda.device_count()} GPUs")
+    while True:
+        if state["record"]:
+            if state["epoch"] == args.epochs or (args.eval_every and state["epoch"] % args.eval_every == 0):
+                state["scores"] = summarise(evaluate(runner, splits, test_pixels, device, args), args.dataset)
+                state["record"].update(state["scores"])
+                print(score_line(state["scores"]))
+                if state["scores"]["mAP"] > state["best_mAP"]:
+                    state["best_mAP"] = state["scores"]["mAP"]
+                    save("best.pth")
+            append_record(out / "log.jsonl", state["record"])
+            state["record"] = None
+            save("last.pth")
+        if state["epoch"] >= args.epochs:
+            break
+        whole = train_one_epoch(runner, train_pixels, labels, optimizer, device, state, args)
+        if whole:
+            totals = state["totals"]
+            means = {name: totals[name] / totals["images"] for name in ("loss", *args.loss, "accuracy")}
+            rates = {"lr": optimizer.param_groups[0]["lr"], "images_per_second": speed(totals), "seconds": totals["seconds"]}
+            state.update(epoch=state["epoch"] + 1, step=0, totals={}, record={"epoch": state["epoch"] + 1, **means, **rates})
+        save("last.pth")
+        if not whole:
+            print(f"interrupted; saved. Go on with: python train.py --resume {out}/last.pth")
+            return 130
+    print(f"finished: {out}/best.pth (mAP {100 * state['best_mAP']:.1f} %). Next: python export.py --ckpt {out}/best.pth")
+    return 0
+
+
+def main(argv=None):
+    try:
+        args, checkpoint = parse(argv)
+        device = pick_device(args.device)
+        if args.evaluate:
+            return run_evaluation(args, device)
+        args.arch = args.arch or "hacnn"
+        args.distance = args.distance or "cosine"
+        args.out = args.out or f"runs/{args.arch}-{args.dataset}"
+        if args.amp == "auto":
+            args.amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "off"
+        try:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
+            tee = Tee(sys.stdout, Path(args.out) / "log.txt")
+        except OSError as error:
+            raise ValueError(f"--out {args.out} cannot be written: {error}") from error
+        with contextlib.redirect_stdout(tee):
+            print(f"python train.py {' '.join(sys.argv[1:] if argv is None else argv)}")
+            print("  ".join(f"{name}={value}" for name, value in sorted(vars(args).items())))
+            return run_training(args, checkpoint, device)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
