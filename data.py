@@ -19,11 +19,12 @@ import hashlib
 import os
 import re
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL

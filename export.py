@@ -16,14 +16,14 @@ removed and the command fails.
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def describe(model, info):
 
 
 def write_torchscript(extractor, example, path, metadata):
-    """Traced and frozen: batch norm is folded. optimize_for_inference is for the user, after loading: its files break."""
+    """Traced and frozen, which folds batch norm. (optimize_for_inference belongs after loading: its files break.)"""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported).*")
         frozen = torch.jit.freeze(torch.jit.trace(extractor, example))
@@ -222,25 +222,23 @@ def export(model, info, name, path):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--ckpt", required=True, metavar="FILE", help="checkpoint of train.py; best.pth is the one to deploy")
     add("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all of them")
     add("--out", metavar="FOLDER", help="where the files go (default: beside the checkpoint)")
     add("--arch", choices=sorted(models.MODELS), help="network, for checkpoints of other code that do not say")
-    add("--options", nargs="+", default=[], metavar="NAME=VALUE", help="its options, such as align_corners=True")
+    add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
+        help="its options, such as align_corners=True for weights of torch before 1.3")
     return parser
 
 
 def main(argv=None):
     args = build_parser().parse_args(argv)
     try:
-        options = {name: ast.literal_eval(value) for name, value in (option.split("=", 1) for option in args.options)}
-    except (ValueError, SyntaxError):
-        print(f"error: --options takes NAME=VALUE, such as align_corners=True; got {' '.join(args.options)}", file=sys.stderr)
-        return 2
-    try:
-        model, info = models.load_checkpoint(args.ckpt, arch=args.arch, **options)
+        model, info = models.load_checkpoint(args.ckpt, arch=args.arch, **dict(args.options))
         model.requires_grad_(False)
         out = Path(args.out or Path(args.ckpt).parent)
         out.mkdir(parents=True, exist_ok=True)
@@ -248,8 +246,7 @@ def main(argv=None):
             path = out / (Path(args.ckpt).name.removesuffix(".pth") + FORMATS[name].suffix)
             print(export(model, info, name, path))
     except ImportError as error:
-        print(f"error: {error}. ONNX needs onnx, onnxscript and onnxruntime: pip install -r requirements.txt; without them, "
-              "--format torchscript", file=sys.stderr)
+        print(f"error: {error}: pip install -r requirements.txt, or give --format torchscript", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

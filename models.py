@@ -16,6 +16,8 @@ Where ours differs from the paper's and the usual implementation:
 - `align_corners` says how a region's positions map to pixels: weights trained with torch < 1.3 expect True.
 """
 
+import argparse
+import ast
 import difflib
 import inspect
 from pathlib import Path
@@ -308,6 +310,15 @@ def build_model(arch, num_ids, *, pretrained=False, **options):
     if pretrained:
         raise ValueError(f"{arch} has no ImageNet weights: train from scratch, or start from a file (--weights)")
     return MODELS[arch](num_ids, **options)
+
+
+def parse_option(text):
+    """'learn_region=False' -> ('learn_region', False): a type for argparse."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value, as learn_region=False is") from error
 
 
 def count_parameters(model):

@@ -10,7 +10,6 @@ CPU: what an epoch draws at random follows from (--seed, epoch, step), and so do
 """
 
 import argparse
-import ast
 import contextlib
 import json
 import math
@@ -18,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -175,28 +175,33 @@ def until_interrupted():
 
 
 def check_finite(values, epoch, first_step):
-    """FloatingPointError with step and value where one of the losses since first_step is not a number; steps count from 1."""
+    """FloatingPointError with step and value where a loss since first_step (from 0) is infinite or not a number."""
     values = torch.stack(values).float().cpu()
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
         raise FloatingPointError(
-            f"the loss is {values[step]} in epoch {epoch + 1}, step {first_step + step + 1}. Training stopped; last.pth "
-            "holds the epoch before. A lower --lr, a longer --warmup-epochs or --amp off may help"
+            f"the loss is {values[step]} in epoch {epoch + 1}, step {first_step + step + 1}: training stopped, last.pth"
+            " stays as it was. A lower --lr, longer --warmup-epochs or --amp off may help"
         )
 
 
+def instances(args):
+    """K of the P x K batches that triplets need; None where batches are simply shuffled."""
+    return args.num_instances if "htri" in args.loss else None
+
+
 def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
-    """Trains from state["step"] to the end of epoch state["epoch"]; True, or False where Ctrl-C or SIGTERM cut it short.
+    """Trains from state["step"] to the end of epoch state["epoch"]; False where Ctrl-C or SIGTERM cut it short.
 
     state["totals"] sums what the epoch's log shows: images, seconds, and each loss times the images it was taken over.
     """
     epoch, totals = state["epoch"], Counter(state["totals"])
     bare = model.module if isinstance(model, nn.DataParallel) else model
-    batches = data.epoch_batches(labels, args.batch_size, args.num_instances if "htri" in args.loss else None, args.seed, epoch)
+    batches = data.epoch_batches(labels, args.batch_size, instances(args), args.seed, epoch)
     model.train()
     recent, sums, started = [], Counter(), time.perf_counter()
-    bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", unit="step", disable=None, leave=False)
+    bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", disable=None, leave=False)
     with bar, until_interrupted() as interrupts:
         for step in range(state["step"], len(batches)):
             rows = batches[step]
@@ -208,8 +213,8 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
                 group["lr"] = learning_rate(epoch + step / len(batches), args)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
                 logits, features = model(images)
-            parts = {name: weight * LOSSES[name](logits, features, targets, args) for name, weight in args.loss.items()}
-            loss = sum(parts.values())
+            parts = {name: LOSSES[name](logits, features, targets, args) for name in args.loss}
+            loss = sum(weight * parts[name] for name, weight in args.loss.items())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -219,17 +224,17 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
                 sums[name] += value.detach() * len(rows)
             recent.append(loss.detach())
             bar.update()
-            if len(recent) == args.log_every or step + 1 == len(batches) or interrupts:
+            stop = bool(interrupts)
+            if len(recent) == args.log_every or step + 1 == len(batches) or stop:
                 check_finite(recent, epoch, step + 1 - len(recent))  # here only: it waits for the GPU
                 totals.update({name: float(value) for name, value in sums.items()})
                 totals["images"] += len(recent) * args.batch_size
                 totals["seconds"] += time.perf_counter() - started
                 recent, sums, started = [], Counter(), time.perf_counter()
-                line = progress_line(epoch, step, len(batches), totals, optimizer.param_groups[0]["lr"], args)
-                tqdm.write(line)
+                tqdm.write(progress_line(epoch, step, len(batches), totals, optimizer.param_groups[0]["lr"], args))
                 bar.set_postfix_str(f"loss {totals['loss'] / totals['images']:.3f}, {speed(totals):.0f} img/s")
             state.update(step=step + 1, totals=dict(totals))
-            if interrupts:
+            if stop:
                 return False
     return True
 
@@ -240,7 +245,8 @@ def speed(totals):
 
 def progress_line(epoch, step, num_steps, totals, lr, args):
     images = totals["images"]
-    parts = "  ".join(f"{name} {totals[name] / images:.4f}" for name in ("loss", *args.loss) if name == "loss" or len(args.loss) > 1)
+    names = ["loss", *args.loss] if len(args.loss) > 1 else ["loss"]
+    parts = "  ".join(f"{name} {totals[name] / images:.4f}" for name in names)
     steps_left = (args.epochs - epoch) * num_steps - step - 1
     left = timedelta(seconds=round(steps_left * args.batch_size / speed(totals)))
     return (
@@ -259,7 +265,7 @@ def loss_weights(text):
     for part in text.split("+"):
         name, _, weight = part.partition(":")
         if name not in LOSSES:
-            raise argparse.ArgumentTypeError(f"no loss {name!r} in {text!r}; sum up {' and '.join(LOSSES)}, as in xent+htri:0.5")
+            raise argparse.ArgumentTypeError(f"no loss {name!r}: sum up {', '.join(LOSSES)}, as in xent+htri:0.5")
         try:
             weights[name] = float(weight or 1)
         except ValueError:
@@ -267,66 +273,55 @@ def loss_weights(text):
     return weights
 
 
-def model_option(text):
-    """'learn_region=False' -> ('learn_region', False)."""
-    name, separator, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value, such as learn_region=False") from None
-
-
 def build_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", default="market1501", help=f"what to train and test on: {', '.join(sorted(data.DATASETS))}")
-    add("--root", default="data", help="folder above the data set's own (default: data); DATASETS.md shows the layout")
-    add("--cache", help="folder for decoded pixels (default: ROOT/.pixels); put it on a fast disk, delete it at will")
-    add("--cache-limit", type=float, default=20, metavar="GB", help="decode batch by batch where pixels would take more than "
-        "this (default: 20); 0 never caches")
+    add("--dataset", default="market1501", help=f"default: market1501; of: {', '.join(sorted(data.DATASETS))}")
+    add("--root", default="data", help="folder above the data set's own (default: data), see DATASETS.md")
+    add("--cache", help="folder for decoded pixels (default: ROOT/.pixels): best on a fast disk, safe to delete")
+    add("--cache-limit", type=float, default=20, metavar="GB", help="decode batch by batch beyond this (default: 20)")
     add = parser.add_argument_group("model").add_argument
-    add("--arch", help=f"network: {', '.join(sorted(models.MODELS))} (default: hacnn, or what --weights holds)")
-    add("--options", nargs="+", type=model_option, default=[], metavar="NAME=VALUE", help="options of the network, such as "
-        "learn_region=False (global branch alone) or align_corners=True (for weights of torch before 1.3)")
-    add("--weights", metavar="FILE", help="start from (or with --evaluate: test) these weights; other classifiers are skipped")
+    add("--arch", help=f"default: hacnn, or what the checkpoint holds; of: {', '.join(sorted(models.MODELS))}")
+    add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
+        help="of the network: learn_region=False (global branch alone), align_corners=True (old weights)")
+    add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out")
     add = parser.add_argument_group("loss").add_argument
-    add("--loss", type=loss_weights, default="xent", metavar="NAMES", help="xent, or xent+htri, which draws P x K batches and "
-        "adds batch-hard triplets; xent+htri:0.5 weights it (default: xent)")
-    add("--label-smooth", type=float, nargs="?", const=0.1, default=0.1, metavar="EPS", help="share of the target spread over all "
-        "classes (default: 0.1); 0 turns it off")
-    add("--margin", type=float, default=0.3, help="margin of the triplet loss (default: 0.3)")
-    add("--num-instances", type=int, default=4, metavar="K", help="images of each person in a batch of xent+htri (default: 4); "
-        "must divide --batch-size")
+    add("--loss", type=loss_weights, default="xent", metavar="NAMES",
+        help="xent (default), or xent+htri for batch-hard triplets too; xent+htri:0.5 halves their weight")
+    add("--label-smooth", type=float, nargs="?", const=0.1, default=0.1, metavar="EPS",
+        help="share of the target spread over all classes (default: 0.1); 0 for a handful of classes")
+    add("--margin", type=float, default=0.3, help="of the triplet loss (default: 0.3), rarely worth changing")
+    add("--num-instances", type=int, default=4, metavar="K", help="images per person where htri is used (default: 4)")
     add = parser.add_argument_group("optimization").add_argument
-    add("--epochs", type=int, default=60, help="passes over the training images (default: 60); 300 for the last percent")
-    add("--batch-size", type=int, default=64, help="images per step (default: 64); scale --lr with it")
-    add("--optim", choices=OPTIMIZERS, default="adamw", help="adamw (default) suits short runs, sgd with --lr 0.03 long ones")
-    add("--lr", type=float, default=3e-3, help="highest learning rate (default: 0.003, for adamw); 0.0003 for adam and amsgrad")
-    add("--weight-decay", type=float, default=0.01, help="default 0.01, right for adamw; 0.0005 for the others")
+    add("--epochs", type=int, default=60, help="passes over the training images (default: 60); 300 is the long way")
+    add("--batch-size", type=int, default=64, help="images per step (default: 64); change --lr in proportion")
+    add("--optim", choices=OPTIMIZERS, default="adamw", help="default: adamw; sgd with --lr 0.03 suits long runs")
+    add("--lr", type=float, default=3e-3, help="highest rate (default: 0.003 for adamw); 0.0003 for adam and amsgrad")
+    add("--weight-decay", type=float, default=0.01, help="default: 0.01 for adamw; 0.0005 for the others")
     add("--momentum", type=float, default=0.9, help="of sgd (default: 0.9)")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls (default: cosine, to zero at the end)")
-    add("--milestones", type=float, nargs="+", default=[20, 40], metavar="EPOCH", help="where multi-step lowers the rate; step "
-        "does so every first of them (default: 20 40)")
-    add("--gamma", type=float, default=0.1, help="factor of step and multi-step (default: 0.1)")
-    add("--warmup-epochs", type=float, default=1, metavar="N", help="epochs in which the rate rises from a hundredth (default: 1, "
-        "fractions are fine); 0 turns it off")
-    add("--augment", nargs="*", choices=data.AUGMENTATIONS, default=["flip", "translate"], help="default: flip translate; erase "
-        "helps in long runs, jitter across cameras; without names: none")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls (default: cosine, to 0 at the end)")
+    add("--milestones", type=float, nargs="+", default=[20, 40], metavar="EPOCH",
+        help="where multi-step lowers the rate (default: 20 40); step lowers it every first of them")
+    add("--gamma", type=float, default=0.1, help="what step and multi-step multiply the rate by (default: 0.1)")
+    add("--warmup-epochs", type=float, default=1, metavar="N",
+        help="epochs in which the rate rises from a hundredth (default: 1); a quarter of a short run is good, 0 is off")
+    add("--augment", nargs="*", choices=data.AUGMENTATIONS, default=["flip", "translate"], metavar="NAME",
+        help=f"of {', '.join(data.AUGMENTATIONS)} (default: flip translate); erase pays in long runs; no name for none")
     add = parser.add_argument_group("evaluation").add_argument
-    add("--evaluate", action="store_true", help="only test the network in --weights, and exit")
-    add("--eval-every", type=int, default=0, metavar="N", help="test every N epochs (default: 0, only after the last); choosing "
-        "best.pth by test scores flatters them")
-    add("--distance", choices=("cosine", "euclidean"), help="between features (default: cosine, or what the checkpoint says)")
-    add("--test-batch-size", type=int, default=128, help="images per step of feature extraction (default: 128)")
+    add("--evaluate", action="store_true", help="only test the network in --weights")
+    add("--eval-every", type=int, default=0, metavar="N",
+        help="test every N epochs (default: 0, after the last alone); picking the best epoch flatters the score")
+    add("--distance", choices=metrics.DISTANCES, help="between features (default: cosine, or what the checkpoint says)")
+    add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
     add = parser.add_argument_group("run").add_argument
-    add("--out", help="folder of the run (default: runs/ARCH-DATASET); must not hold another run")
+    add("--out", help="folder of the run (default: runs/ARCH-DATASET); one that holds a run is refused")
     add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
-    add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0)")
-    add("--device", default="auto", help="auto (default: all GPUs, else the CPU), cpu, cuda or cuda:1")
-    add("--amp", choices=("auto", "bf16", "off"), default="auto", help="mixed precision: auto is bf16 on a GPU; give bf16 on a CPU "
-        "with AMX or avx512_bf16")
+    add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0); report several")
+    add("--device", default="auto", help="default: auto, all GPUs or else the CPU; cpu, cuda, or cuda:1 for one GPU")
+    add("--amp", choices=("auto", "bf16", "off"), default="auto",
+        help="mixed precision (default: auto, bf16 on a GPU); bf16 also pays on CPUs with AMX")
     add("--log-every", type=int, default=50, metavar="STEPS", help="steps between lines of the log (default: 50)")
     return parser
 
@@ -338,7 +333,7 @@ def parse(argv):
     if args.resume:
         checkpoint = models.read_checkpoint(args.resume)
         if "args" not in checkpoint or "optimizer" not in checkpoint:
-            raise ValueError(f"{args.resume} does not come from a run of train.py; start from its weights by --weights instead")
+            raise ValueError(f"{args.resume} is not last.pth of a run: its weights alone go to --weights")
         if args.arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
         parser.set_defaults(**checkpoint["args"])
@@ -350,7 +345,7 @@ def parse(argv):
 
 def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
-    at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1, "eval_every": 0, "seed": 0, "warmup_epochs": 0}
+    at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1, "eval_every": 0, "seed": 0}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
@@ -358,8 +353,8 @@ def check_flags(parser, args):
         parser.error(f"--label-smooth must lie in 0..1, got {args.label_smooth}")
     if args.lr <= 0 or min(args.milestones) <= 0:
         parser.error("--lr and --milestones must be positive")
-    if args.warmup_epochs >= args.epochs:
-        parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}: lower it, 0.5 is fine")
+    if not 0 <= args.warmup_epochs < args.epochs:
+        parser.error(f"--warmup-epochs must lie between 0 and --epochs {args.epochs}, got {args.warmup_epochs:g}")
     if args.evaluate and not args.weights:
         parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
     if args.evaluate and args.resume:
@@ -408,7 +403,7 @@ def prepare_model(args, checkpoint, num_ids, device):
         if content.get("arch", args.arch) != args.arch:
             raise ValueError(f"{args.weights} holds {content['arch']}, not {args.arch}: give --arch {content['arch']}")
         skipped, missing = models.load_weights(model, models.find_weights(content))
-        print(f"{args.weights}: {len(skipped)} tensors not used ({data.some(skipped)}), {len(missing)} of the network stay fresh")
+        print(f"{args.weights}: not used: {data.some(skipped) or 'none'}; stays fresh: {data.some(missing) or 'none'}")
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -416,20 +411,23 @@ def run_training(args, checkpoint, device):
     out = Path(args.out)
     if checkpoint is None and (out / "last.pth").exists():
         raise ValueError(
-            f"{out} already holds a run: go on with it (--resume {out}/last.pth), give another --out, or delete the folder"
+            f"{out} already holds a run: go on with it (--resume {out}/last.pth), give another --out, or delete it"
         )
     splits = data.load_dataset(args.dataset, args.root)
     labels, pids = data.relabel(splits.train)
-    data.check_batches(labels, args.batch_size, args.num_instances if "htri" in args.loss else None)
+    data.check_batches(labels, args.batch_size, instances(args))
     if checkpoint is not None and checkpoint["pids"] != pids:
         raise ValueError(
-            f"{args.resume} was trained on {len(checkpoint['pids'])} persons, {args.dataset} in {args.root} has {len(pids)}, "
-            "not the same ones: resume on the data it began with, or start a new run with --weights"
+            f"{args.resume} was trained on {len(checkpoint['pids'])} persons, the {len(pids)} of {args.dataset} in "
+            f"{args.root} are not the same ones: resume on the data it began with, or start anew with --weights"
         )
 
     model = prepare_model(args, checkpoint, len(pids), device)
     every, deployed = models.count_parameters(model)
-    print(f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; input {model.input_size}, feature {model.feature_dim}")
+    print(
+        f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
+        f"input {model.input_size}, feature {model.feature_dim}"
+    )
     train_pixels = load_split_pixels(splits.train, model, f"{args.dataset}-train", args, device)
     test_pixels = load_split_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
     optimizer = OPTIMIZERS[args.optim]([p for p in model.parameters() if p.requires_grad], args)
@@ -471,14 +469,17 @@ def run_training(args, checkpoint, device):
         whole = train_one_epoch(runner, train_pixels, labels, optimizer, device, state, args)
         if whole:
             totals = state["totals"]
-            means = {name: totals[name] / totals["images"] for name in ("loss", *args.loss, "accuracy")}
-            rates = {"lr": optimizer.param_groups[0]["lr"], "images_per_second": speed(totals), "seconds": totals["seconds"]}
-            state.update(epoch=state["epoch"] + 1, step=0, totals={}, record={"epoch": state["epoch"] + 1, **means, **rates})
+            epoch = state["epoch"] + 1
+            record = {name: totals[name] / totals["images"] for name in ("loss", *args.loss, "accuracy")}
+            record |= {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "images": totals["images"]}
+            record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
+            state.update(epoch=epoch, step=0, totals={}, record=record)
         save("last.pth")
         if not whole:
             print(f"interrupted; saved. Go on with: python train.py --resume {out}/last.pth")
             return 130
-    print(f"finished: {out}/best.pth (mAP {100 * state['best_mAP']:.1f} %). Next: python export.py --ckpt {out}/best.pth")
+    best = f"{out}/best.pth"
+    print(f"finished: {best}, mAP {100 * state['best_mAP']:.1f} %. Next: python export.py --ckpt {best}")
     return 0
 
 
@@ -501,7 +502,11 @@ def main(argv=None):
         with contextlib.redirect_stdout(tee):
             print(f"python train.py {' '.join(sys.argv[1:] if argv is None else argv)}")
             print("  ".join(f"{name}={value}" for name, value in sorted(vars(args).items())))
-            return run_training(args, checkpoint, device)
+            try:
+                return run_training(args, checkpoint, device)
+            except Exception:
+                traceback.print_exc(file=tee.file)  # the console shows the message alone
+                raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
