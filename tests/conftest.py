@@ -1,0 +1,42 @@
+"""What several test files share: a tiny synthetic data set, and running the commands as a user does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import synthetic
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def run_command(*arguments, **options):
+    """`python ARGUMENTS` in a process of its own, in the repository; returns it finished, with its output as text."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="session")
+def drawn_root(tmp_path_factory):
+    """A root with a tiny synthetic set, drawn once; do not write into it."""
+    root = tmp_path_factory.mktemp("root")
+    synthetic.write_dataset(
+        root / "synthetic", num_train_ids=6, num_test_ids=4, num_distractors=4, num_junk=2, seed=0, processes=1
+    )
+    return root
+
+
+@pytest.fixture
+def root(drawn_root, tmp_path):
+    """A copy of the tiny set that a test may spoil."""
+    shutil.copytree(drawn_root / "synthetic", tmp_path / "root" / "synthetic")
+    return tmp_path / "root"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_threads():
+    """Tiny batches run faster on two threads than on many."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")

@@ -1,0 +1,48 @@
+"""Runs a script where only the core packages can be imported: python core_only.py SCRIPT ARGUMENTS."""
+
+import importlib.metadata
+import re
+import runpy
+import sys
+
+CORE = ("torch", "torchvision", "numpy", "pillow", "pytest", "onnxruntime-gpu", "onnxruntime", "tqdm")
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def closure(names):
+    """The distributions and all that they require."""
+    found, waiting = set(), [normal(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+        waiting += [normal(re.match(r"[\w.-]+", r)[0]) for r in requirements if "extra ==" not in r]
+    return found
+
+
+class KeepAway:
+    """Import hook: modules of installed packages outside the closure are not found."""
+
+    def __init__(self):
+        allowed = closure(CORE)
+        owners = importlib.metadata.packages_distributions()
+        self.blocked = {m for m, dists in owners.items() if not {normal(d) for d in dists} & allowed}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.blocked:
+            raise ImportError(f"{name} is kept away")
+
+
+if __name__ == "__main__":
+    sys.meta_path.insert(0, KeepAway())
+    sys.argv = sys.argv[1:]
+    sys.path[0] = "."
+    runpy.run_path(sys.argv[0], run_name="__main__")

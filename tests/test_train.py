@@ -1,0 +1,412 @@
+"""Tests of train.py: schedules, the loop, exact resume after a kill, and what it says about bad input.
+
+python -m pytest tests/test_train.py
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, run_command
+
+import data
+import losses
+import models
+import train
+
+FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
+         "--log-every", "1"]  # fmt: skip
+
+
+def run_main(capsys, *arguments):
+    """(exit code, standard output, standard error) of train.main in this process."""
+    try:
+        code = train.main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def weights_of(path):
+    return models.read_checkpoint(path)["model"]
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Schedules and flags --------------------------------------------------------------------------------------------------
+
+
+def settings(**changed):
+    defaults = {"lr": 1.0, "schedule": "constant", "warmup_epochs": 0.0, "epochs": 10, "milestones": [2, 6]}
+    return argparse.Namespace(**{**defaults, "gamma": 0.1, **changed})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "expected"),
+    [
+        ("constant", 7.5, 1.0),
+        ("step", 1.99, 1.0), ("step", 2.0, 0.1), ("step", 5.9, 0.01), ("step", 6.0, 0.001),
+        ("multi-step", 1.99, 1.0), ("multi-step", 2.0, 0.1), ("multi-step", 5.9, 0.1), ("multi-step", 6.0, 0.01),
+        ("cosine", 0, 1.0), ("cosine", 5, 0.5), ("cosine", 10, 0.0), ("cosine", 10 / 3, 0.75),
+    ],
+)  # fmt: skip
+def test_schedules_at_points_worked_by_hand(schedule, progress, expected):
+    assert train.learning_rate(progress, settings(schedule=schedule)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_warm_up_rises_from_a_hundredth_and_then_the_schedule_starts():
+    args = settings(schedule="cosine", warmup_epochs=2.0)
+    assert [train.learning_rate(p, args) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
+
+
+def test_loss_flag():
+    assert train.loss_weights("xent") == {"xent": 1.0}
+    assert train.loss_weights("xent+htri:0.5") == {"xent": 1.0, "htri": 0.5}
+    for wrong in ("xnet", "xent+", "xent:much"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            train.loss_weights(wrong)
+
+
+def test_label_smooth_without_a_number_means_a_tenth():
+    parser = train.build_parser()
+    assert parser.parse_args(["--label-smooth"]).label_smooth == 0.1
+    assert parser.parse_args(["--label-smooth", "0"]).label_smooth == 0.0
+
+
+def test_every_flag_has_help():
+    assert [action.dest for action in train.build_parser()._actions if not action.help] == []
+
+
+@pytest.mark.parametrize("name", sorted(train.OPTIMIZERS))
+def test_every_optimizer_lowers_a_square(name):
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    args = argparse.Namespace(lr=0.1, weight_decay=0.0, momentum=0.9)
+    optimizer = train.OPTIMIZERS[name]([weight], args)
+    assert optimizer.defaults["lr"] == 0.1 and optimizer.defaults.get("amsgrad", False) == (name == "amsgrad")
+    for _ in range(20):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    assert weight.abs().item() < 2.0
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_identities_are_learnt_by_heart(drawn_root):
+    """HA-CNN, the losses and the optimizer together reach a loss near zero on 16 images of two persons."""
+    items = data.load_dataset("synthetic", drawn_root).train
+    two = sorted({item.pid for item in items})[:2]
+    items = [item for pid in two for item in [i for i in items if i.pid == pid][:6]]
+    labels = torch.from_numpy(data.relabel(items)[0])
+    pixels = np.stack([data.read_image(item.paths[0], (160, 64)) for item in items])
+    torch.manual_seed(0)
+    model = models.build_model("hacnn", 2).train()
+    images = data.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), model.mean, model.std)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(12):
+        logits, features = model(images)
+        loss = losses.mean_over_branches(losses.cross_entropy, logits, labels)
+        loss = loss + losses.mean_over_branches(losses.batch_hard_triplet, features, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    assert all((branch.argmax(1) == labels).all() for branch in logits)
+
+
+def test_kill_resume_evaluate_export_search(root, tmp_path):
+    """The whole way of a user, each step a process: killed without warning, resumed to the same bits, deployed."""
+    straight = run_command("train.py", *FLAGS, "--root", root, "--out", tmp_path / "straight")
+    assert straight.returncode == 0, straight.stderr
+    assert "rank-1" in straight.stdout and "cosine distance, market1501 protocol" in straight.stdout
+
+    out = tmp_path / "killed"
+    command = [sys.executable, "train.py", *FLAGS, "--root", str(root), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2/3  step    1/"):  # epoch 1 is saved, epoch 2 under way
+            break
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert models.read_checkpoint(out / "last.pth")["epoch"] == 1
+    resumed = run_command("train.py", "--resume", out / "last.pth")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_bits(weights_of(out / "last.pth"), weights_of(tmp_path / "straight" / "last.pth"))
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (tmp_path / "straight" / "log.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    assert [r["loss"] for r in records] == pytest.approx([r["loss"] for r in expected], rel=1e-6)
+    assert records[-1]["mAP"] == expected[-1]["mAP"] and records[-1]["protocol"] == "market1501"
+    for line in resumed.stdout.splitlines():  # log.txt holds what the console showed
+        assert line in (out / "log.txt").read_text()
+
+    flags = ["--dataset", "synthetic", "--root", root]
+    evaluated = run_command("train.py", "--evaluate", "--weights", out / "best.pth", *flags)
+    assert evaluated.returncode == 0, evaluated.stderr
+    score = next(line for line in evaluated.stdout.splitlines() if line.startswith("synthetic: rank-1"))
+    assert score in straight.stdout
+
+    exported = run_command("export.py", "--ckpt", out / "best.pth")
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout.count("agrees with PyTorch") == 2
+    folder = root / "synthetic" / "Market-1501-v15.09.15"
+    flags = ["--query", folder / "query", "--gallery", folder / "bounding_box_test", "--labels", "market1501"]
+    found = run_command("search.py", "--model", out / "best.onnx", *flags, "--out", tmp_path / "found")
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "found" / "ranked.csv").exists() and (tmp_path / "found" / "ranked.jpg").exists()
+
+    import onnx
+
+    graph = onnx.load(out / "best.onnx").graph
+    assert {node.op_type for node in graph.node} <= {
+        "Conv", "MatMul", "Gemm", "AveragePool", "MaxPool", "ReduceMean", "ReduceSum", "ReduceL2",
+        "Relu", "Sigmoid", "Tanh", "Add", "Sub", "Mul", "Div", "Abs", "Clip",
+        "Concat", "Reshape", "Transpose", "Unsqueeze", "Gather", "Expand", "Shape",
+    }  # fmt: skip
+
+
+def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(root, tmp_path, capsys, monkeypatch):
+    flags = [*FLAGS, "--epochs", 2, "--loss", "xent+htri", "--root", root]
+    assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
+    augment, calls = data.augment, []
+
+    def augment_and_press_ctrl_c(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return augment(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "augment", augment_and_press_ctrl_c)
+        code, out, _ = run_main(capsys, *flags, "--out", tmp_path / "cut")
+    assert code == 130
+    assert f"python train.py --resume {tmp_path}/cut/last.pth" in out
+    saved = models.read_checkpoint(tmp_path / "cut" / "last.pth")
+    assert (saved["epoch"], saved["step"]) == (0, 2)
+    assert run_main(capsys, "--resume", tmp_path / "cut" / "last.pth")[0] == 0
+    assert same_bits(weights_of(tmp_path / "cut" / "last.pth"), weights_of(tmp_path / "straight" / "last.pth"))
+
+
+def test_core_packages_alone_train_evaluate_and_write_torchscript(root, tmp_path):
+    """The six packages of the core, tqdm and what these require: nothing else can be imported."""
+    launcher = REPOSITORY / "tests" / "core_only.py"
+    quick = ["--dataset", "synthetic", "--root", root, "--epochs", 1, "--batch-size", 16, "--warmup-epochs", 0]
+    best = tmp_path / "run" / "best.pth"
+    for command in (
+        ["train.py", *quick, "--out", tmp_path / "run"],
+        ["train.py", "--evaluate", "--weights", best, "--dataset", "synthetic", "--root", root],
+        ["export.py", "--ckpt", best, "--format", "torchscript"],
+    ):
+        done = run_command(launcher, *command)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "best.torchscript.pt").exists()
+    blocked = run_command(launcher, "export.py", "--ckpt", best, "--format", "onnx")
+    assert blocked.returncode == 1 and "onnx is kept away" in blocked.stderr  # so the launcher does keep things away
+
+
+# Files of a run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    train.save_atomically({"epoch": 1}, path)
+
+    def write_half(content, file):
+        file.write(b"PK half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(OSError, match="the previous one is kept"):
+        train.save_atomically({"epoch": 2}, path)
+    assert models.read_checkpoint(path) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_kill_while_saving_leaves_a_loadable_file(tmp_path):
+    """Kills at several delays in a process that saves without pause: the file loads every time."""
+    script = (
+        "import sys, torch, train; from pathlib import Path\n"
+        "content = {'w': torch.zeros(300_000)}\n"
+        "train.save_atomically(content, Path(sys.argv[1])); print('go', flush=True)\n"
+        "while True: train.save_atomically(content, Path(sys.argv[1]))"
+    )
+    for delay in (0.0, 0.003, 0.011):
+        path = tmp_path / f"{delay}.pth"
+        process = subprocess.Popen([sys.executable, "-c", script, path], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert models.read_checkpoint(path)["w"].shape == (300_000,)
+
+
+def test_records_of_an_interrupted_run_are_replaced(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for epoch in (1, 2, 3, 2):
+        train.append_record(path, {"epoch": epoch})
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+def market(root):
+    return root / "synthetic" / "Market-1501-v15.09.15"
+
+
+def rename_cameras(root):
+    for path in sorted(market(root).rglob("*.jpg")):
+        path.rename(path.with_name(path.name.split("_c")[0] + "_c1s1_" + path.name.split("s1_", 1)[1]))
+
+
+def empty_folder(root):
+    for path in (market(root) / "bounding_box_train").iterdir():
+        path.unlink()
+
+
+def part_queries_from_gallery(root):
+    for number, path in enumerate(sorted((market(root) / "query").iterdir())):
+        path.rename(path.with_name(f"{1400 + number}{path.name[4:]}"))
+
+
+def truncate_image(root):
+    path = sorted((market(root) / "bounding_box_train").glob("*.jpg"))[3]
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fragments"),
+    [
+        (lambda root: shutil.rmtree(root / "synthetic"), ["root/synthetic", "DATASETS.md", "synthetic.py"]),
+        (lambda root: shutil.rmtree(market(root) / "query"), ["/query", "DATASETS.md"]),
+        (empty_folder, ["at least 2 persons", "found 0"]),
+        (rename_cameras, ["one camera"]),
+        (part_queries_from_gallery, ["queries can be matched", "1400_c"]),
+        (truncate_image, ["1 images cannot be read", "bounding_box_train", "truncated"]),
+    ],
+    ids=["no folder", "no query folder", "empty folder", "one camera", "no match", "truncated image"],
+)
+def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, fragments):
+    spoil(root)
+    code, out, err = run_main(capsys, *FLAGS, "--root", root, "--out", tmp_path / "out")
+    assert code == 1 and "step" not in out.replace("step=", "").replace("multi-step", "")
+    for fragment in fragments:
+        assert fragment in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "fragments"),
+    [
+        (["--batch-size", 18, "--loss", "xent+htri"], 1, ["--num-instances 4", "--batch-size 18"]),
+        (["--batch-size", 4000], 1, ["--batch-size 4000", "lower it"]),
+        (["--batch-size", 32, "--loss", "xent+htri"], 1, ["8 persons x 4", "has 6"]),
+        (["--dataset", "market1502"], 1, ["market1502", "market1501, synthetic"]),
+        (["--arch", "hacn"], 1, ["'hacnn'"]),
+        (["--options", "learn_regions=False"], 1, ["learn_regions", "learn_region"]),
+        (["--options", "learn_region"], 2, ["learn_region=False"]),
+        (["--loss", "xnet"], 2, ["no loss 'xnet'", "xent+htri"]),
+        (["--optim", "adm"], 2, ["adamw"]),
+        (["--warmup-epochs", 3], 2, ["--warmup-epochs", "--epochs 3"]),
+        (["--evaluate"], 2, ["--weights FILE"]),
+        (["--device", "cuda:9x"], 1, ["cuda:9x"]),
+        (["--epoch", 3], 2, ["--epoch"]),
+        (["--weights", "nowhere.pth"], 1, ["nowhere.pth"]),
+    ],
+)
+def test_wrong_flags(drawn_root, tmp_path, capsys, flags, code, fragments):
+    got, _, err = run_main(capsys, *FLAGS, "--root", drawn_root, "--out", tmp_path / "out", *flags)
+    assert got == code
+    for fragment in fragments:
+        assert fragment in err
+
+
+def test_an_output_folder_that_cannot_be_written(drawn_root, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run_main(capsys, *FLAGS, "--root", drawn_root, "--out", tmp_path / "file" / "run")
+    assert code == 1 and "cannot be written" in err
+
+
+def test_loss_that_is_not_a_number_stops_with_step_and_value(drawn_root, tmp_path, capsys):
+    flags = ["--optim", "sgd", "--lr", "1e30", "--warmup-epochs", 0, "--augment"]
+    code, _, err = run_main(capsys, *FLAGS, *flags, "--root", drawn_root, "--out", tmp_path / "out")
+    assert code == 1
+    assert "the loss is nan" in err and "epoch 1, step 2" in err
+    assert not (tmp_path / "out" / "last.pth").exists()
+    assert "the loss is nan" in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(drawn_root, tmp_path_factory):
+    """A finished run of one epoch."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    flags = [*FLAGS, "--epochs", "1", "--root", str(drawn_root), "--out", str(out), "--cache", str(out / "pixels")]
+    assert train.main(flags) == 0
+    return out
+
+
+def test_checkpoint_is_plain_and_rebuilds_the_model_alone(finished):
+    model, info = models.load_checkpoint(finished / "best.pth")
+    assert not model.training and info["arch"] == "hacnn" and info["distance"] == "cosine" and info["epoch"] == 1
+    assert info["input_size"] == (160, 64) and 0 <= info["scores"]["mAP"] <= 1
+    last = torch.load(finished / "last.pth", weights_only=True)
+    assert last.keys() >= {"optimizer", "args", "pids", "torch_random_state"}
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished, drawn_root, capsys):
+    before = (finished / "last.pth").read_bytes()
+    code, _, err = run_main(capsys, *FLAGS, "--root", drawn_root, "--out", finished)
+    assert code == 1 and "already holds a run" in err and "--resume" in err
+    assert (finished / "last.pth").read_bytes() == before
+
+
+def test_resume_on_other_ids(finished, root, capsys):
+    for path in (market(root) / "bounding_box_train").glob("0001_*"):
+        path.unlink()
+    code, _, err = run_main(capsys, "--resume", finished / "last.pth", "--epochs", 2, "--root", root)
+    assert code == 1 and "not the same ones" in err and "--weights" in err
+
+
+def test_checkpoints_that_do_not_fit(finished, drawn_root, tmp_path, capsys):
+    checkpoint = models.read_checkpoint(finished / "best.pth")
+    torch.save({**checkpoint, "arch": "osnet"}, tmp_path / "other_arch.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"state_dict": checkpoint["model"]}, tmp_path / "foreign.pth")
+    run = [*FLAGS, "--root", drawn_root, "--out", tmp_path / "out"]
+    for flags, fragment in (
+        ([*run, "--weights", tmp_path / "other_arch.pth"], "holds osnet, not hacnn"),
+        ([*run, "--weights", tmp_path / "text.pth"], "not a checkpoint"),
+        (["--resume", tmp_path / "text.pth"], "not a checkpoint"),
+        (["--resume", tmp_path / "foreign.pth"], "not last.pth of a run"),
+        (["--resume", finished / "last.pth", "--arch", "osnet"], "holds hacnn, not osnet"),
+        ([*run, "--evaluate", "--weights", tmp_path / "foreign.pth"], "give --arch"),
+    ):
+        code, _, err = run_main(capsys, *flags)
+        assert code == 1 and fragment in err
+
+
+def test_weights_of_other_ids_start_a_run_and_foreign_files_are_evaluated(finished, drawn_root, tmp_path, capsys):
+    checkpoint = models.read_checkpoint(finished / "best.pth")
+    torch.manual_seed(1)
+    more = models.build_model("hacnn", 9)
+    models.load_weights(more, checkpoint["model"])
+    torch.save({"state_dict": {f"module.{k}": v for k, v in more.state_dict().items()}}, tmp_path / "foreign.pth")
+    args = argparse.Namespace(arch="hacnn", options={}, weights=tmp_path / "foreign.pth", seed=0)
+    model = train.prepare_model(args, None, 6, torch.device("cpu"))
+    assert torch.equal(model.fc_local[0].weight, checkpoint["model"]["fc_local.0.weight"])
+    assert "classifier_global.weight" in capsys.readouterr().out
+    flags = ["--dataset", "synthetic", "--root", drawn_root, "--cache", finished / "pixels", "--device", "cpu"]
+    foreign = run_main(capsys, "--evaluate", "--weights", tmp_path / "foreign.pth", "--arch", "hacnn", *flags)[1]
+    ours = run_main(capsys, "--evaluate", "--weights", finished / "best.pth", *flags)[1]
+    assert foreign.splitlines()[-1] == ours.splitlines()[-1] != ""
