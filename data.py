@@ -93,7 +93,7 @@ def parse_market1501(folder):
     missing = [str(part) for part in parts if not part.is_dir()]
     if missing:
         raise FileNotFoundError(f"not found: {', '.join(missing)}. DATASETS.md shows where the files belong")
-    return Splits(*(parse_by_name(part, r"(-1|\d{4})_c([1-6])", first_camid=1, junk={-1}) for part in parts))
+    return Splits(*(parse_by_name(part, r"(-1|\d{4})_c([1-6])(?!\d)", first_camid=1, junk={-1}) for part in parts))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@
     python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501
 
 A run writes into its folder: last.pth after every epoch (and on Ctrl-C), best.pth after an evaluation with the best mAP
-so far, log.txt (what the console shows) and log.jsonl (one line per epoch). --resume continues to the same bits on a
-CPU: what an epoch draws at random follows from (--seed, epoch, step), and so does the learning rate.
+so far, log.txt (what the console shows), log.jsonl (one line per epoch) and curves.png. --resume continues to the same
+bits on a CPU: what an epoch draws at random follows from (--seed, epoch, step), and so does the learning rate.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import data
 import losses
 import metrics
 import models
+import visualize
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Losses, optimizers, schedules: tables and functions
@@ -478,6 +479,8 @@ def run_training(args, checkpoint, device):
         if not whole:
             print(f"interrupted; saved. Go on with: python train.py --resume {out}/last.pth")
             return 130
+    with contextlib.suppress(ImportError):  # without matplotlib there is no picture
+        visualize.training_curves(out / "log.jsonl", out / "curves.png")
     best = f"{out}/best.pth"
     print(f"finished: {best}, mAP {100 * state['best_mAP']:.1f} %. Next: python export.py --ckpt {best}")
     return 0
