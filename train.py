@@ -508,7 +508,7 @@ def main(argv=None):
             try:
                 return run_training(args, checkpoint, device)
             except Exception:
-                traceback.print_exc(file=tee.file)  # the console shows the message alone
+                print(traceback.format_exc(), file=tee.file, flush=True)  # the console shows the message alone
                 raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ python -m pytest tests/test_train.py
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -268,7 +269,7 @@ def market(root):
 
 def rename_cameras(root):
     for path in sorted(market(root).rglob("*.jpg")):
-        path.rename(path.with_name(path.name.split("_c")[0] + "_c1s1_" + path.name.split("s1_", 1)[1]))
+        path.rename(path.with_name(re.sub(r"_c\ds", "_c1s", path.name).replace(".jpg", f"_{path.name[6]}.jpg")))
 
 
 def empty_folder(root):
