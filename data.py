@@ -170,7 +170,10 @@ def load_dataset(name, root="data", *, train=True, evaluate=True, **options):
         )
     splits = dataset.parse(folder, **options)
     print(f"{name} in {folder}\n{describe(splits, dataset.counts)}")
-    return check_splits(splits, train=train, evaluate=evaluate)
+    try:
+        return check_splits(splits, train=train, evaluate=evaluate)
+    except ValueError as error:
+        raise ValueError(f"{name} in {folder}: {error}. DATASETS.md shows what belongs there") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -209,7 +212,11 @@ class Pixels:
             images = self.array[np.asarray(rows)]
         else:
             paths = [self.paths[row] for row in rows]
-            images = np.stack(list(self.threads.map(partial(read_image, size=self.size), paths)))
+            images = list(self.threads.map(partial(read_or_reason, size=self.size), paths))
+            broken = [image for image in images if isinstance(image, str)]
+            if broken:
+                raise ValueError(f"images that could be read before cannot be read now: {some(broken)}")
+            images = np.stack(images)
         return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
 
     def to_device(self, device):
@@ -332,6 +339,8 @@ def check_batches(labels, batch_size, num_instances=None):
             f"--num-instances {num_instances} must be 2 or more and divide --batch-size {batch_size}: a batch holds P "
             f"persons x K images, such as 16 x 4 = 64"
         )
+    if batch_size == num_instances:
+        raise ValueError(f"--batch-size {batch_size} holds one person, and triplets need two: give a multiple of it")
     if num_ids < batch_size // num_instances:
         raise ValueError(
             f"a batch of {batch_size // num_instances} persons x {num_instances} images needs that many persons, the "
@@ -364,10 +373,10 @@ def move(images, generator, flip, translate):
     batch, _, height, width = images.shape
     moved = (torch.rand(batch, generator=generator) < 0.5) & translate
     flipped = (torch.rand(batch, generator=generator) < 0.5) & flip
-    scale = torch.where(moved, 1.125, 1.0)
     matrices = []
     for size, flips in ((height, torch.zeros_like(flipped)), (width, flipped)):
         slack = round(size * 1.125) - size
+        scale = torch.where(moved, 1 + slack / size, 1.0)
         offset = torch.randint(slack + 1, (batch,), generator=generator) * moved
         index = torch.arange(size, dtype=torch.float32)
         source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)

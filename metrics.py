@@ -227,9 +227,36 @@ def keys_of_pairs(of_columns, row, column, size):
     return values[index.argsort()]
 
 
+def closest_first(keys, column, row, nth, count):
+    """The matches (P,) in rows: keys (B, M), infinity where a row has fewer, and columns (B, M), 0 there: no key ties."""
+    limits = keys.new_full((len(count), int(count.max())), torch.inf)
+    limits[row, nth] = keys
+    limits, order = limits.sort(dim=1, stable=True)
+    place = torch.zeros_like(order)
+    place[row, nth] = column
+    return limits, place.gather(1, order)
+
+
+def count_wrong(of_columns, same, limits, place, hits, person, by_person, size):
+    """Wrong answers before each match (B, M), gallery block by block; adds them up by person too where asked.
+
+    same: the pairs (row, column) of one person, which are no wrong answers; hits: (row, nth) of the matches.
+    """
+    row, column = same
+    wrong = torch.zeros_like(place)
+    for start in range(0, len(person), size):
+        block = of_columns(slice(start, start + size))  # (B, n)
+        inside = (column >= start) & (column < start + size)
+        block[row[inside], column[inside] - start] = torch.inf
+        wrong += count_closer(block, limits, place - start)
+        if by_person is not None:
+            count_closer_by_person(block, limits, place - start, *hits, person[start : start + size], by_person)
+    return wrong
+
+
 def rank_queries(keys, query_pids, gallery_pids, query_camids, gallery_camids, protocol, max_rank, shape):
     """Per query AP (Q,), INP (Q,), P(first hit at rank r) (Q, max_rank), number of matches (Q,); zeros without one."""
-    device, num_columns = query_pids.device, len(gallery_pids)
+    device = query_pids.device
     by_pid = gallery_pids.argsort(stable=True)
     _, person, images = gallery_pids.unique(return_inverse=True, return_counts=True)
     ap, inp = torch.zeros(2, len(query_pids), dtype=torch.float64, device=device)
@@ -237,47 +264,34 @@ def rank_queries(keys, query_pids, gallery_pids, query_camids, gallery_camids, p
     num_matches = torch.zeros(len(query_pids), dtype=torch.int64, device=device)
     for rows in query_pids.argsort(stable=True).split(shape[0]):  # queries of one person together: they share matches
         row, column = same_person_pairs(rows, query_pids, gallery_pids, by_pid)
-        is_match = torch.ones_like(row, dtype=torch.bool)
-        if protocol != "no_camera_rule":
-            is_match = gallery_camids[column] != query_camids[rows[row]]
+        is_match = gallery_camids[column] != query_camids[rows[row]]
+        if protocol == "no_camera_rule":
+            is_match = torch.ones_like(is_match)
         if not is_match.any():
             continue
         of_columns = keys(rows)
         hit_row, hit_column = row[is_match], column[is_match]  # (P,)
         count, nth = count_per_row(hit_row, len(rows))  # (B,), (P,)
         hit_keys = keys_of_pairs(of_columns, hit_row, hit_column, shape[1])
-        limits = hit_keys.new_full((len(rows), int(count.max())), torch.inf)  # (B, M), closest match first
-        limits[hit_row, nth] = hit_keys
-        limits, order = limits.sort(dim=1, stable=True)
-        place = torch.zeros_like(order)
-        place[hit_row, nth] = hit_column
-        place = place.gather(1, order)  # (B, M), 0 where there is no match: nothing ties with that
+        limits, place = closest_first(hit_keys, hit_column, hit_row, nth, count)  # (B, M)
+        by_person = torch.zeros(len(hit_row), len(images), device=device) if protocol == "cuhk03" else None
+        wrong = count_wrong(of_columns, (row, column), limits, place, (hit_row, nth), person, by_person, shape[1])
 
-        wrong = torch.zeros_like(order)  # (B, M) wrong answers before each match
-        if protocol == "cuhk03":
-            by_person = torch.zeros(len(hit_row), len(images), device=device)  # (P, persons)
-        for start in range(0, num_columns, shape[1]):
-            block = of_columns(slice(start, start + shape[1]))  # (B, n)
-            inside = (column >= start) & (column < start + shape[1])
-            block[row[inside], column[inside] - start] = torch.inf  # matches and junk are no wrong answers
-            wrong += count_closer(block, limits, place - start)
-            if protocol == "cuhk03":
-                ids = person[start : start + shape[1]]
-                count_closer_by_person(block, limits, place - start, hit_row, nth, ids, by_person)
-
-        hits = torch.arange(1, wrong.shape[1] + 1, device=device)
-        precision = (hits / (hits + wrong).double()).where(hits <= count[:, None], 0.0)  # (B, M)
         seen = count.clamp_min(1)
-        ap[rows] = precision.sum(1) / seen
-        inp[rows] = precision.gather(1, seen[:, None] - 1)[:, 0]
+        hits = torch.arange(1, wrong.shape[1] + 1, device=device)
+        precision = hits / (hits + wrong).double()  # (B, M)
+        last = seen[:, None] - 1
+        ap[rows] = precision.cumsum(1).gather(1, last)[:, 0] / seen  # added in order, so that M plays no part
+        inp[rows] = precision.gather(1, last)[:, 0]
         num_matches[rows] = count
-        if protocol == "cuhk03":  # the drawn image of the person is any of the matches
+        if protocol == "cuhk03":  # any of the matches may be the image that is drawn of the person
             chances = successes(by_person.double() / images, max_rank) / seen[hit_row, None]
             first_hit[rows] = torch.zeros_like(first_hit[rows]).index_add(0, hit_row, chances)
         else:
             found = (wrong[:, 0] < max_rank) & (count > 0)
             first_hit[rows[found], wrong[found, 0]] = 1
-    return ap, inp, first_hit, num_matches
+    found = num_matches > 0
+    return ap * found, inp * found, first_hit, num_matches
 
 
 def block_shape(block, device, query_pids, gallery_pids):

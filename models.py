@@ -20,6 +20,7 @@ import argparse
 import ast
 import difflib
 import inspect
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,11 @@ def hat(positions, index):
     """Linear interpolation as a matrix: the weight of input j at each position, max(0, 1 - |position - j|).
 
     positions (..., n), index (m,) = 0..m-1 -> (..., n, m). Outside 0..m-1 the weights fade to zero, which is padding
-    by zeros.
+    by zeros. On a pixel the slope is that to the right, as grid sampling has it: the absolute value has slope 0 there,
+    and regions, which begin with t_x = 0 and thus exactly on pixels, would never learn to move sideways.
     """
-    return F.relu(1 - (positions.unsqueeze(-1) - index).abs())
+    offset = positions.unsqueeze(-1) - index
+    return torch.where(offset < 0, 1 + offset, 1 - offset) * ((offset >= -1) & (offset < 1))
 
 
 def resize_matrix(size_in, size_out):
@@ -155,7 +158,7 @@ class HardAttention(nn.Module):
             self.fc.bias.copy_(torch.tensor([0, -0.75, 0, -0.25, 0, 0.25, 0, 0.75]))
 
     def forward(self, x):
-        pooled = x.mean(dim=(2, 3)).float()  # (B, C)
+        pooled = x.mean(dim=(2, 3), dtype=torch.float32)  # (B, C)
         # A product and a sum, not a Linear: autocast would run that in half precision, which moves a region by up to
         # half a pixel.
         theta = (pooled.unsqueeze(1) * self.fc.weight.float()).sum(-1) + self.fc.bias.float()  # (B, 8)
@@ -300,8 +303,8 @@ MODELS = {"hacnn": HACNN}  # name -> class(num_ids, **options)
 def build_model(arch, num_ids, *, pretrained=False, **options):
     """A network with fresh weights for `num_ids` classes. Raises ValueError for an unknown arch or option."""
     if arch not in MODELS:
-        near = difflib.get_close_matches(arch, sorted(MODELS), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(arch.lower(), sorted(MODELS), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(sorted(MODELS))}")
     allowed = [p.name for p in inspect.signature(MODELS[arch]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(allowed))
@@ -333,13 +336,17 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth")
-    # files of 2018 hold numpy scalars (the score); these three names build numbers and nothing else
-    number_types = [np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+    # files of 2018 hold the score as a numpy scalar; these names build numbers and nothing else
+    scalar = np._core.multiarray.scalar  # numpy 1 wrote it without the underscore
+    number_types = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
+    number_types += [np.dtypes.Float64DType, np.dtypes.Float32DType]
     try:
         with torch.serialization.safe_globals(number_types):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # not torch's own text: it explains how to load the file all the same, and to run what it holds
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {named[1]}, which is not data" if named else "cut short, or another kind of file"
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not the dictionary of a checkpoint")
@@ -377,11 +384,15 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
     """
     checkpoint = read_checkpoint(path)
     weights = find_weights(checkpoint)
-    if "arch" in checkpoint and isinstance(checkpoint.get("model"), dict):
+    if {"arch", "num_ids", "options", "model"} <= checkpoint.keys():
         if arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{path} holds {checkpoint['arch']}, not {arch}: leave --arch out, or give another file")
-        model = build_model(checkpoint["arch"], checkpoint["num_ids"], **{**checkpoint["options"], **options})
-        model.load_state_dict(weights)
+        options = {**checkpoint["options"], **options}
+        model = build_model(checkpoint["arch"], checkpoint["num_ids"], **options)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {path} do not fit {checkpoint['arch']} with options {options}") from error
         info = {key: value for key, value in checkpoint.items() if key != "model"}
     else:
         if arch is None:

@@ -513,6 +513,9 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # outside an epoch there is nothing to save: last.pth is up to date if it exists
+        print("interrupted. If the run's folder holds last.pth, go on with --resume", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

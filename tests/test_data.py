@@ -66,7 +66,7 @@ def global_states():
 @pytest.mark.parametrize("versioned", [True, False])
 def test_market1501_items(tmp_path, versioned, capsys):
     """All that lies in the folders of the real set, in any order, under a parent that looks like a name of the set."""
-    root = tmp_path / "exp2_c1"
+    root = tmp_path / "exp2_c1" / "2018_c5s1"
     folder = tree(
         root, TRAIN[::-1],
         ["1488_c3s3_065428_00.jpg", "0001_c1s1_001051_00.jpg"],

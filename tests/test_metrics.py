@@ -169,14 +169,14 @@ def test_a_collapsed_model_scores_as_gallery_order(distance, dim):
     ids = q_pids, g_pids, np.zeros(40, int), np.ones(277, int)
     expected = slow_evaluate(np.zeros((40, 277)), *ids, "market1501", 50)
     features = np.tile(feature, (40, 1)), np.tile(feature, (277, 1))
-    for block in (None, (1, 7), (16, 100), (33, 200)):
+    for block in (None, (5, 40), (16, 100), (33, 200)):
         assert_scores(metrics.evaluate(*features, *ids, distance=distance, block=block), expected)
 
 
 @pytest.mark.parametrize("distance", metrics.DISTANCES)
-@pytest.mark.parametrize("protocol", ["market1501", "no_camera_rule"])
-def test_200_random_cases_equal_the_slow_reference(distance, protocol):
+def test_200_random_cases_equal_the_slow_reference(distance):
     for seed in range(200):
+        protocol = "market1501" if seed % 4 else "no_camera_rule"
         queries, gallery, *ids = random_case(seed)
         distmat = exact_distances(queries, gallery, distance)
         expected = slow_evaluate(distmat, *ids, protocol, 20)
@@ -187,7 +187,7 @@ def test_200_random_cases_equal_the_slow_reference(distance, protocol):
 
 
 def test_cuhk03_equals_the_list_of_all_draws():
-    for seed in range(25):
+    for seed in range(15):
         rng = np.random.default_rng(seed)
         q_pids, g_pids = rng.integers(1, 4, 5), rng.integers(0, 5, 11)
         q_pids[0], g_pids[0] = 1, 1  # under different cameras: one query has a match
@@ -217,10 +217,10 @@ def test_cuhk03_cut_at_max_rank_is_the_start_of_the_longer_curve():
 @pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
 def test_block_sizes_give_the_same_bits(distance, protocol):
     rng = np.random.default_rng(3)
-    queries, gallery = rng.integers(-3, 4, (12, 4)).astype(np.float32), rng.integers(-3, 4, (90, 4)).astype(np.float32)
-    ids = rng.integers(1, 9, 12), rng.integers(-1, 12, 90), rng.integers(0, 3, 12), rng.integers(0, 3, 90)
+    queries, gallery = rng.integers(-3, 4, (12, 4)).astype(np.float32), rng.integers(-3, 4, (60, 4)).astype(np.float32)
+    ids = rng.integers(1, 9, 12), rng.integers(-1, 12, 60), rng.integers(0, 3, 12), rng.integers(0, 3, 60)
     whole = metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol)
-    for block in ((1, 1), (7, 7), (1000, 1000), (12, 1), (1, 90), (3, 64)):
+    for block in ((1, 1), (7, 7), (1000, 1000), (12, 1), (1, 60), (3, 32)):
         scores = metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol, block=block)
         assert torch.equal(scores.pop("cmc"), whole["cmc"])
         assert scores == {key: whole[key] for key in scores}
