@@ -228,7 +228,7 @@ def keys_of_pairs(of_columns, row, column, size):
 
 
 def closest_first(keys, column, row, nth, count):
-    """The matches (P,) in rows: keys (B, M), infinity where a row has fewer, and columns (B, M), 0 there: no key ties."""
+    """The matches (P,) in rows: keys (B, M) with infinity to fill, columns (B, M) with 0 to fill, where no key ties."""
     limits = keys.new_full((len(count), int(count.max())), torch.inf)
     limits[row, nth] = keys
     limits, order = limits.sort(dim=1, stable=True)

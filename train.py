@@ -322,7 +322,7 @@ def build_parser():
     add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0); report several")
     add("--device", default="auto", help="default: auto, all GPUs or else the CPU; cpu, cuda, or cuda:1 for one GPU")
     add("--amp", choices=("auto", "bf16", "off"), default="auto",
-        help="mixed precision (default: auto, bf16 on a GPU); bf16 also pays on CPUs with AMX")
+        help="mixed precision (default: auto: bf16 on GPUs and CPUs with AMX); off to compare across machines")
     add("--log-every", type=int, default=50, metavar="STEPS", help="steps between lines of the log (default: 50)")
     return parser
 
@@ -373,6 +373,14 @@ def pick_device(name):
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: torch sees no GPU here (torch.cuda.is_available() is False)")
     return device
+
+
+def has_fast_bf16(device):
+    """Whether bf16 trains faster than fp32: on GPUs that have it and on CPUs with AMX; other CPUs are slower in it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "amx_bf16" in flags.read_text()
 
 
 def load_split_pixels(items, model, name, args, device):
@@ -496,7 +504,7 @@ def main(argv=None):
         args.distance = args.distance or "cosine"
         args.out = args.out or f"runs/{args.arch}-{args.dataset}"
         if args.amp == "auto":
-            args.amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "off"
+            args.amp = "bf16" if has_fast_bf16(device) else "off"
         try:
             Path(args.out).mkdir(parents=True, exist_ok=True)
             tee = Tee(sys.stdout, Path(args.out) / "log.txt")

@@ -226,6 +226,17 @@ def test_block_sizes_give_the_same_bits(distance, protocol):
         assert scores == {key: whole[key] for key in scores}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_block_sizes_give_the_same_bits_where_queries_have_unlike_numbers_of_matches(seed):
+    rng = np.random.default_rng(seed)
+    distmat, pids = rng.random((40, 300)), rng.geometric(0.1, 340)  # persons of 1 to 40 images
+    ids = pids[:40], pids[40:], np.zeros(40, int), np.ones(300, int)
+    whole = metrics.evaluate_distances(distmat, *ids)
+    for size in (1, 3, 7):  # a block is as wide as the most matches that one of its queries has
+        scores = metrics.evaluate_distances(distmat, *ids, block=(size, 300))
+        assert (scores["mAP"], scores["mINP"]) == (whole["mAP"], whole["mINP"])
+
+
 @pytest.mark.parametrize("block", [(7, 50), (1000, 1000), (33, 65)])
 def test_blocks_of_real_features_agree_with_the_reference(block):
     scores = metrics.evaluate(*reference_case("market_small"), distance="euclidean", block=block)
