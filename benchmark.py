@@ -147,11 +147,11 @@ def measure_epoch(device, batch, amp, steps=6):
         args = train.build_parser().parse_args(flags)
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(model.parameters(), args.lr)
+        runner, optimizer = train.Runner(model, device, amp), torch.optim.AdamW(model.parameters(), args.lr)
 
         def epoch():
             state = {"epoch": 0, "step": 0, "totals": {}}
-            train.train_one_epoch(model, pixels, labels, optimizer, device, state, args)
+            train.train_one_epoch(runner, pixels, labels, optimizer, device, state, args)
 
         images = data.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
         step = training_step(model, images, torch.from_numpy(labels[:batch]).to(device), amp)
@@ -261,8 +261,8 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=32, help="for speed (default: 32)")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off", help="for speed: of both sides (default: off)")
     args = parser.parse_args(argv)
-    device = train.pick_device(args.device)
     try:
+        device = train.pick_device(args.device)
         if args.what == "speed":
             measure_speed(device, args.batch_size, args.amp == "bf16")
             measure_epoch(device, 2 * args.batch_size, args.amp == "bf16")

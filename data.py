@@ -223,7 +223,7 @@ class Pixels:
         """Moves the array into the memory of a GPU where it takes less than half of what is free there."""
         if device.type == "cuda" and isinstance(self.array, np.ndarray):
             if self.array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-                self.array = torch.from_numpy(np.ascontiguousarray(self.array)).to(device)
+                self.array = torch.from_numpy(np.array(self.array)).to(device)
         return self
 
 
@@ -232,7 +232,7 @@ def fingerprint(paths, size):
     digest = hashlib.sha256(f"{PIL.__version__} {tuple(size)}".encode())
     for path in paths:
         stat = os.stat(path)
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -252,7 +252,7 @@ def decode_into(array, paths, size, description):
 
 
 def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
-    """Pixels of the files, decoded once into `cache`/NAME-HxW-FINGERPRINT.npy, which later runs map again.
+    """Pixels of the files, decoded once into `cache`/NAME-HxW-PLACE-FINGERPRINT.npy, which later runs map again.
 
     Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
     its disk is too full, the array is kept in memory. ValueError lists unreadable images.
@@ -264,7 +264,8 @@ def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
         decode_into(None, paths, size, f"checking {name}")
         return Pixels(paths, size)
     cache = Path(cache)
-    stem = f"{name}-{height}x{width}"
+    place = hashlib.sha256(os.path.dirname(os.path.abspath(paths[0])).encode()).hexdigest()[:6]
+    stem = f"{name}-{height}x{width}-{place}"  # data sets of one name below two roots can share a cache
     target = cache / f"{stem}-{fingerprint(paths, size)}.npy"
     if target.is_file():
         return Pixels(paths, size, np.load(target, mmap_mode="r"))
@@ -380,8 +381,9 @@ def move(images, generator, flip, translate):
         offset = torch.randint(slack + 1, (batch,), generator=generator) * moved
         index = torch.arange(size, dtype=torch.float32)
         source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)
-        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1)
-        matrices.append((1 - (source.unsqueeze(2) - index).abs()).clamp(min=0).to(images.device, images.dtype))
+        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1).to(images.device)
+        index = index.to(images.device)  # the large matrices are made where they are used
+        matrices.append((1 - (source.unsqueeze(2) - index).abs()).clamp(min=0).to(images.dtype))
     rows, columns = matrices  # (B, H, H), (B, W, W)
     x = rows @ images.permute(0, 2, 3, 1).reshape(batch, height, -1)  # (B, H, W * C)
     x = x.view(batch, height, width, -1).transpose(1, 2).reshape(batch, width, -1)

@@ -394,7 +394,7 @@ def main(argv=None):
     try:
         extractor = Extractor(args.model, args.provider, args.batch_size)
         about, (height, width) = extractor.metadata, extractor.input_size
-        print(f"model: {args.model}, {about['arch']} trained on {about.get('dataset', 'an unnamed set')}, "
+        print(f"model: {args.model}, {about['arch']} trained on {about.get('dataset') or 'an unnamed set'}, "
               f"{height} x {width} pixels -> {extractor.feature_dim} features")
         print(f"runs on: {extractor.provider} (onnxruntime {onnxruntime.__version__})")
         start = time.perf_counter()

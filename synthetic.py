@@ -761,7 +761,7 @@ def main(argv=None):
             seed=args.seed,
             processes=args.processes,
         )
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"synthetic.py: {error}") from None
     print(f"{folder / VERSION_FOLDER}: " + ", ".join(f"{count} in {name}" for name, count in files.items()))
 

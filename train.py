@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -153,7 +154,9 @@ class Tee:
     def write(self, text):
         self.file.write(text)
         self.file.flush()
-        return self.console.write(text)
+        self.console.write(text)
+        self.console.flush()  # into a pipe too: who reads along waits for the line
+        return len(text)
 
     def flush(self):
         self.console.flush()
@@ -187,13 +190,29 @@ def check_finite(values, epoch, first_step):
         )
 
 
+class Runner(nn.Module):
+    """The model, in bf16 where it trains and that is asked for.
+
+    Autocast stands inside, because the threads of nn.DataParallel would not inherit its type: they would run fp16.
+    """
+
+    def __init__(self, model, device, bf16):
+        super().__init__()
+        self.model, self.device_type, self.bf16 = model, device.type, bf16
+        self.mean, self.std = model.mean, model.std
+
+    def forward(self, images):
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16 and self.training):
+            return self.model(images)
+
+
 def instances(args):
     """K of the P x K batches that triplets need; None where batches are simply shuffled."""
     return args.num_instances if "htri" in args.loss else None
 
 
-def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
-    """Trains from state["step"] to the end of epoch state["epoch"]; False where Ctrl-C or SIGTERM cut it short.
+def train_one_epoch(model, pixels, labels, optimizer, device, state, args, interrupts=()):
+    """Trains from state["step"] to the end of epoch state["epoch"]; False where `interrupts` filled and cut it short.
 
     state["totals"] sums what the epoch's log shows: images, seconds, and each loss times the images it was taken over.
     """
@@ -203,7 +222,7 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
     model.train()
     recent, sums, started = [], Counter(), time.perf_counter()
     bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", disable=None, leave=False)
-    with bar, until_interrupted() as interrupts:
+    with bar:
         for step in range(state["step"], len(batches)):
             rows = batches[step]
             seed = int(np.random.SeedSequence((args.seed, epoch, step)).generate_state(1)[0])
@@ -212,8 +231,7 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args):
             targets = torch.from_numpy(labels[rows]).to(device, non_blocking=True)  # (B,)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(epoch + step / len(batches), args)
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                logits, features = model(images)
+            logits, features = model(images)
             parts = {name: LOSSES[name](logits, features, targets, args) for name in args.loss}
             loss = sum(weight * parts[name] for name, weight in args.loss.items())
             optimizer.zero_grad(set_to_none=True)
@@ -333,15 +351,33 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.resume:
         checkpoint = models.read_checkpoint(args.resume)
-        if "args" not in checkpoint or "optimizer" not in checkpoint:
+        if not {"args", "optimizer", "arch", "pids", "epoch", "step", "record"} <= checkpoint.keys():
             raise ValueError(f"{args.resume} is not last.pth of a run: its weights alone go to --weights")
         if args.arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
-        parser.set_defaults(**checkpoint["args"])
+        parser.set_defaults(**{**checkpoint["args"], "out": str(Path(args.resume).parent)})  # it may have been moved
         args = parser.parse_args(argv)
     args.options = dict(args.options)
     check_flags(parser, args)
+    if checkpoint is not None:
+        check_resumed_flags(args, checkpoint)
     return args, checkpoint
+
+
+def check_resumed_flags(args, checkpoint):
+    """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
+    fixed = ["options", "optim", "weight_decay", "momentum"]
+    if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
+        fixed += ["batch_size", "num_instances", "loss", "seed"]
+    changed = [name for name in fixed if getattr(args, name) != checkpoint["args"][name]]
+    if changed:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise ValueError(f"{names} cannot change on --resume: leave it out, or start anew with --weights {args.resume}")
+    if checkpoint["epoch"] >= args.epochs and not checkpoint["record"]:
+        raise ValueError(
+            f"{args.resume} is through with its {checkpoint['epoch']} epochs: give a larger --epochs, or test it with "
+            f"--evaluate --weights {args.resume}"
+        )
 
 
 def check_flags(parser, args):
@@ -370,15 +406,17 @@ def pick_device(name):
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name!r} is no device: auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch sees no GPU here (torch.cuda.is_available() is False)")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is not supported: auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
     return device
 
 
 def has_fast_bf16(device):
     """Whether bf16 trains faster than fp32: on GPUs that have it and on CPUs with AMX; other CPUs are slower in it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
     return flags.exists() and "amx_bf16" in flags.read_text()
 
@@ -411,6 +449,9 @@ def prepare_model(args, checkpoint, num_ids, device):
         content = models.read_checkpoint(args.weights)
         if content.get("arch", args.arch) != args.arch:
             raise ValueError(f"{args.weights} holds {content['arch']}, not {args.arch}: give --arch {content['arch']}")
+        stored = content.get("options", args.options)
+        if {**stored, **args.options} != args.options:
+            print(f"warning: {args.weights} was trained with --options {stored}, this run has {args.options}")
         skipped, missing = models.load_weights(model, models.find_weights(content))
         print(f"{args.weights}: not used: {data.some(skipped) or 'none'}; stays fresh: {data.some(missing) or 'none'}")
     return model.to(device, memory_format=torch.channels_last)
@@ -418,10 +459,6 @@ def prepare_model(args, checkpoint, num_ids, device):
 
 def run_training(args, checkpoint, device):
     out = Path(args.out)
-    if checkpoint is None and (out / "last.pth").exists():
-        raise ValueError(
-            f"{out} already holds a run: go on with it (--resume {out}/last.pth), give another --out, or delete it"
-        )
     splits = data.load_dataset(args.dataset, args.root)
     labels, pids = data.relabel(splits.train)
     data.check_batches(labels, args.batch_size, instances(args))
@@ -457,9 +494,9 @@ def run_training(args, checkpoint, device):
         }
         save_atomically(content, out / name)
 
-    runner = model
+    runner = Runner(model, device, args.amp == "bf16")
     if device == torch.device("cuda") and torch.cuda.device_count() > 1:
-        runner = nn.DataParallel(model)
+        runner = nn.DataParallel(runner)
         print(f"nn.DataParallel over {torch.cuda.device_count()} GPUs")
     while True:
         if state["record"]:
@@ -475,19 +512,18 @@ def run_training(args, checkpoint, device):
             save("last.pth")
         if state["epoch"] >= args.epochs:
             break
-        whole = train_one_epoch(runner, train_pixels, labels, optimizer, device, state, args)
-        if whole:
-            totals = state["totals"]
-            epoch = state["epoch"] + 1
-            record = {name: totals[name] / totals["images"] for name in ("loss", *args.loss, "accuracy")}
-            record |= {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "images": totals["images"]}
-            record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
-            state.update(epoch=epoch, step=0, totals={}, record=record)
-        save("last.pth")
-        if not whole:
-            print(f"interrupted; saved. Go on with: python train.py --resume {out}/last.pth")
+        with until_interrupted() as interrupts:
+            if train_one_epoch(runner, train_pixels, labels, optimizer, device, state, args, interrupts):
+                totals, epoch = state["totals"], state["epoch"] + 1
+                record = {name: totals[name] / totals["images"] for name in ("loss", *args.loss, "accuracy")}
+                record |= {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "images": totals["images"]}
+                record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
+                state.update(epoch=epoch, step=0, totals={}, record=record)
+            save("last.pth")
+        if interrupts:
+            print(f"interrupted; saved. Go on with: python train.py --resume {shlex.quote(f'{out}/last.pth')}")
             return 130
-    with contextlib.suppress(ImportError):  # without matplotlib there is no picture
+    with contextlib.suppress(ImportError, OSError, ValueError):  # no matplotlib, or no log: no picture
         visualize.training_curves(out / "log.jsonl", out / "curves.png")
     best = f"{out}/best.pth"
     print(f"finished: {best}, mAP {100 * state['best_mAP']:.1f} %. Next: python export.py --ckpt {best}")
@@ -503,6 +539,12 @@ def main(argv=None):
         args.arch = args.arch or "hacnn"
         args.distance = args.distance or "cosine"
         args.out = args.out or f"runs/{args.arch}-{args.dataset}"
+        resumed_here = args.resume and Path(args.resume).resolve().parent == Path(args.out).resolve()
+        if Path(args.out, "last.pth").exists() and not resumed_here:
+            raise ValueError(
+                f"{args.out} already holds a run: go on with it (--resume {args.out}/last.pth), give another --out, or "
+                "delete it"
+            )
         if args.amp == "auto":
             args.amp = "bf16" if has_fast_bf16(device) else "off"
         try:
@@ -511,7 +553,7 @@ def main(argv=None):
         except OSError as error:
             raise ValueError(f"--out {args.out} cannot be written: {error}") from error
         with contextlib.redirect_stdout(tee):
-            print(f"python train.py {' '.join(sys.argv[1:] if argv is None else argv)}")
+            print(f"python train.py {shlex.join(sys.argv[1:] if argv is None else argv)}")
             print("  ".join(f"{name}={value}" for name, value in sorted(vars(args).items())))
             try:
                 return run_training(args, checkpoint, device)
@@ -521,8 +563,11 @@ def main(argv=None):
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}\nLower --batch-size or --test-batch-size", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # outside an epoch there is nothing to save: last.pth is up to date if it exists
-        print("interrupted. If the run's folder holds last.pth, go on with --resume", file=sys.stderr)
+        print("interrupted outside an epoch; if the run's folder holds last.pth, --resume goes on", file=sys.stderr)
         return 130
 
 

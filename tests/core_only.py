@@ -1,5 +1,6 @@
 """Runs a script where only the core packages can be imported: python core_only.py SCRIPT ARGUMENTS."""
 
+import importlib.machinery
 import importlib.metadata
 import re
 import runpy
@@ -28,8 +29,8 @@ def closure(names):
     return found
 
 
-class KeepAway:
-    """Import hook: modules of installed packages outside the closure are not found."""
+class CoreFinder:
+    """Takes the place of the finder of files: modules of packages outside the closure are not found."""
 
     def __init__(self):
         allowed = closure(CORE)
@@ -37,12 +38,12 @@ class KeepAway:
         self.blocked = {m for m, dists in owners.items() if not {normal(d) for d in dists} & allowed}
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.blocked:
-            raise ImportError(f"{name} is kept away")
+        if name.partition(".")[0] not in self.blocked:
+            return importlib.machinery.PathFinder.find_spec(name, path, target)
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, KeepAway())
+    sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = CoreFinder()
     sys.argv = sys.argv[1:]
     sys.path[0] = "."
     runpy.run_path(sys.argv[0], run_name="__main__")
