@@ -297,7 +297,7 @@ def test_pixels_are_decoded_once(tmp_path, monkeypatch):
     expected = expected_pixels(paths)
     assert np.array_equal(bytes_of(data.load_pixels(paths, SIZE, cache, "set")), expected)
     (name,) = in_cache(cache)
-    assert re.fullmatch(r"set-32x16-[0-9a-f]{16}\.npy", name)
+    assert re.fullmatch(r"set-32x16-[0-9a-f]{6}-[0-9a-f]{16}\.npy", name)
     written = (cache / name).stat().st_mtime_ns
 
     monkeypatch.setattr(data, "read_image", lambda *args, **kwargs: pytest.fail("decoded again"))
