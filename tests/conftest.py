@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 def run_command(*arguments, **options):
     """`python ARGUMENTS` in a process of its own, in the repository; returns it finished, with its output as text."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800, **options)
 
 
 @pytest.fixture(scope="session")
