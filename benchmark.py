@@ -9,6 +9,8 @@ disturbs both. Each command ends with the hardware, versions and date that belon
 """
 
 import argparse
+import contextlib
+import io
 import platform
 import statistics
 import sys
@@ -151,7 +153,8 @@ def measure_epoch(device, batch, amp, steps=6):
 
         def epoch():
             state = {"epoch": 0, "step": 0, "totals": {}}
-            train.train_one_epoch(runner, pixels, labels, optimizer, device, state, args)
+            with contextlib.redirect_stdout(io.StringIO()):
+                train.train_one_epoch(runner, pixels, labels, optimizer, device, state, args)
 
         images = data.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
         step = training_step(model, images, torch.from_numpy(labels[:batch]).to(device), amp)
@@ -215,7 +218,7 @@ def measure_ranking(device, num_queries=3368, num_gallery=15913, dim=1024, ids=7
 
 def raw_pixels(images):
     """bytes (N, H, W, 3) -> (N, D): the image at 32 x 16, its mean taken out, scaled to length 1."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    x = torch.tensor(images).permute(0, 3, 1, 2).float()
     x = F.interpolate(x, size=(32, 16), mode="area").flatten(1)
     return F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
 

@@ -241,7 +241,7 @@ def decode_into(array, paths, size, description):
     broken = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         images = threads.map(partial(read_or_reason, size=size), paths)
-        for row, image in enumerate(tqdm(images, description, total=len(paths), unit="img", mininterval=0.5)):
+        for row, image in enumerate(tqdm(images, description, len(paths), unit="img", disable=None)):
             if isinstance(image, str):
                 broken.append(image)
             elif array is not None:
@@ -439,7 +439,7 @@ def normalise(images, mean, std):
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * scale
     std = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * scale
-    return (images.float() - mean) / std
+    return (images.float() - mean).div_(std)
 
 
 AUGMENTATIONS = ("flip", "translate", "jitter", "erase")
@@ -447,7 +447,7 @@ AUGMENTATIONS = ("flip", "translate", "jitter", "erase")
 
 def augment(images, generator, names, mean, std):
     """Bytes (B, 3, H, W) -> augmented, normalised float images; `names` out of AUGMENTATIONS, applied in that order."""
-    images = images.float() / 255
+    images = images.float().div_(255)
     if "flip" in names or "translate" in names:
         images = move(images, generator, "flip" in names, "translate" in names)
     if "jitter" in names:
