@@ -1,8 +1,15 @@
-"""Retrieval metrics of re-ID, exact, on any device: CMC, mAP and mINP without a sorted gallery or a Q x G matrix.
+"""Metrics of re-ID, exact, on any device, in memory that does not grow with Q x G. Torch and numpy, nothing of ours.
 
     scores = evaluate(query_features, gallery_features, query_pids, gallery_pids, query_camids, gallery_camids)
     scores["mAP"], scores["cmc"][0]  # fractions; cmc[r - 1] is rank r
     evaluate_distances(distmat, query_pids, gallery_pids, query_camids, gallery_camids)  # from a (Q, G) matrix
+    open_set(scores["queries"])  # is the person there at all: DIR at FAR
+    operating_point(verification(...), fmr=1e-3)  # the same person or not: threshold and error rates, with intervals
+    rerank(query_features, gallery_features), expand_queries(...), multi_query(...)  # better answers
+
+Features are tensors, numpy arrays, memory-mapped files, or iterators of blocks (n, D); of any real type, half precision
+is compared in float32. Computed where they lie: on the GPU if either side is there. Distances: cosine, which is
+1 - q.g / |q||g|, and euclidean, which is |q - g|^2, squared.
 
 For a query, the gallery items of its own person are matches, except those of its own camera: they are junk and dropped.
 All other items are wrong answers, distractors (pid 0) included. What a data set tells to ignore (pid -1) is left out by
@@ -19,6 +26,7 @@ Protocols:
 - cuhk03: CMC on a gallery of one random image per person (Li et al., CVPR 2014). Usually some draws are averaged; this
   is the exact expectation over all of them. mAP and mINP are those of the full list.
 - no_camera_rule: nothing is junk, everything of the own person is a match. For data that have one camera.
+- Multi-query (Zheng et al., ICCV 2015) is one of these with queries that multi_query pools from several images.
 
 How: r_i is i plus the number of wrong answers that are closer, and counting those needs no order. One pass over blocks
 of queries and gallery takes the distances of the matches, a second one counts what is closer. Both passes multiply
@@ -26,17 +34,22 @@ blocks of one shape, because a matrix product rounds differently for other shape
 with the same feature would no longer tie (a collapsed model would score at random, or perfectly).
 """
 
+import math
+import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-DISTANCES = ("cosine", "euclidean")  # euclidean ranks by the squared distance: the order is the same
+DISTANCES = ("cosine", "euclidean")
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")
 BLOCK = {"cpu": (512, 2048), "cuda": (4096, 8192)}  # queries x gallery items whose distances are in memory at a time
+BINS = 2**14  # of the histograms of distances that verification counts in
 
 
 # Checks of what comes in ---------------------------------------------------------------------------------------------
@@ -49,6 +62,26 @@ def as_tensor(array):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing here writes to it
         return torch.from_numpy(np.asarray(array))
+
+
+def as_matrix(features, what):
+    """`features` as a tensor; what an iterator of blocks gives goes to a temporary file first, as all is read twice."""
+    if not isinstance(features, Iterator):
+        return as_tensor(features)
+    width = dtype = None
+    with tempfile.TemporaryFile(prefix="reid-") as file:  # no name, gone with its last reader
+        for number, block in enumerate(features):
+            block = as_tensor(block)
+            if block.ndim != 2 or width not in (None, block.shape[1]):
+                wanted = f"(n, {width or 'D'})"
+                raise ValueError(f"block {number} of the {what} must have the shape {wanted}, not {tuple(block.shape)}")
+            if width is None:
+                width, dtype = block.shape[1], compare_dtype(block)
+            file.write(block.to("cpu", dtype).contiguous().numpy())
+        if not file.tell():
+            raise ValueError(f"the iterator of {what} gave no block, or empty ones: it may have been used up before")
+        file.flush()
+        return as_tensor(np.memmap(file, str(dtype).removeprefix("torch."), "r").reshape(-1, width))
 
 
 def check_choice(value, allowed, what):
@@ -79,6 +112,40 @@ def check_matrix(matrix, what):
     return squares
 
 
+class Features(NamedTuple):
+    """Checked feature matrices (n_i, D), read as if they stood one below the other, and the |x|^2 (N,) of all rows."""
+
+    parts: tuple
+    squares: torch.Tensor
+
+
+def check_features(query_features, gallery_features):
+    """The Features of both sides, and the device to compare them on; ValueError where they cannot be compared."""
+    sides = []
+    for features, what in ((query_features, "query features"), (gallery_features, "gallery features")):
+        matrix = as_matrix(features, what)
+        sides.append(Features((matrix,), check_matrix(matrix, what)))
+        if not sides[-1].squares.isfinite().all():
+            raise ValueError("a feature is longer than the square root of the largest float32: scale the features down")
+    queries, gallery = (side.parts[0] for side in sides)
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query features have {queries.shape[1]} columns, gallery features {gallery.shape[1]}")
+    return *sides, queries.device if queries.is_cuda else gallery.device
+
+
+def take(parts, index, device, dtype):
+    """The rows `index` (n,), a tensor or a slice, of matrices that stand one below the other: (n, D) on `device`."""
+    if len(parts) == 1:
+        return parts[0][index if isinstance(index, slice) else index.to(parts[0].device)].to(device, dtype)
+    index = torch.arange(*index.indices(sum(map(len, parts)))) if isinstance(index, slice) else index.cpu()
+    rows, first = torch.empty(len(index), parts[0].shape[1], dtype=dtype, device=device), 0
+    for part in parts:
+        inside = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
+        rows[inside.to(device)] = part[(index[inside] - first).to(part.device)].to(device, dtype)
+        first += len(part)
+    return rows
+
+
 def check_ids(ids, length, what, device):
     """`ids` as an int64 tensor (length,); raises ValueError where they are anything else."""
     ids = as_tensor(ids)
@@ -107,22 +174,43 @@ def exact_products(device):
             backend.fp32_precision = precision
 
 
-def feature_keys(queries, gallery, squares, distance, device, shape):
-    """Gives rows -> (columns -> keys): numbers (len(rows), len(columns)) that order the gallery as the distance does.
+class Comparison(NamedTuple):
+    """What is compared with what; keys are numbers that order the gallery as the distance does."""
 
-    rows is an index tensor, columns too or a slice. What depends on the query alone is left out (|q|^2 of the squared
-    Euclidean distance, 1 / |q| of the cosine): so integer-valued features have the same keys in blocks of any size.
+    keys: Callable  # rows (B,) of queries -> (columns (n,) or a slice of the gallery -> keys (B, n))
+    to_distance: Callable  # (keys (B,) or (B, n), rows (B,)) -> distances
+    bounds: tuple | None  # (low, high) outside which no distance lies; None where nobody needs it
+    size: tuple  # (Q, G)
+    shape: tuple  # (queries, gallery items) of a block
+    device: torch.device
+
+
+def block_shape(block, device, size):
+    """The shape of a block of keys out of `size`: at most `block`, evenly cut."""
+    rows, columns = block or BLOCK["cuda" if device.type == "cuda" else "cpu"]
+    if min(rows, columns) < 1:
+        raise ValueError(f"block must be two numbers from 1 (queries, gallery items), not {block}")
+    return tuple(-(-n // -(-n // most)) for n, most in zip(size, (rows, columns), strict=True))  # divisions round up
+
+
+def compare_features(queries, gallery, device, distance, block=None):
+    """The Comparison of two Features.
+
+    What depends on the query alone is left out of the keys (|q|^2 of the squared Euclidean distance, 1 / |q| of the
+    cosine): so integer-valued features have the same keys in blocks of any size.
     """
-    offset = squares.to(device, compare_dtype(queries))  # (G,)
-    scale = -1 / offset.sqrt().clamp_min(1e-12)
+    dtype = torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
+    query_squares, offset = queries.squares.to(device, dtype), gallery.squares.to(device, dtype)  # (Q,), (G,)
+    lengths, scale = query_squares.sqrt().clamp_min(1e-12), -1 / offset.sqrt().clamp_min(1e-12)
+    size = len(lengths), len(offset)
+    shape = block_shape(block, device, size)
 
-    def load(features, index, size):
-        index = index.to(features.device) if isinstance(index, torch.Tensor) else index
-        part = features[index].to(device, scale.dtype)
-        missing = max(16, size) - len(part)  # below 16 another routine multiplies, which rounds equal rows differently
-        return F.pad(part, (0, 0, 0, missing)) if missing else part
+    def load(features, index, most):
+        rows = take(features.parts, index, device, dtype)
+        missing = max(16, most) - len(rows)  # below 16 another routine multiplies, which rounds equal rows differently
+        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
-    def of_rows(rows):
+    def keys(rows):
         query_block = load(queries, rows, shape[0])  # (rows, D)
 
         def of_columns(columns):
@@ -134,20 +222,31 @@ def feature_keys(queries, gallery, squares, distance, device, shape):
 
         return of_columns
 
-    return of_rows
+    def to_distance(keys, rows):
+        rows = rows.view(-1, *[1] * (keys.ndim - 1))
+        if distance == "euclidean":
+            return (keys + query_squares[rows]).clamp_min(0)
+        return (1 + keys / lengths[rows]).clamp_min(0)
+
+    longest = query_squares.max().sqrt() + offset.max().sqrt()
+    bounds = (0.0, longest.square().item() if distance == "euclidean" else 2.0)
+    return Comparison(keys, to_distance, bounds, size, shape, device)
 
 
-def matrix_keys(distmat):
-    """The same from a given (Q, G) matrix."""
+def compare_matrix(distmat, block=None):
+    """The same for a given matrix of distances (Q, G)."""
+    distmat = as_tensor(distmat)
+    check_matrix(distmat, "distances")
 
-    def of_rows(rows):
+    def keys(rows):
         def of_columns(columns):
             picked = (rows, columns) if isinstance(columns, slice) else (rows[:, None], columns)
             return distmat[picked].to(compare_dtype(distmat))
 
         return of_columns
 
-    return of_rows
+    size, device = tuple(distmat.shape), distmat.device
+    return Comparison(keys, lambda keys, rows: keys, None, size, block_shape(block, device, size), device)
 
 
 # Ranks ---------------------------------------------------------------------------------------------------------------
@@ -173,9 +272,8 @@ def sort_rows(keys):
     return ordered
 
 
-def count_closer(keys, limits, place):
+def count_closer(keys, ordered, limits, place):
     """How many keys (B, n) of the row rank before each limit (B, M). A tie does if its column is below place (B, M)."""
-    ordered = sort_rows(keys)
     closer = torch.searchsorted(ordered, limits)  # (B, M), strictly
     tied = (ordered.gather(1, closer.clamp(max=keys.shape[1] - 1)) == limits) & (place > 0)
     columns = torch.arange(keys.shape[1], device=keys.device)
@@ -220,7 +318,7 @@ def keys_of_pairs(of_columns, row, column, size):
     """Keys (P,) of the pairs (row, column), out of blocks with the `size` next columns that any pair needs."""
     needed, position = column.unique(return_inverse=True)
     keys = []
-    for start in range(0, len(needed), size):
+    for start in range(0, max(1, len(needed)), size):
         inside = ((position >= start) & (position < start + size)).nonzero()[:, 0]
         keys.append((inside, of_columns(needed[start : start + size])[row[inside], position[inside] - start]))
     index, values = (torch.cat(parts) for parts in zip(*keys, strict=True))
@@ -229,7 +327,7 @@ def keys_of_pairs(of_columns, row, column, size):
 
 def closest_first(keys, column, row, nth, count):
     """The matches (P,) in rows: keys (B, M) with infinity to fill, columns (B, M) with 0 to fill, where no key ties."""
-    limits = keys.new_full((len(count), int(count.max())), torch.inf)
+    limits = keys.new_full((len(count), max(1, int(count.max()))), torch.inf)
     limits[row, nth] = keys
     limits, order = limits.sort(dim=1, stable=True)
     place = torch.zeros_like(order)
@@ -238,110 +336,111 @@ def closest_first(keys, column, row, nth, count):
 
 
 def count_wrong(of_columns, same, limits, place, hits, person, by_person, size):
-    """Wrong answers before each match (B, M), gallery block by block; adds them up by person too where asked.
+    """Wrong answers before each match (B, M), and key and column (B,) of the nearest one; gallery block by block.
 
-    same: the pairs (row, column) of one person, which are no wrong answers; hits: (row, nth) of the matches.
+    same: the pairs (row, column) of one person, which are no wrong answers. hits: (row, nth) of the matches, whose
+    closer wrong answers are added up by person too where by_person (P, persons) is given.
     """
     row, column = same
-    wrong = torch.zeros_like(place)
+    wrong, nearest, nearest_key = torch.zeros_like(place), place.new_full(place.shape[:1], -1), None
     for start in range(0, len(person), size):
         block = of_columns(slice(start, start + size))  # (B, n)
         inside = (column >= start) & (column < start + size)
         block[row[inside], column[inside] - start] = torch.inf
-        wrong += count_closer(block, limits, place - start)
+        ordered = sort_rows(block)
+        wrong += count_closer(block, ordered, limits, place - start)
         if by_person is not None:
             count_closer_by_person(block, limits, place - start, *hits, person[start : start + size], by_person)
-    return wrong
+        if nearest_key is None:
+            nearest_key = torch.full_like(ordered[:, 0], torch.inf)
+        nearer = (ordered[:, 0] < nearest_key).nonzero()[:, 0]  # strictly: of equal ones the first is kept
+        nearest_key[nearer] = ordered[nearer, 0]
+        nearest[nearer] = start + (block[nearer] == ordered[nearer, :1]).byte().argmax(1)
+    return wrong, nearest_key, nearest
 
 
-def rank_queries(keys, query_pids, gallery_pids, query_camids, gallery_camids, protocol, max_rank, shape):
-    """Per query AP (Q,), INP (Q,), P(first hit at rank r) (Q, max_rank), number of matches (Q,); zeros without one."""
-    device = query_pids.device
+def rank_queries(comparison, ids, protocol, max_rank):
+    """The dict `queries` of evaluate, and P(first hit at rank r) (Q, max_rank), which is 0 for queries without one."""
+    device = comparison.device
+    query_pids, gallery_pids, query_camids, gallery_camids = ids
     by_pid = gallery_pids.argsort(stable=True)
-    _, person, images = gallery_pids.unique(return_inverse=True, return_counts=True)
-    ap, inp = torch.zeros(2, len(query_pids), dtype=torch.float64, device=device)
+    pids, person, images = gallery_pids.unique(return_inverse=True, return_counts=True)
+    most = max([1, *images[torch.isin(pids, query_pids)].tolist()])
+    parts, order = [], query_pids.argsort(stable=True)  # queries of one person together: they share matches
     first_hit = torch.zeros(len(query_pids), max_rank, dtype=torch.float64, device=device)
-    num_matches = torch.zeros(len(query_pids), dtype=torch.int64, device=device)
-    for rows in query_pids.argsort(stable=True).split(shape[0]):  # queries of one person together: they share matches
+    for rows in order.split(min(comparison.shape[0], max(1, 2**23 // most))):
         row, column = same_person_pairs(rows, query_pids, gallery_pids, by_pid)
         is_match = gallery_camids[column] != query_camids[rows[row]]
         if protocol == "no_camera_rule":
             is_match = torch.ones_like(is_match)
-        if not is_match.any():
-            continue
-        of_columns = keys(rows)
+        of_columns = comparison.keys(rows)
         hit_row, hit_column = row[is_match], column[is_match]  # (P,)
         count, nth = count_per_row(hit_row, len(rows))  # (B,), (P,)
-        hit_keys = keys_of_pairs(of_columns, hit_row, hit_column, shape[1])
+        hit_keys = keys_of_pairs(of_columns, hit_row, hit_column, comparison.shape[1])
         limits, place = closest_first(hit_keys, hit_column, hit_row, nth, count)  # (B, M)
         by_person = torch.zeros(len(hit_row), len(images), device=device) if protocol == "cuhk03" else None
-        wrong = count_wrong(of_columns, (row, column), limits, place, (hit_row, nth), person, by_person, shape[1])
-
-        seen = count.clamp_min(1)
+        wrong, wrong_key, nearest_wrong = count_wrong(
+            of_columns, (row, column), limits, place, (hit_row, nth), person, by_person, comparison.shape[1]
+        )
+        found, seen = count > 0, count.clamp_min(1)
         hits = torch.arange(1, wrong.shape[1] + 1, device=device)
         precision = hits / (hits + wrong).double()  # (B, M)
         last = seen[:, None] - 1
-        ap[rows] = precision.cumsum(1).gather(1, last)[:, 0] / seen  # added in order, so that M plays no part
-        inp[rows] = precision.gather(1, last)[:, 0]
-        num_matches[rows] = count
+        parts.append({
+            "ap": precision.cumsum(1).gather(1, last)[:, 0] / seen * found,  # added in order, so that M plays no part
+            "inp": precision.gather(1, last)[:, 0] * found,
+            "matches": count,
+            "first_hit": (wrong[:, 0] + 1) * found,
+            "nearest_match": place[:, 0].where(found, -1),
+            "match_distance": comparison.to_distance(limits[:, 0], rows),
+            "nearest_wrong": nearest_wrong,
+            "wrong_distance": comparison.to_distance(wrong_key, rows),
+        })
         if protocol == "cuhk03":  # any of the matches may be the image that is drawn of the person
             chances = successes(by_person.double() / images, max_rank) / seen[hit_row, None]
             first_hit[rows] = torch.zeros_like(first_hit[rows]).index_add(0, hit_row, chances)
         else:
-            found = (wrong[:, 0] < max_rank) & (count > 0)
-            first_hit[rows[found], wrong[found, 0]] = 1
-    found = num_matches > 0
-    return ap * found, inp * found, first_hit, num_matches
+            shown = (wrong[:, 0] < max_rank) & found
+            first_hit[rows[shown], wrong[shown, 0]] = 1
+    back = order.argsort()
+    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}, first_hit
 
 
-def block_shape(block, device, query_pids, gallery_pids):
-    """The shape of a block of keys: at most `block`, evenly cut, and fewer queries where a person has many images."""
-    rows, columns = block or BLOCK["cuda" if device.type == "cuda" else "cpu"]
-    if min(rows, columns) < 1:
-        raise ValueError(f"block must be two numbers from 1 (queries, gallery items), not {block}")
-    images = gallery_pids[torch.isin(gallery_pids, query_pids)].unique(return_counts=True)[1]
-    rows = min(rows, max(1, 2**23 // max([1, *images.tolist()])))
-    lengths = (len(query_pids), rows), (len(gallery_pids), columns)
-    return [-(-length // -(-length // size)) for length, size in lengths]  # both divisions round up
-
-
-def score(keys, ids, distance, protocol, max_rank, shape):
+def score(comparison, ids, distance, protocol, max_rank):
     """The dict that evaluate and evaluate_distances give."""
-    ap, inp, first_hit, num_matches = rank_queries(keys, *ids, protocol, max_rank, shape)
-    valid = num_matches > 0
-    number = int(valid.sum())
+    queries, first_hit = rank_queries(comparison, ids, protocol, max_rank)
+    number = int((queries["matches"] > 0).sum())
     if number == 0:
         rule = "the same pid in the gallery" + (" under another camid" if protocol != "no_camera_rule" else "")
         advice = "pass the same ids and the real camids for both sides" + (
             ", or protocol='no_camera_rule' if there is one camera" if protocol != "no_camera_rule" else ""
         )
-        raise ValueError(f"none of the {len(ap)} queries can be matched: protocol {protocol} needs {rule}; {advice}")
+        total = len(first_hit)
+        raise ValueError(f"none of the {total} queries can be matched: protocol {protocol} needs {rule}; {advice}")
     return {
         "cmc": (first_hit.sum(0).cumsum(0) / number).float().cpu(),
-        "mAP": ap.sum().item() / number,
-        "mINP": inp.sum().item() / number,
+        "mAP": queries["ap"].sum().item() / number,
+        "mINP": queries["inp"].sum().item() / number,
         "num_valid_queries": number,
         "distance": distance,
         "protocol": protocol,
+        "queries": {name: values.cpu() for name, values in queries.items()},
     }
 
 
-# What others call ----------------------------------------------------------------------------------------------------
-
-
-def check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, num_queries, num_gallery, device):
-    """The four id vectors as int64 tensors on the device."""
+def check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, size, device):
+    """The four id vectors as int64 tensors on the device; size is (Q, G)."""
     return (
-        check_ids(query_pids, num_queries, "query_pids", device),
-        check_ids(gallery_pids, num_gallery, "gallery_pids", device),
-        check_ids(query_camids, num_queries, "query_camids", device),
-        check_ids(gallery_camids, num_gallery, "gallery_camids", device),
+        check_ids(query_pids, size[0], "query_pids", device),
+        check_ids(gallery_pids, size[1], "gallery_pids", device),
+        check_ids(query_camids, size[0], "query_camids", device),
+        check_ids(gallery_camids, size[1], "gallery_camids", device),
     )
 
 
-def check_max_rank(max_rank):
-    if not isinstance(max_rank, int) or max_rank < 1:
-        raise ValueError(f"max_rank must be a whole number from 1, not {max_rank!r}")
+def check_whole(value, low, what):
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{what} must be a whole number from {low}, not {value!r}")
 
 
 @torch.no_grad()
@@ -360,26 +459,22 @@ def evaluate(
 ):
     """Scores of query features (Q, D) against gallery features (G, D); definitions at the top of this file.
 
-    Features: tensors, numpy arrays or memory-mapped files, of any real type; half precision is compared in float32. It
-    runs where they lie: on the GPU if either is there. block: (queries, gallery items) in memory at a time.
-    Returns cmc (max_rank,) on the CPU, mAP and mINP as fractions, num_valid_queries, distance and protocol.
+    block: (queries, gallery items) whose distances are in memory at a time; the gallery is read once for each block of
+    queries, and its matches once more.
+    Returns cmc (max_rank,) on the CPU, mAP and mINP as fractions, num_valid_queries, distance, protocol, and `queries`:
+    per query, tensors (Q,) on the CPU, ap and inp (0 without a match), matches (how many), first_hit (its rank, 0
+    without one), nearest_match and nearest_wrong (gallery index, -1 where there is none), match_distance and
+    wrong_distance (infinite where there is none).
     Raises ValueError for features that are not finite, ids of the wrong length or type, and no query with a match.
     """
     check_choice(distance, DISTANCES, "distance")
     check_choice(protocol, PROTOCOLS, "protocol")
-    check_max_rank(max_rank)
-    queries, gallery = as_tensor(query_features), as_tensor(gallery_features)
-    squares = check_matrix(queries, "query features"), check_matrix(gallery, "gallery features")
-    if not all(part.isfinite().all() for part in squares):
-        raise ValueError("a feature is longer than the square root of the largest float32: scale the features down")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"query features have {queries.shape[1]} columns, gallery features {gallery.shape[1]}")
-    device = queries.device if queries.is_cuda else gallery.device
-    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, len(queries), len(gallery), device)
-    shape = block_shape(block, device, *ids[:2])
+    check_whole(max_rank, 1, "max_rank")
+    queries, gallery, device = check_features(query_features, gallery_features)
+    comparison = compare_features(queries, gallery, device, distance, block)
+    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, comparison.size, device)
     with exact_products(device):
-        keys = feature_keys(queries, gallery, squares[1], distance, device, shape)
-        return score(keys, ids, distance, protocol, max_rank, shape)
+        return score(comparison, ids, distance, protocol, max_rank)
 
 
 @torch.no_grad()
@@ -396,9 +491,375 @@ def evaluate_distances(
 ):
     """The same from a matrix of distances (Q, G), smaller is closer: tensor, numpy array or memory-mapped file."""
     check_choice(protocol, PROTOCOLS, "protocol")
-    check_max_rank(max_rank)
-    distmat = as_tensor(distmat)
-    check_matrix(distmat, "distances")
-    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, *distmat.shape, distmat.device)
-    shape = block_shape(block, distmat.device, *ids[:2])
-    return score(matrix_keys(distmat), ids, "given", protocol, max_rank, shape)
+    check_whole(max_rank, 1, "max_rank")
+    comparison = compare_matrix(distmat, block)
+    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, comparison.size, comparison.device)
+    return score(comparison, ids, "given", protocol, max_rank)
+
+
+# Open sets: is the person there at all -------------------------------------------------------------------------------
+
+
+def check_rate(rate, what):
+    if not 0 < rate < 1:
+        raise ValueError(f"{what} must lie between 0 and 1, such as 0.01, not {rate}")
+
+
+def open_set(queries, far=0.01):
+    """Detection and identification rate (DIR) at a false alarm rate (FAR), from the `queries` that evaluate gives.
+
+    A query is answered with its nearest gallery item where that is closer than a threshold. DIR: the share of the
+    queries with a match that are answered, and rightly (Phillips, Grother, Micheals, "Evaluation methods in face
+    recognition", 2011, at rank 1). FAR: the share of all queries that would be answered if their person had no image in
+    the gallery. The threshold is the largest that keeps the FAR within `far`.
+    Returns dir, far (as reached), threshold (a distance, as evaluate measures it).
+    """
+    check_rate(far, "far")
+    wrong, known = queries["wrong_distance"].sort().values, queries["matches"] > 0
+    answered = math.floor(far * len(wrong) + 1e-9)  # so many false alarms are allowed; far < 1, so it is an index
+    threshold = wrong[answered]
+    right = known & (queries["first_hit"] == 1) & (queries["match_distance"] < threshold)
+    return {
+        "dir": right.sum().item() / known.sum().item(),
+        "far": (wrong < threshold).sum().item() / len(wrong),
+        "threshold": threshold.item(),
+    }
+
+
+# Verification: the same person or not --------------------------------------------------------------------------------
+
+
+def count_distances(comparison, ids, protocol, query_group, gallery_group, groups, bins):
+    """Histograms: genuine pairs by person, impostor pairs by both of their persons (groups, bins), and all (bins,)."""
+    query_pids, gallery_pids, query_camids, gallery_camids = ids
+    low, high = comparison.bounds
+    # a row more for persons without a query, a column more for pairs that do not count
+    genuine, impostor = torch.zeros(2, (groups + 1) * (bins + 1), dtype=torch.int64, device=comparison.device)
+    every = torch.zeros(bins + 1, dtype=torch.int64, device=comparison.device)
+    one = torch.ones((), dtype=torch.int64, device=comparison.device)
+    for rows in torch.arange(len(query_pids), device=comparison.device).split(comparison.shape[0]):
+        of_columns, group = comparison.keys(rows), query_group[rows, None] * (bins + 1)
+        for start in range(0, len(gallery_pids), comparison.shape[1]):
+            columns = slice(start, start + comparison.shape[1])
+            distances = comparison.to_distance(of_columns(columns), rows)  # (B, n)
+            number = ((distances - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
+            same = query_pids[rows, None] == gallery_pids[columns]
+            same_camera = query_camids[rows, None] == gallery_camids[columns]
+            right = same if protocol == "no_camera_rule" else same & ~same_camera
+            index = (group + number)[right]
+            genuine.index_add_(0, index, one.expand_as(index))
+            number[same] = bins
+            every += number.flatten().bincount(minlength=bins + 1)
+            for side in (group, gallery_group[columns] * (bins + 1)):
+                index = (side + number).flatten()
+                impostor.index_add_(0, index, one.expand_as(index))
+    tables = (table.view(groups + 1, bins + 1)[:groups, :bins].cpu() for table in (genuine, impostor))
+    return *tables, every[:bins].cpu()
+
+
+@torch.no_grad()
+def verification(
+    query_features,
+    gallery_features,
+    query_pids,
+    gallery_pids,
+    query_camids,
+    gallery_camids,
+    *,
+    distance="cosine",
+    protocol="market1501",
+    bins=BINS,
+    block=None,
+):
+    """ROC over all pairs of a query and a gallery item, junk left out: a pair is accepted below a threshold.
+
+    Distances are counted in `bins` bins of equal width over all that is possible: thresholds have that resolution,
+    the rates at a threshold are exact.
+    Returns threshold, fmr and tpr (bins + 1,), rising (false match rate, or FPR; true positive rate, 1 - FNMR), eer
+    (equal error rate), num_genuine, num_impostor, resolution, distance, protocol; and for operating_point the counts by
+    person, (persons with a query, bins), where an impostor pair stands under both of its persons. More than 2**24
+    / bins persons share rows.
+    """
+    check_choice(distance, DISTANCES, "distance")
+    check_choice(protocol, PROTOCOLS, "protocol")
+    check_whole(bins, 2, "bins")
+    queries, gallery, device = check_features(query_features, gallery_features)
+    comparison = compare_features(queries, gallery, device, distance, block)
+    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, comparison.size, device)
+    persons, query_person = ids[0].unique(return_inverse=True)
+    gallery_person = torch.searchsorted(persons, ids[1]).clamp_max(len(persons) - 1)
+    groups = min(len(persons), max(1, 2**24 // bins))
+    gallery_group = torch.where(persons[gallery_person] == ids[1], gallery_person % groups, groups)
+    with exact_products(device):
+        genuine, impostor, every = count_distances(
+            comparison, ids, protocol, query_person % groups, gallery_group, groups, bins
+        )
+    for number, what in ((genuine.sum(), "of one person"), (every.sum(), "of two persons")):
+        if number == 0:
+            raise ValueError(f"no pair {what} among queries and gallery: a ROC needs both kinds (protocol {protocol})")
+    low, high = comparison.bounds
+    fmr, tpr = (F.pad(part.cumsum(0), (1, 0)) / part.sum().double() for part in (every, genuine.sum(0)))
+    closest = (fmr - (1 - tpr)).abs().argmin()
+    return {
+        "threshold": torch.linspace(low, high, bins + 1, dtype=torch.float64), "fmr": fmr, "tpr": tpr,
+        "eer": ((fmr + 1 - tpr) / 2)[closest].item(),
+        "num_genuine": int(genuine.sum()), "num_impostor": int(every.sum()), "resolution": (high - low) / bins,
+        "distance": distance, "protocol": protocol,
+        "genuine_by_person": genuine, "impostor_by_person": impostor, "impostor": every,
+    }
+
+
+def operating_point(roc, *, fmr=None, fnmr=None, confidence=0.95, draws=1000, seed=0):
+    """The threshold at a chosen rate, the error rates there, and intervals over persons, from what verification gives.
+
+    fmr: the largest threshold whose false match rate is at most that; fnmr: the smallest whose false non-match rate is.
+    Intervals: bootstrap over the persons of the queries, `draws` times as many persons drawn with replacement, with all
+    of their pairs. An impostor pair belongs to two persons, so a draw changes its count by the draws of both (the first
+    order of a bootstrap of both sides; pairs of one person are far from independent). threshold_interval: where the
+    threshold would have been chosen; fmr_interval and fnmr_interval: the rates at the threshold that is returned.
+    A rate below 1 / num_impostor cannot be measured: the threshold is then one without any false match.
+    """
+    if (fmr is None) == (fnmr is None):
+        raise ValueError("give fmr or fnmr, one of them: the rate to find a threshold for")
+    check_rate(fmr if fnmr is None else fnmr, "fmr" if fnmr is None else "fnmr")
+    check_rate(confidence, "confidence")
+    check_whole(draws, 1, "draws")
+
+    def choose(fmrs, fnmrs):
+        return (fmrs <= fmr).sum(-1) - 1 if fnmr is None else (fnmrs > fnmr).sum(-1)
+
+    at = choose(roc["fmr"], 1 - roc["tpr"])
+    genuine, impostor = (F.pad(roc[f"{name}_by_person"].double().cumsum(1), (1, 0)) for name in ("genuine", "impostor"))
+    every = F.pad(roc["impostor"].double().cumsum(0), (1, 0))
+    rng, persons = np.random.default_rng(seed), len(genuine)
+    samples = []
+    for start in range(0, draws, 64):
+        number = min(64, draws - start)
+        drawn = torch.from_numpy(rng.multinomial(persons, np.full(persons, 1 / persons), number)).double()
+        hits = drawn @ genuine  # (draws, bins + 1)
+        false = (every + (drawn - 1) @ impostor).clamp_min(0)
+        fnmrs = 1 - hits / hits[:, -1:].clamp_min(1)
+        fmrs = (false / false[:, -1:].clamp_min(1)).clamp_max(1)
+        samples.append(torch.stack([roc["threshold"][choose(fmrs, fnmrs)], fmrs[:, at], fnmrs[:, at]]))
+    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    low, high = torch.cat(samples, dim=1).quantile(ends, dim=1).tolist()  # of threshold, FMR, FNMR
+    point = {"threshold": roc["threshold"][at], "fmr": roc["fmr"][at], "fnmr": 1 - roc["tpr"][at]}
+    intervals = zip(point, low, high, strict=True)
+    return {name: value.item() for name, value in point.items()} | {f"{n}_interval": (a, b) for n, a, b in intervals}
+
+
+# Several images per query, query expansion ---------------------------------------------------------------------------
+
+
+def scaled_rows(features, distance):
+    """Rows as they enter a mean: of length 1 for the cosine distance, which looks at directions alone."""
+    return F.normalize(features, dim=1) if distance == "cosine" else features
+
+
+@torch.no_grad()
+def multi_query(features, pids, camids, query_pids, query_camids, *, pool="average", distance="cosine"):
+    """Query features (Q, D), each pooled from all images (N, D) of its person under its camera: average or maximum.
+
+    Market-1501's multi-query protocol (Zheng et al., ICCV 2015): the images are those of gt_bbox, the queries the
+    standard ones. For the cosine distance every image counts with length 1.
+    """
+    check_choice(pool, ("average", "maximum"), "pool")
+    check_choice(distance, DISTANCES, "distance")
+    features = as_matrix(features, "features")
+    check_matrix(features, "features")
+    size = len(as_tensor(query_pids)), len(features)
+    ids = check_all_ids(query_pids, pids, query_camids, camids, size, features.device)
+    features = scaled_rows(features.to(compare_dtype(features)), distance)
+    seen = torch.cat([torch.stack(ids[::2], dim=1), torch.stack(ids[1::2], dim=1)])  # (Q + N, 2): pid, camid
+    places, place = seen.unique(dim=0, return_inverse=True)
+    query_place, place = place.split(size)
+    missing = (torch.bincount(place, minlength=len(places))[query_place] == 0).nonzero()[:, 0]
+    if len(missing):
+        pid, camid = seen[missing[0]].tolist()
+        raise ValueError(f"{len(missing)} of {size[0]} queries have no image to pool, first pid {pid}, camid {camid}")
+    pooled = features.new_zeros(len(places), features.shape[1])
+    how = "mean" if pool == "average" else "amax"
+    pooled.index_reduce_(0, place, features, how, include_self=False)
+    return pooled[query_place]
+
+
+def smallest(keys, k):
+    """The k smallest keys of each row, ascending, equal ones by column: keys (B, k), columns (B, k)."""
+    k = min(k, keys.shape[1])
+    values, columns = keys.topk(k, dim=1, largest=False)  # which of equal keys it takes is left open
+    columns = columns.sort(dim=1).values
+    values, order = keys.gather(1, columns).sort(dim=1, stable=True)
+    columns = columns.gather(1, order)
+    crowded = ((keys <= values[:, -1:]).sum(1) > k).nonzero()[:, 0]
+    if len(crowded):
+        ordered = keys[crowded].sort(dim=1, stable=True)
+        values[crowded], columns[crowded] = ordered.values[:, :k], ordered.indices[:, :k]
+    return values, columns
+
+
+def neighbours(comparison, k):
+    """The k nearest gallery items of each query, (Q, k) ascending, and the distance to the farthest of all, (Q,)."""
+    nearest, farthest = [], []
+    for rows in torch.arange(comparison.size[0], device=comparison.device).split(comparison.shape[0]):
+        of_columns, best = comparison.keys(rows), None
+        for start in range(0, comparison.size[1], comparison.shape[1]):
+            keys = of_columns(slice(start, start + comparison.shape[1]))
+            values, columns = smallest(keys, k)
+            columns, last = columns + start, keys.amax(1)
+            if best is not None:
+                values, order = torch.cat([best[0], values], dim=1).sort(dim=1, stable=True)
+                columns, last = torch.cat([best[1], columns], dim=1).gather(1, order), torch.maximum(best[2], last)
+            best = values[:, :k], columns[:, :k], last
+        nearest.append(best[1])
+        farthest.append(comparison.to_distance(best[2], rows))
+    return torch.cat(nearest), torch.cat(farthest)
+
+
+@torch.no_grad()
+def expand_queries(query_features, gallery_features, *, k=5, distance="cosine", block=None):
+    """Average query expansion (Chum et al., ICCV 2007): mean of each query and its k nearest gallery items, (Q, D).
+
+    For the cosine distance all of them count with length 1.
+    """
+    check_choice(distance, DISTANCES, "distance")
+    check_whole(k, 1, "k")
+    queries, gallery, device = check_features(query_features, gallery_features)
+    comparison = compare_features(queries, gallery, device, distance, block)
+    with exact_products(device):
+        nearest, _ = neighbours(comparison, k)
+    expanded, dtype = [], torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
+    for rows in torch.arange(len(nearest), device=device).split(256):
+        total = scaled_rows(take(queries.parts, rows, device, dtype), distance)  # (B, D)
+        for column in nearest[rows].T:
+            total = total + scaled_rows(take(gallery.parts, column, device, dtype), distance)
+        expanded.append(total / (1 + nearest.shape[1]))
+    return torch.cat(expanded)
+
+
+# Re-ranking ----------------------------------------------------------------------------------------------------------
+
+
+class Sparse(NamedTuple):
+    """Rows with few entries: those of row i are column[start[i] : start[i + 1]] and value[...]."""
+
+    start: torch.Tensor  # (N + 1,)
+    column: torch.Tensor  # (P,)
+    value: torch.Tensor  # (P,)
+
+    def entries(self, rows):
+        """For some rows (B,): which of them (P',) has which entry (P',), an index into column and value."""
+        count = self.start[rows + 1] - self.start[rows]
+        which = torch.arange(len(rows), device=rows.device).repeat_interleave(count)
+        return which, self.start[rows][which] + count_per_row(which, len(rows))[1]
+
+
+def sparse(row, column, value, num_rows):
+    """Sparse from entries (P,) whose rows ascend."""
+    return Sparse(F.pad(torch.bincount(row, minlength=num_rows).cumsum(0), (1, 0)), column, value)
+
+
+def reciprocal(nearest):
+    """Whether each of the nearest (N, k) has the item in its own nearest: bool (N, k)."""
+    parts = []
+    for rows in torch.arange(len(nearest), device=nearest.device).split(max(1, 2**22 // nearest.shape[1] ** 2)):
+        parts.append((nearest[nearest[rows]] == rows[:, None, None]).any(2))
+    return torch.cat(parts)
+
+
+def expanded_sets(nearest, half):
+    """The pairs (item, member) of the expanded k-reciprocal sets R* (Sec. 3.2), both ascending: (P,), (P,).
+
+    R* of an item: its reciprocal neighbours, and those of each of them, among half as many neighbours, of which more
+    than two thirds are also its own.
+    """
+    near, mutual, mutual_half = nearest[:, :half], reciprocal(nearest), reciprocal(nearest[:, :half])
+    width, pairs = nearest.shape[1], []
+    for rows in torch.arange(len(nearest), device=nearest.device).split(max(1, 2**22 // (width**2 * half))):
+        own = nearest[rows].where(mutual[rows], -1)  # (B, k)
+        theirs, valid = near[nearest[rows]], mutual_half[nearest[rows]]  # (B, k, half)
+        common = (theirs[..., None] == own[:, None, None]).any(3) & valid
+        joins = mutual[rows] & (3 * common.sum(2) > 2 * valid.sum(2))  # (B, k)
+        theirs = theirs.where(valid & joins[..., None], -1).flatten(1)  # (B, k * half)
+        members = torch.cat([own, theirs], dim=1).sort(dim=1).values
+        first = F.pad(members[:, 1:] != members[:, :-1], (1, 0), value=True) & (members >= 0)
+        which, place = first.nonzero().T
+        pairs.append((rows[which], members[which, place]))
+    return [torch.cat(part) for part in zip(*pairs, strict=True)]
+
+
+def pair_distances(features, first, second, distance, device, dtype):
+    """Distances (P,) of given pairs of rows."""
+    squares, parts = features.squares.to(device, dtype), []
+    size = max(1, 2**21 // features.parts[0].shape[1])
+    for i, j in zip(first.split(size), second.split(size), strict=True):
+        dots = (take(features.parts, i, device, dtype) * take(features.parts, j, device, dtype)).sum(1)
+        lengths = squares[i].sqrt().clamp_min(1e-12) * squares[j].sqrt().clamp_min(1e-12)
+        parts.append(squares[i] + squares[j] - 2 * dots if distance == "euclidean" else 1 - dots / lengths)
+    return torch.cat(parts).clamp_min(0)
+
+
+def mean_of_rows(weights, lists):
+    """Sparse rows, each the mean of the rows in its list: lists (N, k)."""
+    parts, number = [], len(lists)
+    for rows in torch.arange(number, device=lists.device).split(4096):
+        which, entry = weights.entries(lists[rows].flatten())
+        key, inverse = (which // lists.shape[1] * number + weights.column[entry]).unique(return_inverse=True)
+        value = weights.value.new_zeros(len(key)).index_add_(0, inverse, weights.value[entry]) / lists.shape[1]
+        parts.append((rows[0] + key // number, key % number, value))
+    return sparse(*(torch.cat(part) for part in zip(*parts, strict=True)), number)
+
+
+def transposed(weights, first_row):
+    """Sparse by column of the rows from first_row on, which are numbered from 0."""
+    begin, number = weights.start[first_row], len(weights.start) - 1
+    column, order = weights.column[begin:].sort(stable=True)
+    row = torch.arange(number, device=column.device).repeat_interleave(weights.start.diff())[begin:][order] - first_row
+    return sparse(column, row, weights.value[begin:][order], number)
+
+
+@torch.no_grad()
+def rerank(query_features, gallery_features, *, k1=20, k2=6, lambda_value=0.3, distance="cosine", block=None):
+    """Distances (Q, G) after k-reciprocal re-ranking (Zhong et al., CVPR 2017), for evaluate_distances.
+
+    N = Q + G items are compared with each other; each keeps a list of k1 neighbours and a sparse row of weights, so the
+    memory beyond the matrix that is returned is O(N k). lambda_value: the share of the original distance, which is
+    divided by the largest of the query. As the authors' code has it, the item itself is the first of its k1 + 1
+    neighbours, and the weights (Eq. 7) take the divided distances.
+    """
+    check_choice(distance, DISTANCES, "distance")
+    check_whole(k1, 1, "k1")
+    check_whole(k2, 1, "k2")
+    if not 0 <= lambda_value <= 1:
+        raise ValueError(f"lambda_value must lie in 0..1, not {lambda_value}")
+    queries, gallery, device = check_features(query_features, gallery_features)
+    dtype = torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
+    num_queries, num_gallery = len(queries.squares), len(gallery.squares)
+    squares = torch.cat([queries.squares.to(device, dtype), gallery.squares.to(device, dtype)])
+    both = Features(queries.parts + gallery.parts, squares)
+    comparison = compare_features(both, both, device, distance, block)
+    with exact_products(device):
+        nearest, farthest = neighbours(comparison, k1 + 1)  # (N, k1 + 1), (N,)
+        farthest = farthest.clamp_min(1e-12)
+        item, member = expanded_sets(nearest, round(k1 / 2) + 1)
+        closeness = (-pair_distances(both, item, member, distance, device, dtype) / farthest[item]).exp()
+        total = closeness.new_zeros(len(nearest)).index_add_(0, item, closeness)
+        weights = sparse(item, member, closeness / total[item], len(nearest))  # V (Eq. 7), rows that sum to 1
+        if k2 > 1:
+            weights = mean_of_rows(weights, nearest[:, :k2])  # local query expansion (Sec. 3.4)
+        in_gallery = transposed(weights, num_queries)
+        result = torch.empty(num_queries, num_gallery, dtype=dtype, device=device)
+        for rows in torch.arange(num_queries, device=device).split(comparison.shape[0]):
+            overlap = result.new_zeros(len(rows) * num_gallery)  # sum over members of the smaller weight
+            for which, entry in zip(*(part.split(4096) for part in weights.entries(rows)), strict=True):
+                shared, other = in_gallery.entries(weights.column[entry])
+                smaller = torch.minimum(weights.value[entry][shared], in_gallery.value[other])
+                overlap.index_add_(0, which[shared] * num_gallery + in_gallery.column[other], smaller)
+            overlap = overlap.view(len(rows), num_gallery)
+            of_columns = comparison.keys(rows)
+            for start in range(0, num_gallery, comparison.shape[1]):
+                stop = min(start + comparison.shape[1], num_gallery)
+                original = comparison.to_distance(of_columns(slice(num_queries + start, num_queries + stop)), rows)
+                jaccard = 1 - overlap[:, start:stop] / (2 - overlap[:, start:stop])  # Eq. 10
+                share = original / farthest[rows, None]
+                result[rows, start:stop] = torch.lerp(jaccard, share, lambda_value)
+    return result

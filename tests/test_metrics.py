@@ -222,6 +222,7 @@ def test_block_sizes_give_the_same_bits(distance, protocol):
     whole = metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol)
     for block in ((1, 1), (7, 7), (1000, 1000), (12, 1), (1, 60), (3, 32)):
         scores = metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol, block=block)
+        assert all(torch.equal(value, whole["queries"][name]) for name, value in scores.pop("queries").items())
         assert torch.equal(scores.pop("cmc"), whole["cmc"])
         assert scores == {key: whole[key] for key in scores}
 
