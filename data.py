@@ -54,6 +54,7 @@ class Dataset(NamedTuple):
     folder: str  # below root
     parse: Callable  # (folder, **options) -> Splits
     counts: dict | None  # split -> (ids, images) as published, None where nothing is published
+    parse_multi_query: Callable | None = None  # folder -> items, images that multi-query pools
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -87,13 +88,22 @@ def parse_market1501(folder):
 
     Only the start of a name is matched: 18 files of the real set end in `.jpg.jpg`.
     """
+    return Splits(*parse_market1501_folders(folder, "bounding_box_train", "query", "bounding_box_test"))
+
+
+def parse_market1501_boxes(folder):
+    """The boxes drawn by hand, of all persons: several per person and camera, which multi-query pools."""
+    return parse_market1501_folders(folder, "gt_bbox")[0]
+
+
+def parse_market1501_folders(folder, *names):
+    """The items of each of these subfolders."""
     inner = folder / "Market-1501-v15.09.15"
-    folder = inner if inner.is_dir() else folder
-    parts = [folder / name for name in ("bounding_box_train", "query", "bounding_box_test")]
+    parts = [(inner if inner.is_dir() else folder) / name for name in names]
     missing = [str(part) for part in parts if not part.is_dir()]
     if missing:
         raise FileNotFoundError(f"not found: {', '.join(missing)}. DATASETS.md shows where the files belong")
-    return Splits(*(parse_by_name(part, r"(-1|\d{4})_c([1-6])(?!\d)", first_camid=1, junk={-1}) for part in parts))
+    return [parse_by_name(part, r"(-1|\d{4})_c([1-6])(?!\d)", first_camid=1, junk={-1}) for part in parts]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -157,23 +167,38 @@ def relabel(items):
     return np.array([label_of[item.pid] for item in items], dtype=np.int64), pids
 
 
-def load_dataset(name, root="data", *, train=True, evaluate=True, **options):
-    """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate)."""
+def find_dataset(name, root):
+    """The Dataset of that name and its folder below `root`."""
     if name not in DATASETS:
         raise ValueError(f"no data set {name!r}. Available: {', '.join(sorted(DATASETS))}")
-    dataset = DATASETS[name]
-    folder = Path(root) / dataset.folder
+    folder = Path(root) / DATASETS[name].folder
     if not folder.is_dir():
         raise FileNotFoundError(
             f"the folder of {name} is not there: {folder} (--root is the folder above it). DATASETS.md says where the "
             "data set comes from; `python synthetic.py` draws a small one"
         )
+    return DATASETS[name], folder
+
+
+def load_dataset(name, root="data", *, train=True, evaluate=True, **options):
+    """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate)."""
+    dataset, folder = find_dataset(name, root)
     splits = dataset.parse(folder, **options)
     print(f"{name} in {folder}\n{describe(splits, dataset.counts)}")
     try:
         return check_splits(splits, train=train, evaluate=evaluate)
     except ValueError as error:
         raise ValueError(f"{name} in {folder}: {error}. DATASETS.md shows what belongs there") from error
+
+
+def load_multi_query(name, root, queries):
+    """Sorted items of the images that multi-query pools: persons of `queries`, under the cameras of the queries."""
+    dataset, folder = find_dataset(name, root)
+    if dataset.parse_multi_query is None:
+        able = ", ".join(other for other, entry in sorted(DATASETS.items()) if entry.parse_multi_query)
+        raise ValueError(f"{name} has no images for multi-query; these have: {able}")
+    places = {(item.pid, item.camid) for item in queries}
+    return [item for item in dataset.parse_multi_query(folder) if (item.pid, item.camid) in places]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -462,6 +487,6 @@ def augment(images, generator, names, mean, std):
 MARKET_COUNTS = {"train": (751, 12936), "query": (750, 3368), "gallery": (751, 15913)}
 
 DATASETS = {
-    "market1501": Dataset("market1501", parse_market1501, MARKET_COUNTS),
-    "synthetic": Dataset("synthetic", parse_market1501, None),
+    "market1501": Dataset("market1501", parse_market1501, MARKET_COUNTS, parse_market1501_boxes),
+    "synthetic": Dataset("synthetic", parse_market1501, None, parse_market1501_boxes),
 }

@@ -55,33 +55,37 @@ BINS = 2**14  # of the histograms of distances that verification counts in
 # Checks of what comes in ---------------------------------------------------------------------------------------------
 
 
-def as_tensor(array):
+def as_tensor(array, what):
     """The tensor that shares the memory of a tensor, a numpy array or a memory-mapped file; a list is copied."""
     if isinstance(array, torch.Tensor):
         return array.detach()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing here writes to it
-        return torch.from_numpy(np.asarray(array))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
+            return torch.from_numpy(np.asarray(array))
+    except (TypeError, ValueError) as error:  # strings, None, rows of unequal length
+        raise ValueError(f"{what} must be numbers, in a tensor, array or list: {error}") from error
 
 
 def as_matrix(features, what):
     """`features` as a tensor; what an iterator of blocks gives goes to a temporary file first, as all is read twice."""
     if not isinstance(features, Iterator):
-        return as_tensor(features)
+        return as_tensor(features, what)
     width = dtype = None
     with tempfile.TemporaryFile(prefix="reid-") as file:  # no name, gone with its last reader
         for number, block in enumerate(features):
-            block = as_tensor(block)
-            if block.ndim != 2 or width not in (None, block.shape[1]):
-                wanted = f"(n, {width or 'D'})"
-                raise ValueError(f"block {number} of the {what} must have the shape {wanted}, not {tuple(block.shape)}")
-            if width is None:
+            block = as_tensor(block, f"block {number} of the {what}")
+            if block.ndim == 2 and width is None:
                 width, dtype = block.shape[1], compare_dtype(block)
+            if block.ndim != 2 or (block.shape[1], compare_dtype(block)) != (width, dtype) or block.dtype == torch.bool:
+                wanted = f"real numbers of shape (n, {width or 'D'}), all blocks of one precision"
+                given = f"{block.dtype} {tuple(block.shape)}"
+                raise ValueError(f"block {number} of the {what} must hold {wanted}, not {given}")
             file.write(block.to("cpu", dtype).contiguous().numpy())
         if not file.tell():
             raise ValueError(f"the iterator of {what} gave no block, or empty ones: it may have been used up before")
         file.flush()
-        return as_tensor(np.memmap(file, str(dtype).removeprefix("torch."), "r").reshape(-1, width))
+        return torch.from_numpy(np.memmap(file, str(dtype).removeprefix("torch."), "r+").reshape(-1, width))
 
 
 def check_choice(value, allowed, what):
@@ -125,8 +129,8 @@ def check_features(query_features, gallery_features):
     for features, what in ((query_features, "query features"), (gallery_features, "gallery features")):
         matrix = as_matrix(features, what)
         sides.append(Features((matrix,), check_matrix(matrix, what)))
-        if not sides[-1].squares.isfinite().all():
-            raise ValueError("a feature is longer than the square root of the largest float32: scale the features down")
+        if not (4 * sides[-1].squares).isfinite().all():  # the largest number that distances are made of
+            raise ValueError(f"{what}: squared lengths overflow {sides[-1].squares.dtype}: scale the features down")
     queries, gallery = (side.parts[0] for side in sides)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features have {queries.shape[1]} columns, gallery features {gallery.shape[1]}")
@@ -148,7 +152,7 @@ def take(parts, index, device, dtype):
 
 def check_ids(ids, length, what, device):
     """`ids` as an int64 tensor (length,); raises ValueError where they are anything else."""
-    ids = as_tensor(ids)
+    ids = as_tensor(ids, what)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"{what} must be integers, not {ids.dtype}")
     if ids.shape != (length,):
@@ -187,10 +191,10 @@ class Comparison(NamedTuple):
 
 def block_shape(block, device, size):
     """The shape of a block of keys out of `size`: at most `block`, evenly cut."""
-    rows, columns = block or BLOCK["cuda" if device.type == "cuda" else "cpu"]
-    if min(rows, columns) < 1:
-        raise ValueError(f"block must be two numbers from 1 (queries, gallery items), not {block}")
-    return tuple(-(-n // -(-n // most)) for n, most in zip(size, (rows, columns), strict=True))  # divisions round up
+    block = BLOCK["cuda" if device.type == "cuda" else "cpu"] if block is None else block
+    if not isinstance(block, tuple) or [type(part) for part in block] != [int, int] or min(block) < 1:
+        raise ValueError(f"block must be two whole numbers from 1, (queries, gallery items), not {block}")
+    return tuple(-(-n // -(-n // most)) for n, most in zip(size, block, strict=True))  # both divisions round up
 
 
 def compare_features(queries, gallery, device, distance, block=None):
@@ -229,13 +233,13 @@ def compare_features(queries, gallery, device, distance, block=None):
         return (1 + keys / lengths[rows]).clamp_min(0)
 
     longest = query_squares.max().sqrt() + offset.max().sqrt()
-    bounds = (0.0, longest.square().item() if distance == "euclidean" else 2.0)
+    bounds = (0.0, longest.square().item() or 1.0 if distance == "euclidean" else 2.0)  # 1: all features are 0
     return Comparison(keys, to_distance, bounds, size, shape, device)
 
 
 def compare_matrix(distmat, block=None):
     """The same for a given matrix of distances (Q, G)."""
-    distmat = as_tensor(distmat)
+    distmat = as_tensor(distmat, "distances")
     check_matrix(distmat, "distances")
 
     def keys(rows):
@@ -428,13 +432,13 @@ def score(comparison, ids, distance, protocol, max_rank):
     }
 
 
-def check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, size, device):
+def check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, size, device, gallery="gallery_"):
     """The four id vectors as int64 tensors on the device; size is (Q, G)."""
     return (
         check_ids(query_pids, size[0], "query_pids", device),
-        check_ids(gallery_pids, size[1], "gallery_pids", device),
+        check_ids(gallery_pids, size[1], f"{gallery}pids", device),
         check_ids(query_camids, size[0], "query_camids", device),
-        check_ids(gallery_camids, size[1], "gallery_camids", device),
+        check_ids(gallery_camids, size[1], f"{gallery}camids", device),
     )
 
 
@@ -516,6 +520,8 @@ def open_set(queries, far=0.01):
     """
     check_rate(far, "far")
     wrong, known = queries["wrong_distance"].sort().values, queries["matches"] > 0
+    if not known.any():
+        raise ValueError(f"none of the {len(known)} queries has a match: there is nothing to find")
     answered = math.floor(far * len(wrong) + 1e-9)  # so many false alarms are allowed; far < 1, so it is an index
     threshold = wrong[answered]
     right = known & (queries["first_hit"] == 1) & (queries["match_distance"] < threshold)
@@ -533,6 +539,7 @@ def count_distances(comparison, ids, protocol, query_group, gallery_group, group
     """Histograms: genuine pairs by person, impostor pairs by both of their persons (groups, bins), and all (bins,)."""
     query_pids, gallery_pids, query_camids, gallery_camids = ids
     low, high = comparison.bounds
+    width = (high - low) / bins
     # a row more for persons without a query, a column more for pairs that do not count
     genuine, impostor = torch.zeros(2, (groups + 1) * (bins + 1), dtype=torch.int64, device=comparison.device)
     every = torch.zeros(bins + 1, dtype=torch.int64, device=comparison.device)
@@ -542,7 +549,7 @@ def count_distances(comparison, ids, protocol, query_group, gallery_group, group
         for start in range(0, len(gallery_pids), comparison.shape[1]):
             columns = slice(start, start + comparison.shape[1])
             distances = comparison.to_distance(of_columns(columns), rows)  # (B, n)
-            number = ((distances - low) * (bins / (high - low))).long().clamp_(0, bins - 1)
+            number = ((distances - low) / width).long().clamp_(0, bins - 1)
             same = query_pids[rows, None] == gallery_pids[columns]
             same_camera = query_camids[rows, None] == gallery_camids[columns]
             right = same if protocol == "no_camera_rule" else same & ~same_camera
@@ -574,11 +581,11 @@ def verification(
     """ROC over all pairs of a query and a gallery item, junk left out: a pair is accepted below a threshold.
 
     Distances are counted in `bins` bins of equal width over all that is possible: thresholds have that resolution,
-    the rates at a threshold are exact.
-    Returns threshold, fmr and tpr (bins + 1,), rising (false match rate, or FPR; true positive rate, 1 - FNMR), eer
-    (equal error rate), num_genuine, num_impostor, resolution, distance, protocol; and for operating_point the counts by
-    person, (persons with a query, bins), where an impostor pair stands under both of its persons. More than 2**24
-    / bins persons share rows.
+    the rates at a threshold are exact. At the last one, the largest possible distance, every pair is accepted.
+    Returns threshold, fmr, fnmr and tpr (bins + 1,): false match rate (FPR), false non-match rate, true positive rate;
+    eer (equal error rate), num_genuine, num_impostor, resolution, distance, protocol; and for operating_point the
+    counts by person, (persons with a query, bins), where an impostor pair stands under both of its persons. More than
+    2**24 / bins persons share rows.
     """
     check_choice(distance, DISTANCES, "distance")
     check_choice(protocol, PROTOCOLS, "protocol")
@@ -598,11 +605,11 @@ def verification(
         if number == 0:
             raise ValueError(f"no pair {what} among queries and gallery: a ROC needs both kinds (protocol {protocol})")
     low, high = comparison.bounds
-    fmr, tpr = (F.pad(part.cumsum(0), (1, 0)) / part.sum().double() for part in (every, genuine.sum(0)))
-    closest = (fmr - (1 - tpr)).abs().argmin()
+    false, true = (F.pad(part.cumsum(0), (1, 0)) for part in (every, genuine.sum(0)))  # pairs accepted
+    fmr, tpr, fnmr = false / false[-1].double(), true / true[-1].double(), (true[-1] - true) / true[-1].double()
     return {
-        "threshold": torch.linspace(low, high, bins + 1, dtype=torch.float64), "fmr": fmr, "tpr": tpr,
-        "eer": ((fmr + 1 - tpr) / 2)[closest].item(),
+        "threshold": torch.linspace(low, high, bins + 1, dtype=torch.float64), "fmr": fmr, "fnmr": fnmr, "tpr": tpr,
+        "eer": ((fmr + fnmr) / 2)[(fmr - fnmr).abs().argmin()].item(),
         "num_genuine": int(genuine.sum()), "num_impostor": int(every.sum()), "resolution": (high - low) / bins,
         "distance": distance, "protocol": protocol,
         "genuine_by_person": genuine, "impostor_by_person": impostor, "impostor": every,
@@ -628,7 +635,7 @@ def operating_point(roc, *, fmr=None, fnmr=None, confidence=0.95, draws=1000, se
     def choose(fmrs, fnmrs):
         return (fmrs <= fmr).sum(-1) - 1 if fnmr is None else (fnmrs > fnmr).sum(-1)
 
-    at = choose(roc["fmr"], 1 - roc["tpr"])
+    at = choose(roc["fmr"], roc["fnmr"])
     genuine, impostor = (F.pad(roc[f"{name}_by_person"].double().cumsum(1), (1, 0)) for name in ("genuine", "impostor"))
     every = F.pad(roc["impostor"].double().cumsum(0), (1, 0))
     rng, persons = np.random.default_rng(seed), len(genuine)
@@ -638,12 +645,12 @@ def operating_point(roc, *, fmr=None, fnmr=None, confidence=0.95, draws=1000, se
         drawn = torch.from_numpy(rng.multinomial(persons, np.full(persons, 1 / persons), number)).double()
         hits = drawn @ genuine  # (draws, bins + 1)
         false = (every + (drawn - 1) @ impostor).clamp_min(0)
-        fnmrs = 1 - hits / hits[:, -1:].clamp_min(1)
+        fnmrs = (hits[:, -1:] - hits) / hits[:, -1:].clamp_min(1)
         fmrs = (false / false[:, -1:].clamp_min(1)).clamp_max(1)
         samples.append(torch.stack([roc["threshold"][choose(fmrs, fnmrs)], fmrs[:, at], fnmrs[:, at]]))
     ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = torch.cat(samples, dim=1).quantile(ends, dim=1).tolist()  # of threshold, FMR, FNMR
-    point = {"threshold": roc["threshold"][at], "fmr": roc["fmr"][at], "fnmr": 1 - roc["tpr"][at]}
+    point = {"threshold": roc["threshold"][at], "fmr": roc["fmr"][at], "fnmr": roc["fnmr"][at]}
     intervals = zip(point, low, high, strict=True)
     return {name: value.item() for name, value in point.items()} | {f"{n}_interval": (a, b) for n, a, b in intervals}
 
@@ -667,8 +674,10 @@ def multi_query(features, pids, camids, query_pids, query_camids, *, pool="avera
     check_choice(distance, DISTANCES, "distance")
     features = as_matrix(features, "features")
     check_matrix(features, "features")
-    size = len(as_tensor(query_pids)), len(features)
-    ids = check_all_ids(query_pids, pids, query_camids, camids, size, features.device)
+    size = as_tensor(query_pids, "query_pids").numel(), len(features)
+    if size[0] == 0:
+        raise ValueError("query_pids are empty: there is no query to pool images for")
+    ids = check_all_ids(query_pids, pids, query_camids, camids, size, features.device, gallery="")
     features = scaled_rows(features.to(compare_dtype(features)), distance)
     seen = torch.cat([torch.stack(ids[::2], dim=1), torch.stack(ids[1::2], dim=1)])  # (Q + N, 2): pid, camid
     places, place = seen.unique(dim=0, return_inverse=True)
@@ -678,8 +687,8 @@ def multi_query(features, pids, camids, query_pids, query_camids, *, pool="avera
         pid, camid = seen[missing[0]].tolist()
         raise ValueError(f"{len(missing)} of {size[0]} queries have no image to pool, first pid {pid}, camid {camid}")
     pooled = features.new_zeros(len(places), features.shape[1])
-    how = "mean" if pool == "average" else "amax"
-    pooled.index_reduce_(0, place, features, how, include_self=False)
+    how = {"average": "mean", "maximum": "amax"}[pool]
+    pooled.scatter_reduce_(0, place[:, None].expand_as(features), features, how, include_self=False)
     return pooled[query_place]
 
 
@@ -838,9 +847,9 @@ def rerank(query_features, gallery_features, *, k1=20, k2=6, lambda_value=0.3, d
     both = Features(queries.parts + gallery.parts, squares)
     comparison = compare_features(both, both, device, distance, block)
     with exact_products(device):
-        nearest, farthest = neighbours(comparison, k1 + 1)  # (N, k1 + 1), (N,)
+        nearest, farthest = neighbours(comparison, max(k1 + 1, k2))  # (N, k), (N,)
         farthest = farthest.clamp_min(1e-12)
-        item, member = expanded_sets(nearest, round(k1 / 2) + 1)
+        item, member = expanded_sets(nearest[:, : k1 + 1], round(k1 / 2) + 1)
         closeness = (-pair_distances(both, item, member, distance, device, dtype) / farthest[item]).exp()
         total = closeness.new_zeros(len(nearest)).index_add_(0, item, closeness)
         weights = sparse(item, member, closeness / total[item], len(nearest))  # V (Eq. 7), rows that sum to 1

@@ -2,7 +2,7 @@
 
     python train.py --arch hacnn --dataset market1501                            # -> runs/hacnn-market1501/best.pth
     python train.py --resume runs/hacnn-market1501/last.pth                      # goes on where a run stopped
-    python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501
+    python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501   # see evaluate.py
 
 A run writes into its folder: last.pth after every epoch (and on Ctrl-C), best.pth after an evaluation with the best mAP
 so far, log.txt (what the console shows), log.jsonl (one line per epoch) and curves.png. --resume continues to the same
@@ -29,6 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import evaluate
 import losses
 import metrics
 import models
@@ -68,53 +69,6 @@ def learning_rate(progress, args):
     if progress < args.warmup_epochs:
         return args.lr * (0.01 + 0.99 * progress / args.warmup_epochs)
     return args.lr * SCHEDULES[args.schedule](progress, args)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation
-
-
-@torch.inference_mode()
-def extract_features(model, pixels, device, batch_size):
-    """float32 features (N, D) of all images of `pixels`, on `device`; the model is left in evaluation mode."""
-    bare = model.module if isinstance(model, nn.DataParallel) else model
-    model.eval()
-    features = []
-    with tqdm(total=len(pixels), desc="features", unit="img", disable=None, leave=False) as bar:
-        for start in range(0, len(pixels), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(pixels)))
-            images = data.normalise(pixels.batch(rows, device), bare.mean, bare.std)
-            features.append(model(images).float())
-            bar.update(len(rows))
-    return torch.cat(features)
-
-
-def evaluate(model, splits, pixels, device, args):
-    """Scores of the query split against the gallery split, as metrics.evaluate gives them."""
-    features = extract_features(model, pixels, device, args.test_batch_size)
-    items, num_queries = splits.query + splits.gallery, len(splits.query)
-    pids, camids = np.array([i.pid for i in items]), np.array([i.camid for i in items])
-    return metrics.evaluate(
-        features[:num_queries], features[num_queries:], pids[:num_queries], pids[num_queries:], camids[:num_queries],
-        camids[num_queries:], distance=args.distance,
-    )
-
-
-def summarise(scores, dataset):
-    """Plain numbers for a log or a checkpoint, from what metrics.evaluate gives."""
-    ranks = {f"rank{rank}": float(scores["cmc"][rank - 1]) for rank in (1, 5, 10, 20)}
-    return {
-        "dataset": dataset, **ranks, "mAP": float(scores["mAP"]), "mINP": float(scores["mINP"]),
-        "queries": int(scores["num_valid_queries"]), "distance": scores["distance"], "protocol": scores["protocol"],
-    }
-
-
-def score_line(summary):
-    """One line with the scores in percent, and what they were measured with."""
-    names = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
-    numbers = "  ".join(f"{name.replace('rank', 'rank-')} {100 * summary[name]:.1f}" for name in names)
-    how = f"{summary['queries']} queries, {summary['distance']} distance, {summary['protocol']} protocol"
-    return f"{summary['dataset']}: {numbers}  (%, {how})"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -329,13 +283,21 @@ def build_parser():
     add("--augment", nargs="*", choices=data.AUGMENTATIONS, default=["flip", "translate"], metavar="NAME",
         help=f"of {', '.join(data.AUGMENTATIONS)} (default: flip translate); erase pays in long runs; no name for none")
     add = parser.add_argument_group("evaluation").add_argument
-    add("--evaluate", action="store_true", help="only test the network in --weights")
+    add("--evaluate", action="store_true", help="only test the network in --weights; with --out, write all about it")
     add("--eval-every", type=int, default=0, metavar="N",
         help="test every N epochs (default: 0, after the last alone); picking the best epoch flatters the score")
     add("--distance", choices=metrics.DISTANCES, help="between features (default: cosine, or what the checkpoint says)")
+    add("--protocol", choices=metrics.PROTOCOLS, default="market1501",
+        help="market1501 (default); cuhk03: one gallery image per person; no_camera_rule: the own camera counts too")
+    add("--multi-query", choices=("average", "maximum"), metavar="POOL",
+        help="with --evaluate, also: queries pooled from the images of gt_bbox; of: average, maximum")
+    add("--expand", type=int, default=0, metavar="K",
+        help="with --evaluate, also: queries averaged with their K nearest gallery images; 5 is a good start")
+    add("--rerank", action="store_true", help="with --evaluate, also: k-reciprocal re-ranking (Zhong et al. 2017)")
     add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
     add = parser.add_argument_group("run").add_argument
-    add("--out", help="folder of the run (default: runs/ARCH-DATASET); one that holds a run is refused")
+    add("--out", help="folder of the run (default: runs/ARCH-DATASET), one that holds a run is refused; with "
+        "--evaluate: folder for queries.csv, scores.json, cmc.png and roc.png (default: they are not written)")
     add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
     add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0); report several")
     add("--device", default="auto", help="default: auto, all GPUs or else the CPU; cpu, cuda, or cuda:1 for one GPU")
@@ -382,7 +344,8 @@ def check_resumed_flags(args, checkpoint):
 
 def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
-    at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1, "eval_every": 0, "seed": 0}
+    at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
+    at_least |= {"eval_every": 0, "seed": 0, "expand": 0}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
@@ -394,6 +357,8 @@ def check_flags(parser, args):
         parser.error(f"--warmup-epochs must lie between 0 and --epochs {args.epochs}, got {args.warmup_epochs:g}")
     if args.evaluate and not args.weights:
         parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
+    if not args.evaluate and (args.multi_query or args.expand or args.rerank):
+        parser.error("--multi-query, --expand and --rerank belong to --evaluate: training ends with the plain scores")
     if args.evaluate and args.resume:
         parser.error("--evaluate tests --weights, --resume goes on training: give one of them")
 
@@ -419,24 +384,6 @@ def has_fast_bf16(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
     return flags.exists() and "amx_bf16" in flags.read_text()
-
-
-def load_split_pixels(items, model, name, args, device):
-    cache = args.cache or Path(args.root) / ".pixels"
-    paths = [item.paths[0] for item in items]
-    return data.load_pixels(paths, model.input_size, cache, name, limit_gb=args.cache_limit).to_device(device)
-
-
-def run_evaluation(args, device):
-    """--evaluate: prints the scores of the network in --weights."""
-    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
-    if info.get("skipped"):
-        print(f"{args.weights}: not used: {data.some(info['skipped'])}")
-    args.distance = args.distance or info.get("distance", "cosine")
-    splits = data.load_dataset(args.dataset, args.root, train=False)
-    pixels = load_split_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
-    model = model.to(memory_format=torch.channels_last)
-    print(score_line(summarise(evaluate(model, splits, pixels, device, args), args.dataset)))
 
 
 def prepare_model(args, checkpoint, num_ids, device):
@@ -474,8 +421,8 @@ def run_training(args, checkpoint, device):
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
         f"input {model.input_size}, feature {model.feature_dim}"
     )
-    train_pixels = load_split_pixels(splits.train, model, f"{args.dataset}-train", args, device)
-    test_pixels = load_split_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
+    train_pixels = evaluate.load_pixels(splits.train, model, f"{args.dataset}-train", args, device)
+    test_pixels = evaluate.load_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
     optimizer = OPTIMIZERS[args.optim]([p for p in model.parameters() if p.requires_grad], args)
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
     state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "best_mAP": -1.0}
@@ -501,9 +448,10 @@ def run_training(args, checkpoint, device):
     while True:
         if state["record"]:
             if state["epoch"] == args.epochs or (args.eval_every and state["epoch"] % args.eval_every == 0):
-                state["scores"] = summarise(evaluate(runner, splits, test_pixels, device, args), args.dataset)
+                scores = evaluate.scores_of(runner, splits, test_pixels, device, args)
+                state["scores"] = evaluate.summarise(scores, args.dataset)
                 state["record"].update(state["scores"])
-                print(score_line(state["scores"]))
+                print(evaluate.score_line(state["scores"]))
                 if state["scores"]["mAP"] > state["best_mAP"]:
                     state["best_mAP"] = state["scores"]["mAP"]
                     save("best.pth")
@@ -535,7 +483,7 @@ def main(argv=None):
         args, checkpoint = parse(argv)
         device = pick_device(args.device)
         if args.evaluate:
-            return run_evaluation(args, device)
+            return evaluate.run(args, device)
         args.arch = args.arch or "hacnn"
         args.distance = args.distance or "cosine"
         args.out = args.out or f"runs/{args.arch}-{args.dataset}"

@@ -1,4 +1,4 @@
-"""Pictures for people to look at: ranked lists and training curves. Needs Pillow; matplotlib only for curves.
+"""Pictures for people to look at: ranked lists, training curves, CMC and ROC. Pillow; matplotlib only for curves.
 
     from visualize import ranked_grid, training_curves
     ranked_grid([("q.jpg", [("a.jpg", 0.93, True), ("b.jpg", 0.71, False)])]).save("ranked.jpg")
@@ -135,6 +135,44 @@ def training_curves(log_jsonl, path):
         right.text(0.5, 0.5, "not evaluated", transform=right.transAxes, ha="center", color="grey")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def tidy(axes):
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def cmc_curves(curves, path):
+    """Writes a PNG of cumulative match characteristics. curves: name -> (R,), share of queries with a hit by rank r."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, cmc in curves.items():
+        percent = [100 * float(value) for value in cmc]
+        axes.plot(range(1, len(cmc) + 1), percent, marker=".", label=f"{name}: {percent[0]:.1f} at rank 1")
+    axes.set(title="CMC", xlabel="rank", ylabel="queries with a hit so far, %", ylim=(None, 100.5), xlim=(0.5, None))
+    axes.legend(loc="lower right", frameon=False)
+    tidy(axes)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def roc_curve(fpr, tpr, num_impostor, path):
+    """Writes a PNG of a ROC with a logarithmic false positive rate, down to one pair out of num_impostor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    measured = fpr > 0
+    axes.plot(fpr[measured], 100 * tpr[measured], color="black")
+    for rate in (1e-4, 1e-3, 1e-2, 1e-1):
+        if rate * num_impostor >= 1:
+            value = 100 * tpr[fpr <= rate][-1]
+            axes.plot(rate, value, "o", color="black")
+            axes.annotate(f"{value:.1f}", (rate, value), (4, -4), textcoords="offset points", va="top", color="gray")
+    axes.set(title="ROC", xlabel="false positive rate (pairs of two persons)", ylabel="true positive rate, %",
+             xscale="log", xlim=(max(1 / num_impostor, 1e-6), 1), ylim=(0, 100.5))  # fmt: skip
+    tidy(axes)
     figure.savefig(path, dpi=120, format="png")
