@@ -182,7 +182,10 @@ def run(args, device):
         verification["points"] = [{"wanted": rate, **point} for rate, point in zip(RATES, pairs, strict=True)]
         content = {"ranking": summaries, "verification": verification, "open_set": alarms, "weights": args.weights}
         (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n")
-        visualize.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
-        visualize.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
-        print(f"{folder}: queries.csv, scores.json, cmc.png, roc.png")
+        try:
+            visualize.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
+            visualize.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
+            print(f"{folder}: queries.csv, scores.json, cmc.png, roc.png")
+        except ImportError as error:
+            print(f"{folder}: queries.csv, scores.json; no curves, as matplotlib is not installed ({error})")
     return 0

@@ -144,6 +144,29 @@ def test_unknown_data_set(tmp_path):
         data.load_dataset("market", tmp_path)
 
 
+def test_multi_query_takes_persons_under_the_cameras_of_their_queries(tmp_path):
+    folder = tree(tmp_path)
+    queries = items(folder / "query", ("0001_c1s1_001051_00.jpg", 1, 0), ("0003_c2s1_000001_00.jpg", 3, 1))
+    (folder / "gt_bbox").mkdir()
+    names = ["0003_c2s2_000009_00.jpg", "0001_c1s1_000009_00.jpg", "0001_c1s1_000002_00.jpg", "0001_c2s1_000009_00.jpg",
+             "0002_c1s1_000009_00.jpg", "-1_c1s1_000009_00.jpg"]  # fmt: skip
+    for name in names:
+        (folder / "gt_bbox" / name).write_bytes(b"")
+    assert data.load_multi_query("market1501", tmp_path, queries) == items(
+        folder / "gt_bbox",
+        ("0001_c1s1_000002_00.jpg", 1, 0), ("0001_c1s1_000009_00.jpg", 1, 0), ("0003_c2s2_000009_00.jpg", 3, 1),
+    )  # fmt: skip
+
+
+def test_multi_query_without_its_images(tmp_path, monkeypatch):
+    tree(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"gt_bbox.*DATASETS\.md"):
+        data.load_multi_query("market1501", tmp_path, [])
+    monkeypatch.setitem(data.DATASETS, "other", data.Dataset("market1501", data.parse_market1501, None))
+    with pytest.raises(ValueError, match="other has no images for multi-query; these have: market1501, synthetic"):
+        data.load_multi_query("other", tmp_path, [])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Checks, counts, labels
 

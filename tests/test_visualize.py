@@ -153,3 +153,32 @@ def test_training_curves_write_a_png(tmp_path):
     visualize.training_curves(str(log), str(tmp_path / "curves.png"))
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG" and image.width > image.height > 300
+
+
+def test_cmc_curves_draw_what_they_are_given(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, **kwargs: drawn.append(self))
+    visualize.cmc_curves({"a": np.array([0.5, 0.75]), "b": [0.25, 1.0]}, tmp_path / "cmc.png")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    assert lines == {"a: 50.0 at rank 1": [[1, 50], [2, 75]], "b: 25.0 at rank 1": [[1, 25], [2, 100]]}
+
+
+def test_roc_curve_marks_the_rates_that_the_pairs_can_show(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, **kwargs: drawn.append(self))
+    fpr, tpr = np.array([0, 0, 0.004, 0.05, 0.2, 1]), np.array([0, 0.3, 0.5, 0.6, 0.9, 1])
+    visualize.roc_curve(fpr, tpr, 250, tmp_path / "roc.png")
+    curve, *marks = [line.get_xydata().tolist() for line in drawn[0].axes[0].lines]
+    assert curve == [[0.004, 50], [0.05, 60], [0.2, 90], [1, 100]]
+    assert marks == [[[0.01, 50]], [[0.1, 60]]]  # one of 250 pairs is 0.004: 0.001 cannot be seen
+
+
+def test_roc_and_cmc_write_a_png(tmp_path):
+    pytest.importorskip("matplotlib")
+    visualize.cmc_curves({"a": [0.5, 1.0]}, tmp_path / "cmc.png")
+    visualize.roc_curve(np.array([0, 0.5, 1]), np.array([0, 0.9, 1]), 10, tmp_path / "roc.png")
+    for name in ("cmc.png", "roc.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG" and image.width > image.height > 300
