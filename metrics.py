@@ -140,16 +140,27 @@ def check_features(query_features, gallery_features):
     return *sides, queries.device if queries.is_cuda else gallery.device
 
 
+def split_index(parts, index):
+    """For matrices that stand one below the other: (part, which of index (n,) are rows of it, which rows of it)."""
+    first = 0
+    for part in parts:
+        place = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
+        yield part, place, index[place] - first
+        first += len(part)
+
+
 def take(parts, index, device, dtype):
     """The rows `index` (n,), a tensor or a slice, of matrices that stand one below the other: (n, D) on `device`."""
-    if len(parts) == 1:
-        return parts[0][index if isinstance(index, slice) else index.to(parts[0].device)].to(device, dtype)
-    index = torch.arange(*index.indices(sum(map(len, parts)))) if isinstance(index, slice) else index.cpu()
-    rows, first = torch.empty(len(index), parts[0].shape[1], dtype=dtype, device=device), 0
-    for part in parts:
-        inside = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
-        rows[inside.to(device)] = part[(index[inside] - first).to(part.device)].to(device, dtype)
-        first += len(part)
+    if isinstance(index, slice):
+        pieces, first = [], 0
+        for part in parts:
+            pieces.append(part[max(0, index.start - first) : max(0, index.stop - first)].to(device, dtype))
+            first += len(part)
+        pieces = [piece for piece in pieces if len(piece)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    rows = torch.empty(len(index), parts[0].shape[1], dtype=dtype, device=device)
+    for part, place, inside in split_index(parts, index):
+        rows[place] = part[inside.to(part.device)].to(device, dtype)
     return rows
 
 
@@ -719,21 +730,34 @@ def smallest(keys, k):
     return values, columns
 
 
-def neighbours(comparison, k):
-    """The k nearest gallery items of each query, (Q, k) ascending, and the distance to the farthest of all, (Q,)."""
+def neighbours(comparison, k, kept=None):
+    """The k nearest gallery items of each query, (Q, k) ascending, and the distance to the farthest of all, (Q,).
+
+    kept (q, g): a matrix that takes the keys of the first q queries with the last g items.
+    """
     nearest, farthest = [], []
     for rows in torch.arange(comparison.size[0], device=comparison.device).split(comparison.shape[0]):
         of_columns, best = comparison.keys(rows), None
         for start in range(0, comparison.size[1], comparison.shape[1]):
             keys = of_columns(slice(start, start + comparison.shape[1]))
-            values, columns = smallest(keys, k)
-            columns, last = columns + start, keys.amax(1)
-            if best is not None:
-                values, order = torch.cat([best[0], values], dim=1).sort(dim=1, stable=True)
-                columns, last = torch.cat([best[1], columns], dim=1).gather(1, order), torch.maximum(best[2], last)
-            best = values[:, :k], columns[:, :k], last
+            if kept is not None and rows[0] < len(kept):
+                skipped = comparison.size[1] - kept.shape[1] - start  # columns in front of the kept ones
+                part = keys[: len(kept) - int(rows[0]), max(0, skipped) :]
+                kept[rows[: len(part)], max(0, -skipped) : max(0, -skipped) + part.shape[1]] = part
+            if best is None:
+                best, last = smallest(keys, k), keys.amax(1)
+                continue
+            limit = best[0][:, -1:] if best[0].shape[1] == k else torch.inf
+            row, column = (keys < limit).nonzero().T  # few; what ties with the last of the list comes after it
+            count, nth = count_per_row(row, len(rows))
+            values = keys.new_full((len(rows), int(count.max())), torch.inf)
+            columns = torch.zeros_like(values, dtype=torch.int64)
+            values[row, nth], columns[row, nth] = keys[row, column], column + start
+            values, order = torch.cat([best[0], values], dim=1).sort(dim=1, stable=True)
+            columns = torch.cat([best[1], columns], dim=1).gather(1, order)
+            best, last = (values[:, :k], columns[:, :k]), torch.maximum(last, keys.amax(1))
         nearest.append(best[1])
-        farthest.append(comparison.to_distance(best[2], rows))
+        farthest.append(comparison.to_distance(last, rows))
     return torch.cat(nearest), torch.cat(farthest)
 
 
@@ -811,13 +835,18 @@ def expanded_sets(nearest, half):
 
 def pair_distances(features, first, second, distance, device, dtype):
     """Distances (P,) of given pairs of rows."""
-    squares, parts = features.squares.to(device, dtype), []
-    size = max(1, 2**21 // features.parts[0].shape[1])
-    for i, j in zip(first.split(size), second.split(size), strict=True):
-        dots = (take(features.parts, i, device, dtype) * take(features.parts, j, device, dtype)).sum(1)
-        lengths = squares[i].sqrt().clamp_min(1e-12) * squares[j].sqrt().clamp_min(1e-12)
-        parts.append(squares[i] + squares[j] - 2 * dots if distance == "euclidean" else 1 - dots / lengths)
-    return torch.cat(parts).clamp_min(0)
+    dots = torch.empty(len(first), dtype=dtype, device=device)
+    size = max(1, 2**18 // features.parts[0].shape[1])  # rows of both that stay in a CPU's cache
+    for left, of_left, left_rows in split_index(features.parts, first):
+        for right, of_right, right_rows in split_index(features.parts, second[of_left]):
+            pairs = of_left[of_right], left_rows[of_right], right_rows
+            for place, i, j in zip(*(index.split(size) for index in pairs), strict=True):
+                a, b = left[i.to(left.device)].to(device, dtype), right[j.to(right.device)].to(device, dtype)
+                dots[place] = (a * b).sum(1)
+    own, other = (features.squares.to(device, dtype)[side] for side in (first, second))
+    if distance == "euclidean":
+        return (own + other - 2 * dots).clamp_min(0)
+    return (1 - dots / (own.sqrt().clamp_min(1e-12) * other.sqrt().clamp_min(1e-12))).clamp_min(0)
 
 
 def mean_of_rows(weights, lists):
@@ -860,7 +889,8 @@ def rerank(query_features, gallery_features, *, k1=20, k2=6, lambda_value=0.3, d
     both = Features(queries.parts + gallery.parts, squares)
     comparison = compare_features(both, both, device, distance, block)
     with exact_products(device):
-        nearest, farthest = neighbours(comparison, max(k1 + 1, k2))  # (N, k), (N,)
+        result = torch.empty(num_queries, num_gallery, dtype=dtype, device=device)
+        nearest, farthest = neighbours(comparison, max(k1 + 1, k2), kept=result)  # (N, k), (N,)
         farthest = farthest.clamp_min(1e-12)
         item, member = expanded_sets(nearest[:, : k1 + 1], round(k1 / 2) + 1)
         closeness = (-pair_distances(both, item, member, distance, device, dtype) / farthest[item]).exp()
@@ -869,19 +899,15 @@ def rerank(query_features, gallery_features, *, k1=20, k2=6, lambda_value=0.3, d
         if k2 > 1:
             weights = mean_of_rows(weights, nearest[:, :k2])  # local query expansion (Sec. 3.4)
         in_gallery = transposed(weights, num_queries)
-        result = torch.empty(num_queries, num_gallery, dtype=dtype, device=device)
-        for rows in torch.arange(num_queries, device=device).split(comparison.shape[0]):
+        for rows in torch.arange(num_queries, device=device).split(128):
             overlap = result.new_zeros(len(rows) * num_gallery)  # sum over members of the smaller weight
             for which, entry in zip(*(part.split(4096) for part in weights.entries(rows)), strict=True):
                 shared, other = in_gallery.entries(weights.column[entry])
                 smaller = torch.minimum(weights.value[entry][shared], in_gallery.value[other])
                 overlap.index_add_(0, which[shared] * num_gallery + in_gallery.column[other], smaller)
             overlap = overlap.view(len(rows), num_gallery)
-            of_columns = comparison.keys(rows)
-            for start in range(0, num_gallery, comparison.shape[1]):
-                stop = min(start + comparison.shape[1], num_gallery)
-                original = comparison.to_distance(of_columns(slice(num_queries + start, num_queries + stop)), rows)
-                jaccard = 1 - overlap[:, start:stop] / (2 - overlap[:, start:stop])  # Eq. 10
-                share = original / farthest[rows, None]
-                result[rows, start:stop] = torch.lerp(jaccard, share, lambda_value)
+            jaccard = 2 - 2 / (2 - overlap)  # Eq. 10, 1 - s / (2 - s)
+            part = result[rows[0] : rows[0] + len(rows)]
+            original = comparison.to_distance(part, rows).div_(farthest[rows, None])
+            torch.lerp(jaccard, original, lambda_value, out=part)
     return result
