@@ -2,10 +2,15 @@
 
     model = build_model("hacnn", num_ids=751)              # a fresh network
     model, info = load_checkpoint("runs/hacnn-market1501/best.pth")
+    python models.py                                       # lists the networks: sizes, parameters, MACs
+    python models.py osnet_x1_0 vit_small_patch16_224      # only these; any name of torchvision or timm
 
 Every model keeps one contract: in evaluation it gives features (B, D); in training it gives
 (list of logits (B, N), list of features (B, D_i)), one entry per branch. It carries `input_size` (H, W),
 `feature_dim` D, `mean` and `std`. Input: (B, 3, H, W), RGB in 0..1, minus `mean`, divided by `std`.
+
+HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head (WithHead).
+A name that both libraries know is torchvision's unless written timm/NAME. timm is imported only for its own networks.
 
 HA-CNN: Li, Zhu, Gong, "Harmonious Attention Network for Person Re-Identification", CVPR 2018.
 Where ours differs from the paper's and the usual implementation:
@@ -14,68 +19,119 @@ Where ours differs from the paper's and the usual implementation:
 - The four regions pass the local branch as one batch. In evaluation that changes nothing. In training batch norm
   then sees the four regions of a batch together, where a loop over regions normalises each by itself.
 - `align_corners` says how a region's positions map to pixels: weights trained with torch < 1.3 expect True.
+
+MuDeep: Qian, Fu, Jiang, Xiang, Xue, "Multi-scale Deep Learning Architectures for Person Re-identification", ICCV 2017.
+Its feature is the 4096-d layer before the classifier, in evaluation too.
+OSNet: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
+BNNeck and last stride 1: Luo, Gu, Liao, Lai, Jiang, "Bag of Tricks and a Strong Baseline for Deep Person
+Re-Identification", CVPR Workshops 2019. GeM: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human
+Annotation", TPAMI 2019.
 """
 
 import argparse
 import ast
+import contextlib
 import difflib
+import functools
 import inspect
 import re
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------------
-# HA-CNN
+# What our networks share
 
 
 class ConvBlock(nn.Module):
-    """Convolution with bias, batch norm, ReLU."""
+    """Convolution, normalisation, ReLU; HA-CNN and MuDeep have a bias in each, OSNet in none."""
 
-    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0):
+    def __init__(
+        self, in_channels, out_channels, kernel, stride=1, padding=0, *, bias=True, instance_norm=False, relu=True
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+        self.bn = nn.InstanceNorm2d(out_channels, affine=True) if instance_norm else nn.BatchNorm2d(out_channels)
+        self.relu = relu
 
     def forward(self, x):
-        return F.relu(self.bn(self.conv(x)))
+        x = self.bn(self.conv(x))
+        return F.relu(x) if self.relu else x
 
 
-class InceptionA(nn.Module):
-    """Four streams of equal width on the same map size: (B, C_in, H, W) -> (B, C_out, H, W)."""
+def convs(channels, *steps, stride=1):
+    """ConvBlocks in a row, a step being (channels out, kernel); only the last one's stride changes the map's size."""
+    blocks = nn.Sequential()
+    for number, (out, kernel) in enumerate(steps, start=1):
+        padding = tuple(k // 2 for k in kernel) if isinstance(kernel, tuple) else kernel // 2
+        blocks.append(ConvBlock(channels, out, kernel, stride if number == len(steps) else 1, padding))
+        channels = out
+    return blocks
 
-    def __init__(self, in_channels, out_channels):
+
+def pooled_conv(in_channels, out_channels):
+    """3x3 averages (zeros outside count), then a 1x1 convolution."""
+    return nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), ConvBlock(in_channels, out_channels, 1))
+
+
+class Streams(nn.Module):
+    """Layers side by side on the same map, named stream1, stream2, ...; their channels are concatenated."""
+
+    def __init__(self, *streams):
         super().__init__()
-        m = out_channels // 4
-        self.stream1 = nn.Sequential(ConvBlock(in_channels, m, 1), ConvBlock(m, m, 3, padding=1))
-        self.stream2 = nn.Sequential(ConvBlock(in_channels, m, 1), ConvBlock(m, m, 3, padding=1))
-        self.stream3 = nn.Sequential(ConvBlock(in_channels, m, 1), ConvBlock(m, m, 3, padding=1))
-        self.stream4 = nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1), ConvBlock(in_channels, m, 1))
+        for number, stream in enumerate(streams, start=1):
+            self.add_module(f"stream{number}", stream)
 
     def forward(self, x):
-        return torch.cat([self.stream1(x), self.stream2(x), self.stream3(x), self.stream4(x)], dim=1)
+        return torch.cat([stream(x) for stream in self.children()], dim=1)
 
 
-class InceptionB(nn.Module):
-    """Three streams that halve the map: (B, C_in, H, W) -> (B, C_out, H/2, W/2)."""
+def fully_connected(in_features, out_features):
+    """Linear, batch norm, ReLU: (B, in) -> (B, out)."""
+    return nn.Sequential(nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU())
 
-    def __init__(self, in_channels, out_channels):
-        super().__init__()
-        m = out_channels // 4
-        self.stream1 = nn.Sequential(ConvBlock(in_channels, m, 1), ConvBlock(m, m, 3, stride=2, padding=1))
-        self.stream2 = nn.Sequential(
-            ConvBlock(in_channels, m, 1), ConvBlock(m, m, 3, padding=1), ConvBlock(m, m, 3, stride=2, padding=1)
+
+def check_images(name, x, size):
+    """ValueError where x is not (B, 3, H, W); a trace skips it, its file fixes the size anyway."""
+    if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *size):
+        raise ValueError(f"{name} takes images (B, 3, {size[0]}, {size[1]}), got {tuple(x.shape)}")
+
+
+def check_multiple(name, size, step):
+    """ValueError where a network would cut off rows or columns at the edge, or is left with nothing."""
+    if min(size) < step or size[0] % step or size[1] % step:
+        raise ValueError(
+            f"{name} cannot take images of {size[0]} x {size[1]}: height and width must be multiples of {step}, such "
+            f"as {256 // step * step} x {128 // step * step}"
         )
-        self.stream3 = nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), ConvBlock(in_channels, 2 * m, 1))
 
-    def forward(self, x):
-        return torch.cat([self.stream1(x), self.stream2(x), self.stream3(x)], dim=1)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# HA-CNN
+
+
+def inception_a(channels, out):
+    """Four streams of equal width on the same map size: (B, C_in, H, W) -> (B, C_out, H, W)."""
+    m = out // 4
+    return Streams(*[convs(channels, (m, 1), (m, 3)) for _ in range(3)], pooled_conv(channels, m))
+
+
+def inception_b(channels, out):
+    """Three streams that halve the map: (B, C_in, H, W) -> (B, C_out, H/2, W/2)."""
+    m = out // 4
+    return Streams(
+        convs(channels, (m, 1), (m, 3), stride=2), convs(channels, (m, 1), (m, 3), (m, 3), stride=2),
+        nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), ConvBlock(channels, 2 * m, 1)),
+    )  # fmt: skip
 
 
 def resize_taps(size_in, size_out):
@@ -238,10 +294,12 @@ class HACNN(nn.Module):
     WIDTHS = (32, 128, 256, 384)  # after `conv` and after each stage
     CROPS = ((24, 28), (12, 14), (6, 7))
 
-    def __init__(self, num_ids, *, learn_region=True, align_corners=False):
+    def __init__(self, num_ids, *, learn_region=True, align_corners=False, input_size=(160, 64)):
         super().__init__()
+        if input_size != (160, 64):
+            raise ValueError(f"hacnn takes images of 160 x 64 alone (its regions are cut for them), not {input_size}")
         self.learn_region = learn_region
-        self.input_size, self.mean, self.std = (160, 64), IMAGENET_MEAN, IMAGENET_STD
+        self.input_size, self.mean, self.std = input_size, IMAGENET_MEAN, IMAGENET_STD
         self.feature_dim = 1024 if learn_region else 512
         height, width = self.input_size
         self.conv = ConvBlock(3, self.WIDTHS[0], 3, stride=2, padding=1)
@@ -249,17 +307,16 @@ class HACNN(nn.Module):
         for stage in (1, 2, 3):
             c_in, c_out = self.WIDTHS[stage - 1], self.WIDTHS[stage]
             size_in, size_out = (height >> stage, width >> stage), (height >> stage + 1, width >> stage + 1)
-            inception = nn.Sequential(InceptionA(c_in, c_out), InceptionB(c_out, c_out))
+            inception = nn.Sequential(inception_a(c_in, c_out), inception_b(c_out, c_out))
             self.add_module(f"inception{stage}", inception)
             self.add_module(f"ha{stage}", HarmoniousAttention(c_out, size_out))
             self.crops.append(RegionCrop(size_in, self.CROPS[stage - 1], align_corners))
-        self.fc_global = nn.Sequential(nn.Linear(self.WIDTHS[3], 512), nn.BatchNorm1d(512), nn.ReLU())
+        self.fc_global = fully_connected(self.WIDTHS[3], 512)
         self.classifier_global = nn.Linear(512, num_ids)
         if learn_region:
             for stage in (1, 2, 3):
-                self.add_module(f"local_conv{stage}", InceptionB(self.WIDTHS[stage - 1], self.WIDTHS[stage]))
-            local_dim = self.REGIONS * self.WIDTHS[3]
-            self.fc_local = nn.Sequential(nn.Linear(local_dim, 512), nn.BatchNorm1d(512), nn.ReLU())
+                self.add_module(f"local_conv{stage}", inception_b(self.WIDTHS[stage - 1], self.WIDTHS[stage]))
+            self.fc_local = fully_connected(self.REGIONS * self.WIDTHS[3], 512)
             self.classifier_local = nn.Linear(512, num_ids)
         else:
             for attention in (self.ha1, self.ha2, self.ha3):
@@ -282,9 +339,7 @@ class HACNN(nn.Module):
         return features
 
     def forward(self, x):
-        if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *self.input_size):
-            height, width = self.input_size
-            raise ValueError(f"HA-CNN takes images (B, 3, {height}, {width}), got {tuple(x.shape)}")
+        check_images("HA-CNN", x, self.input_size)
         features = self.branches(x)
         if self.training:
             classifiers = [self.classifier_global] + ([self.classifier_local] if self.learn_region else [])
@@ -295,33 +350,406 @@ class HACNN(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# MuDeep
+
+
+class Fusion(nn.Module):
+    """Weighed sum of four streams, a weight per channel, then averages: (B, 4 * 256, H, W) -> (B, 256, H/4, W/4)."""
+
+    def __init__(self):
+        super().__init__()
+        for stream in (1, 2, 3, 4):
+            self.register_parameter(f"a{stream}", nn.Parameter(torch.rand(1, 256, 1, 1)))
+
+    def forward(self, x):
+        x = x * torch.cat([self.a1, self.a2, self.a3, self.a4], dim=1)
+        return F.avg_pool2d(sum(x.chunk(4, dim=1)), 4)
+
+
+class MuDeep(nn.Module):
+    """MuDeep: 138 M parameters, of which 134 M lie between the last map and its 4096-d feature."""
+
+    def __init__(self, num_ids, *, input_size=(256, 128)):
+        super().__init__()
+        check_multiple("mudeep", input_size, 16)
+        self.input_size, self.mean, self.std, self.feature_dim = input_size, IMAGENET_MEAN, IMAGENET_STD, 4096
+        self.block1 = nn.Sequential(OrderedDict(
+            conv1=ConvBlock(3, 48, 3, padding=1), conv2=ConvBlock(48, 96, 3, padding=1), pool=nn.MaxPool2d(3, 2, 1)
+        ))  # fmt: skip
+        self.block2 = Streams(  # multi-scale A
+            convs(96, (96, 1), (24, 3)), pooled_conv(96, 24), ConvBlock(96, 24, 1), convs(96, (16, 1), (24, 3), (24, 3))
+        )
+        self.block3 = Streams(  # reduction
+            nn.MaxPool2d(3, 2, 1), ConvBlock(96, 96, 3, 2, 1), convs(96, (48, 1), (56, 3), (64, 3), stride=2)
+        )
+        row, column = (1, 3), (3, 1)
+        self.block4 = Streams(  # multi-scale B
+            pooled_conv(256, 256), convs(256, (64, 1), (128, row), (256, column)), ConvBlock(256, 256, 1),
+            convs(256, (64, 1), (64, row), (128, column), (128, row), (256, column)),
+        )  # fmt: skip
+        self.block5 = Fusion()
+        self.fc = fully_connected(256 * (input_size[0] // 16) * (input_size[1] // 16), self.feature_dim)
+        self.classifier = nn.Linear(self.feature_dim, num_ids)
+
+    def forward(self, x):
+        check_images("MuDeep", x, self.input_size)
+        x = self.block3(self.block2(self.block1(x)))  # (B, 256, H/4, W/4)
+        feature = self.fc(self.block5(self.block4(x)).flatten(1))
+        return ([self.classifier(feature)], [feature]) if self.training else feature
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# OSNet
+
+
+class LightConv3x3(nn.Module):
+    """3x3 convolution in two cheap steps: across channels, then each channel over space."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=channels)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv2(self.conv1(x))))
+
+
+class ChannelGate(nn.Module):
+    """Weighs channels by what the image shows (the unified aggregation gate): (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels, reduction=16):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
+        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))))
+
+
+class OSBlock(nn.Module):
+    """Residual bottleneck of four streams that see 3x3, 5x5, 7x7 and 9x9, and one gate that mixes them."""
+
+    def __init__(self, in_channels, out_channels, instance_norm=False):
+        super().__init__()
+        mid = out_channels // 4
+        self.conv1 = ConvBlock(in_channels, mid, 1, bias=False)
+        self.conv2a = LightConv3x3(mid)
+        for name, depth in (("conv2b", 2), ("conv2c", 3), ("conv2d", 4)):
+            self.add_module(name, nn.Sequential(*[LightConv3x3(mid) for _ in range(depth)]))
+        self.gate = ChannelGate(mid)
+        self.conv3 = ConvBlock(mid, out_channels, 1, bias=False, relu=False)
+        same = in_channels == out_channels
+        self.downsample = nn.Identity() if same else ConvBlock(in_channels, out_channels, 1, bias=False, relu=False)
+        self.IN = nn.InstanceNorm2d(out_channels, affine=True) if instance_norm else nn.Identity()
+
+    def forward(self, x):
+        entering, x = self.downsample(x), self.conv1(x)
+        mixed = sum(self.gate(stream(x)) for stream in (self.conv2a, self.conv2b, self.conv2c, self.conv2d))
+        return F.relu(self.IN(self.conv3(mixed) + entering))
+
+
+class OSNet(nn.Module):
+    """OSNet of the given widths after conv1 and after the three stages; ibn adds instance norm to the first two."""
+
+    def __init__(self, widths, ibn, num_ids, *, input_size=(256, 128)):
+        super().__init__()
+        check_multiple("osnet", input_size, 16)
+        self.input_size, self.mean, self.std, self.feature_dim = input_size, IMAGENET_MEAN, IMAGENET_STD, 512
+        self.conv1 = ConvBlock(3, widths[0], 7, stride=2, padding=3, bias=False, instance_norm=ibn)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        for stage, c_in, c_out in zip((2, 3, 4), widths, widths[1:], strict=False):
+            blocks = nn.Sequential(*[OSBlock(c, c_out, ibn and stage == 2) for c in (c_in, c_out)])
+            if stage < 4:  # transition
+                blocks.append(nn.Sequential(ConvBlock(c_out, c_out, 1, bias=False), nn.AvgPool2d(2)))
+            self.add_module(f"conv{stage}", blocks)
+        self.conv5 = ConvBlock(widths[3], widths[3], 1, bias=False)
+        self.fc = fully_connected(widths[3], self.feature_dim)
+        self.classifier = nn.Linear(self.feature_dim, num_ids)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x):
+        check_images("OSNet", x, self.input_size)
+        x = self.maxpool(self.conv1(x))  # (B, C, H/4, W/4)
+        x = self.conv5(self.conv4(self.conv3(self.conv2(x))))  # (B, C, H/16, W/16)
+        feature = self.fc(x.mean(dim=(2, 3)))
+        return ([self.classifier(feature)], [feature]) if self.training else feature
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Backbones of torchvision and timm, and the one head for them
+
+
+class GeM(nn.Module):
+    """Generalised mean over positions: (B, C, N) -> (B, C). p is learned; 1 is the average, large p the maximum."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x):
+        return x.float().clamp(min=1e-6).pow(self.p.float()).mean(-1).pow(1 / self.p.float()).to(x.dtype)
+
+
+class WithHead(nn.Module):
+    """A backbone under our head: pooling to one vector, embedding layer, BNNeck, classifier.
+
+    The feature that the losses see stands before the BNNeck, the one that evaluation gives after it; without a BNNeck
+    they are the same.
+    """
+
+    def __init__(self, arch, backbone, num_channels, num_ids, statistics, input_size, pooling, embedding, bnneck):
+        super().__init__()
+        self.arch, self.input_size, (self.mean, self.std) = arch, input_size, statistics
+        self.feature_dim = embedding or num_channels
+        self.backbone, self.pooling = backbone, pooling
+        self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+        self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
+        if pooling == "gem":
+            self.gem = GeM()
+        self.fc = fully_connected(num_channels, embedding) if embedding else nn.Identity()
+        self.bnneck = nn.BatchNorm1d(self.feature_dim) if bnneck else nn.Identity()
+        self.classifier = nn.Linear(self.feature_dim, num_ids, bias=not bnneck)
+        if bnneck:  # a shift would move the features off the origin, from which the cosine measures
+            self.bnneck.bias.requires_grad_(False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def pool(self, x):
+        """Maps (B, C, h, w), in timm's Swin (B, h, w, C), or tokens (B, N, C) -> (B, C)."""
+        if x.dim() == 2:  # the backbone pools in a way of its own
+            return x
+        if x.dim() == 4:
+            x = (x.permute(0, 3, 1, 2) if self.channels_last else x).flatten(2)  # (B, C, h * w)
+        elif self.pooling == "token":
+            return x[:, 0]
+        else:
+            x = x[:, self.num_prefix_tokens :].transpose(1, 2)  # (B, N, C) -> (B, C, N without class token)
+        return self.gem(x) if self.pooling == "gem" else x.mean(-1)
+
+    def forward(self, x):
+        check_images(self.arch, x, self.input_size)
+        feature = self.fc(self.pool(self.backbone(x)))
+        neck = self.bnneck(feature)
+        return ([self.classifier(neck)], [feature]) if self.training else neck
+
+
+def create_torchvision(arch, input_size, pretrained):
+    """(network up to its last feature map, (mean, std)) from torchvision."""
+    import torchvision  # here: importing it takes a second, and our own networks do without
+
+    if arch.startswith("vit_"):
+        raise ValueError(f"torchvision's {arch} takes square images alone: use timm's, such as vit_base_patch16_224")
+    # these two scale their input from ImageNet's statistics to (x - 0.5) / 0.5 themselves, outside the layers below
+    scaled = arch in ("googlenet", "inception_v3")
+    options = {"init_weights": True} if scaled and not pretrained else {}
+    if arch.startswith("maxvit"):
+        options["input_size"] = input_size
+    weights = torchvision.models.get_model_weights(arch).DEFAULT if pretrained else None
+    try:
+        network = torchvision.models.get_model(arch, weights=weights, **options)
+    except OSError as error:
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        raise no_download(arch, weights.url, error, f"put that file into {folder}, or give it by") from error
+    backbone = nn.Sequential()
+    for name, layer in network.named_children():  # in the order in which they run, except in ViT
+        if name in ("avgpool", "classifier", "fc"):
+            break
+        if not name.lower().startswith("aux"):
+            backbone.add_module(name, layer)
+    if arch.startswith("densenet"):
+        backbone.add_module("relu", nn.ReLU())
+    if arch.startswith("convnext"):
+        backbone.add_module("norm", network.classifier[0])
+    return backbone, ((0.5,) * 3, (0.5,) * 3) if scaled else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def create_timm(arch, input_size, pretrained):
+    """(network without pooling and classifier, (mean, std)) from timm."""
+    import timm
+
+    name = arch.removeprefix("timm/")
+    config = timm.get_pretrained_cfg(name)
+    options = {"img_size": input_size} if config.fixed_input_size else {}
+    create = functools.partial(timm.create_model, name, num_classes=0, pretrained=pretrained, **options)
+    try:
+        try:
+            network = create(global_pool="")
+        except AssertionError:  # some transformers insist on their own pooling
+            network = create()
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or "timm"
+        raise no_download(arch, page, error, "download its weights elsewhere and give them by") from error
+    return network, (tuple(config.mean), tuple(config.std))
+
+
+def no_download(arch, url, error, remedy):
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"ImageNet weights of {arch} could not be had from {url} ({reason}): {remedy} --weights FILE, or train without "
+        "--pretrained"
+    )
+
+
+def feature_shape(create, arch, input_size):
+    """Shape of what the backbone gives, found without any arithmetic; raises what the library does if it cannot."""
+    with torch.device("meta"):
+        network = create(arch, input_size, False)[0].eval()
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        if first.stride == first.kernel_size:  # patches: libraries cut off silently what is left over at the edge
+            check_multiple(arch, input_size, first.stride[0])
+        return network(torch.empty(2, 3, *input_size)).shape
+
+
+def sizes_near(create, arch, input_size):
+    """Up to three sizes (H, W) that the network can take, nearest first."""
+    rounded = tuple(max(32, 32 * round(side / 32)) for side in input_size)
+    candidates = {rounded, (256, 128), (252, 126), (224, 224), (384, 128)}
+    found = []
+    for size in sorted(candidates, key=lambda size: np.hypot(size[0] - input_size[0], size[1] - input_size[1])):
+        with contextlib.suppress(Exception):  # each library and network has exceptions of its own
+            feature_shape(create, arch, size)
+            found.append(size)
+    return found[:3]
+
+
+def set_last_stride(network, stride):
+    """The last stage of a ResNet keeps the map of the stage before (stride 1) or halves it (2, as it was built)."""
+    if stride not in (1, 2):
+        raise ValueError(f"last_stride is 1 (a map twice as large) or 2 (that of ImageNet), not {stride!r}")
+    for module in network.layer4.modules() if stride == 1 else ():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+        elif isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2)):
+            module.kernel_size = module.stride = 1
+
+
+def build_with_head(
+    create, arch, num_ids, *, pretrained=False, input_size=(256, 128), pooling=None, embedding=0, bnneck=False,
+    last_stride=None,
+):  # fmt: skip
+    """A backbone that `create` takes out of a library, under our head.
+
+    pooling: avg, gem, or token (a transformer's class token, the default where there is one); embedding: width of a
+    layer after the pooling, 0 for none; last_stride of ResNets: 1 (default) or 2.
+    """
+    try:
+        shape = feature_shape(create, arch, input_size)
+    except Exception as error:
+        sizes = ", ".join(f"{h} x {w}" for h, w in sizes_near(create, arch, input_size)) or "none that was tried"
+        size, reason = f"{input_size[0]} x {input_size[1]}", str(error).strip().splitlines()[0]
+        raise ValueError(f"{arch} cannot take images of {size} ({reason}); sizes that it takes: {sizes}") from error
+    network, statistics = create(arch, input_size, pretrained)
+    if hasattr(network, "layer4"):
+        set_last_stride(network, last_stride or 1)
+    elif last_stride is not None:
+        refuse_options(arch, ["last_stride"], [name for name in options_of(build_with_head) if name != "last_stride"])
+    allowed = {2: (None,), 3: (None, "avg", "gem"), 4: (None, "avg", "gem")}[len(shape)]
+    if getattr(network, "cls_token", None) is not None:
+        allowed += ("token",)
+        pooling = pooling or "token"
+    if pooling not in allowed:
+        raise ValueError(f"{arch} has no pooling {pooling!r}: it is one of {', '.join(map(str, allowed))}")
+    channels = shape[1] if len(shape) == 4 and getattr(network, "output_fmt", "NCHW") == "NCHW" else shape[-1]
+    return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # The table, and the two ways to a model
 
-MODELS = {"hacnn": HACNN}  # name -> class(num_ids, **options)
+# Families of the field, with one or two members each; every other name of the two libraries builds as well.
+TORCHVISION = (
+    "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2", "shufflenet_v2_x1_0", "squeezenet1_1",
+)  # fmt: skip
+TIMM = (
+    "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2", "nasnetalarge", "legacy_xception",
+    "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "timm/convnext_tiny",
+)  # fmt: skip
+MODELS = {  # name -> function of (num_ids, **options)
+    "hacnn": HACNN,
+    "mudeep": MuDeep,
+    "osnet_x1_0": functools.partial(OSNet, (64, 256, 384, 512), False),
+    "osnet_x0_75": functools.partial(OSNet, (48, 192, 288, 384), False),
+    "osnet_x0_5": functools.partial(OSNet, (32, 128, 192, 256), False),
+    "osnet_x0_25": functools.partial(OSNet, (16, 64, 96, 128), False),
+    "osnet_ibn_x1_0": functools.partial(OSNet, (64, 256, 384, 512), True),
+    **{name: functools.partial(build_with_head, create_torchvision, name) for name in TORCHVISION},
+    **{name: functools.partial(build_with_head, create_timm, name) for name in TIMM},
+}
+
+
+def options_of(builder):
+    """Names of the options that a builder takes, with their defaults."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "pretrained"}
+
+
+def refuse_options(arch, unknown, allowed):
+    raise ValueError(f"{arch} has no option {', '.join(unknown)}; its options: {', '.join(allowed)}")
+
+
+def find_builder(arch):
+    """The table's entry, or one for any other network of torchvision or timm. ValueError with the nearest names."""
+    if arch in MODELS:
+        return MODELS[arch]
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if arch in names:
+        return functools.partial(build_with_head, create_torchvision, arch)
+    try:
+        import timm
+    except ImportError:
+        note = " and, once timm is installed, of timm"
+    else:
+        note = " and timm"
+        timm_names = timm.list_models(pretrained=True) if "." in arch else timm.list_models()
+        if arch.removeprefix("timm/") in timm_names:
+            return functools.partial(build_with_head, create_timm, arch)
+        names += timm_names
+    near = difflib.get_close_matches(arch.lower(), sorted({*MODELS, *names}), n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(MODELS)}, all others of torchvision{note}")
 
 
 def build_model(arch, num_ids, *, pretrained=False, **options):
-    """A network with fresh weights for `num_ids` classes. Raises ValueError for an unknown arch or option."""
-    if arch not in MODELS:
-        near = difflib.get_close_matches(arch.lower(), sorted(MODELS), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(sorted(MODELS))}")
-    allowed = [p.name for p in inspect.signature(MODELS[arch]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    """A network for `num_ids` classes, with fresh weights or with a backbone trained on ImageNet.
+
+    ValueError for an unknown arch, an option or a value that it does not have, weights that cannot be had.
+    """
+    builder = find_builder(arch)
+    allowed = options_of(builder)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
-        raise ValueError(f"{arch} has no option {', '.join(unknown)}; its options: {', '.join(allowed) or 'none'}")
-    if pretrained:
+        refuse_options(arch, unknown, allowed)
+    for name, value in options.items():
+        if allowed[name] is not None and type(value) is not type(allowed[name]):
+            kind = type(allowed[name]).__name__
+            raise ValueError(f"option {name} of {arch} is of type {kind}, such as {allowed[name]}; got {value!r}")
+    if not pretrained:
+        return builder(num_ids, **options)
+    if arch.startswith("osnet"):
+        raise ValueError(f"ImageNet weights of {arch} come as a file alone, from its model zoo: --weights FILE")
+    if builder in (HACNN, MuDeep):
         raise ValueError(f"{arch} has no ImageNet weights: train from scratch, or start from a file (--weights)")
-    return MODELS[arch](num_ids, **options)
+    return builder(num_ids, pretrained=True, **options)
 
 
 def parse_option(text):
-    """'learn_region=False' -> ('learn_region', False): a type for argparse."""
-    name, _, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value, as learn_region=False is") from error
+    """'learn_region=False' -> ('learn_region', False), 'pooling=gem' -> ('pooling', 'gem'): a type for argparse."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value, as learn_region=False is")
+    with contextlib.suppress(SyntaxError, ValueError):  # what is no number, truth value or pair is a word
+        value = ast.literal_eval(value)
+    return name, value
 
 
 def count_parameters(model):
@@ -336,6 +764,10 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth")
+    if path.suffix == ".safetensors":  # timm's: tensors alone, always safe
+        from safetensors.torch import load_file
+
+        return load_file(path)
     # files of 2018 hold the score as a numpy scalar; these names build numbers and nothing else
     scalar = np._core.multiarray.scalar  # numpy 1 wrote it without the underscore
     number_types = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
@@ -364,16 +796,21 @@ def find_weights(checkpoint):
 
 
 def load_weights(model, weights):
-    """Copies the tensors whose name and shape fit; returns (unused, unfilled) names. ValueError where none fits."""
+    """Copies the tensors whose name and shape fit; returns (unused, unfilled) names. ValueError where none fits.
+
+    Files of torchvision, timm and the reference name the layers of a backbone without `backbone.`; they fit too.
+    """
     own = model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not any(value.dim() > 0 for value in fitting.values()):
+    place = {name: f"backbone.{name}" if f"backbone.{name}" in own else name for name in weights}
+    used = [n for n, value in weights.items() if place[n] in own and own[place[n]].shape == value.shape]
+    if not any(weights[name].dim() > 0 for name in used):
         raise ValueError(
             f"none of the {len(weights)} tensors in the file fits this {type(model).__name__} by name and shape: "
             f"the file has {', '.join(sorted(weights)[:3]) or 'no tensors'}, the model has {', '.join(sorted(own)[:3])}"
         )
+    fitting = {place[name]: weights[name] for name in used}
     model.load_state_dict(fitting, strict=False)
-    return sorted(set(weights) - set(fitting)), sorted(set(own) - set(fitting))
+    return sorted(set(weights) - set(used)), sorted(set(own) - set(fitting))
 
 
 def load_checkpoint(path, device="cpu", *, arch=None, **options):
@@ -396,8 +833,8 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
         info = {key: value for key, value in checkpoint.items() if key != "model"}
     else:
         if arch is None:
-            names = ", ".join(sorted(MODELS))
-            raise ValueError(f"{path} does not say which network it holds: give --arch (one of {names})")
+            names = ", ".join(MODELS)
+            raise ValueError(f"{path} does not say which network it holds: give --arch ({names}, ...)")
         heads = [value.shape[0] for name, value in sorted(weights.items()) if "classifier" in name and value.dim() == 2]
         model = build_model(arch, heads[0] if heads else 1, **options)
         skipped, missing = load_weights(model, weights)
@@ -406,3 +843,50 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
             raise ValueError(f"{path} lacks {len(missing)} tensors that {arch} needs, such as {', '.join(missing[:3])}")
         info = {"arch": arch, "options": options, "skipped": skipped}
     return model.to(device).eval(), info
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line: what there is to choose from
+
+
+def count_macs(model):
+    """(in convolutions and linear layers, in products of activations: attention, HA-CNN's crops) for one image."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.empty(1, 3, *model.input_size, device=next(model.parameters()).device))
+    flops = counter.get_flop_counts()["Global"]  # torch counts two FLOPs per multiply-accumulate
+    layers = sum(count for op, count in flops.items() if op.__name__ in ("convolution", "addmm", "mm"))
+    return layers // 2, (sum(flops.values()) - layers) // 2
+
+
+def describe_model(arch):
+    """One line of the listing, from a network without content: nothing is computed or downloaded."""
+    with torch.device("meta"), torch.no_grad():
+        model = build_model(arch, 751)
+        layers, products = count_macs(model)
+    every, deployed = count_parameters(model)
+    size = f"{model.input_size[0]} x {model.input_size[1]}"
+    return (
+        f"{arch:30} {size:>9} {every / 1e6:8.2f} {deployed / 1e6:8.2f} {layers / 1e9:8.3f} {products / 1e9:8.3f} "
+        f"{2 * (layers + products) / 1e9:8.3f} {model.feature_dim:8}"
+    )
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Lists networks: input size, parameters, cost and feature size.")
+    parser.add_argument("arch", nargs="*", default=list(MODELS), help="default: all of the table; any other name too")
+    args = parser.parse_args(argv)
+    print("params: millions, with classifiers for 751 ids and without. MACs: billions per image, in convolutions and")
+    print("linear layers (the usual figure) and in products of activations (attention, crops); FLOPs: twice their sum.")
+    names = ("input", "params", "without", "MACs", "products", "FLOPs", "features")
+    print(f"{'name':30} {names[0]:>9} " + " ".join(f"{name:>8}" for name in names[1:]))
+    try:
+        for arch in args.arch:
+            print(describe_model(arch), flush=True)
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

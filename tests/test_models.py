@@ -37,9 +37,10 @@ def fill_value(name, shape):
     return rng.randn(*shape) * np.sqrt(2 / np.prod(shape[1:]))
 
 
-@functools.cache
-def filled_weights(learn_region):
-    shapes = SHAPES[f"hacnn(num_classes=751, learn_region={learn_region})"]
+@functools.lru_cache(maxsize=2)
+def filled_weights(name):
+    """The state that the reference numbers of one entry of state_shapes.json were measured with."""
+    shapes = SHAPES[name]
     values = {name: torch.tensor(fill_value(name, shape), dtype=torch.float32) for name, shape in shapes.items()}
     return {name: value.long() if name.endswith("tracked") else value for name, value in values.items()}
 
@@ -47,7 +48,7 @@ def filled_weights(learn_region):
 def filled(learn_region=True, align_corners=False):
     """The model of the reference numbers, in evaluation mode."""
     model = models.build_model("hacnn", 751, learn_region=learn_region, align_corners=align_corners)
-    model.load_state_dict(filled_weights(learn_region), strict=True)
+    model.load_state_dict(filled_weights(f"hacnn(num_classes=751, learn_region={learn_region})"), strict=True)
     return model.eval()
 
 
@@ -117,6 +118,21 @@ def test_resize_matrix_is_a_bilinear_resize(size_in, size_out):
     expected = F.interpolate(lines.double(), size_out, mode="linear", align_corners=True)[:, 0]  # (3, size_out)
     resized = lines[:, 0] @ models.resize_matrix(size_in, size_out).T
     torch.testing.assert_close(resized.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["osnet_x1_0", "osnet_x0_25", "mudeep"])
+def test_other_networks_are_the_reference_s(arch):
+    name = f"{arch}(num_classes=751)"
+    with torch.device("meta"):  # MuDeep's 138 M weights need not be drawn first
+        model = models.build_model(arch, 751)
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == SHAPES[name]
+    model.load_state_dict(filled_weights(name), strict=True, assign=True)
+    shape, seed = (2, 3, 256, 128), 1502 if arch == "mudeep" else 1503
+    with torch.no_grad():
+        features = model.eval()(torch.from_numpy(np.random.RandomState(seed).randn(*shape).astype(np.float32))).numpy()
+    expected = np.load(FIXTURES / f"{arch}_reference.npz")["features"]
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert (expected > 0).mean() > 0.2, "too few numbers to compare"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
