@@ -543,13 +543,9 @@ def create_torchvision(arch, input_size, pretrained):
     """(network up to its last feature map, (mean, std)) from torchvision."""
     import torchvision  # here: importing it takes a second, and our own networks do without
 
-    if arch.startswith("vit_"):
-        raise ValueError(f"torchvision's {arch} takes square images alone: use timm's, such as vit_base_patch16_224")
     # these two scale their input from ImageNet's statistics to (x - 0.5) / 0.5 themselves, outside the layers below
     scaled = arch in ("googlenet", "inception_v3")
     options = {"init_weights": True} if scaled and not pretrained else {}
-    if arch.startswith("maxvit"):
-        options["input_size"] = input_size
     weights = torchvision.models.get_model_weights(arch).DEFAULT if pretrained else None
     try:
         network = torchvision.models.get_model(arch, weights=weights, **options)
@@ -586,7 +582,7 @@ def create_timm(arch, input_size, pretrained):
         if not pretrained:
             raise
         page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or "timm"
-        raise no_download(arch, page, error, "download its weights elsewhere and give them by") from error
+        raise no_download(arch, page, error, "download the weights elsewhere and give them by") from error
     return network, (tuple(config.mean), tuple(config.std))
 
 
@@ -598,14 +594,21 @@ def no_download(arch, url, error, remedy):
     )
 
 
-def feature_shape(create, arch, input_size):
-    """Shape of what the backbone gives, found without any arithmetic; raises what the library does if it cannot."""
-    with torch.device("meta"):
-        network = create(arch, input_size, False)[0].eval()
-        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-        if first.stride == first.kernel_size:  # patches: libraries cut off silently what is left over at the edge
-            check_multiple(arch, input_size, first.stride[0])
-        return network(torch.empty(2, 3, *input_size)).shape
+def on_meta(network, input_size):
+    """What the network gives for one image, with shapes alone: no content, no arithmetic."""
+    state = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
+    with torch.no_grad():
+        return torch.func.functional_call(network.eval(), state, (torch.empty(1, 3, *input_size, device="meta"),))
+
+
+def create_checked(create, arch, input_size):
+    """(network, (mean, std), shape of what it gives for one image); raises what the library does if it cannot."""
+    network, statistics = create(arch, input_size, False)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    if first.stride == first.kernel_size:  # patches: libraries cut off silently what is left over at the edge
+        if input_size[0] % first.stride[0] or input_size[1] % first.stride[0]:
+            raise ValueError(f"height and width must be multiples of {first.stride[0]}")
+    return network, statistics, on_meta(network, input_size).shape
 
 
 def sizes_near(create, arch, input_size):
@@ -615,7 +618,7 @@ def sizes_near(create, arch, input_size):
     found = []
     for size in sorted(candidates, key=lambda size: np.hypot(size[0] - input_size[0], size[1] - input_size[1])):
         with contextlib.suppress(Exception):  # each library and network has exceptions of its own
-            feature_shape(create, arch, size)
+            create_checked(create, arch, size)
             found.append(size)
     return found[:3]
 
@@ -641,12 +644,15 @@ def build_with_head(
     layer after the pooling, 0 for none; last_stride of ResNets: 1 (default) or 2.
     """
     try:
-        shape = feature_shape(create, arch, input_size)
+        network, statistics, shape = create_checked(create, arch, input_size)
+    except ImportError as error:
+        raise ValueError(f"{arch} comes from a package that is missing ({error}): pip install timm") from error
     except Exception as error:
         sizes = ", ".join(f"{h} x {w}" for h, w in sizes_near(create, arch, input_size)) or "none that was tried"
         size, reason = f"{input_size[0]} x {input_size[1]}", str(error).strip().splitlines()[0]
         raise ValueError(f"{arch} cannot take images of {size} ({reason}); sizes that it takes: {sizes}") from error
-    network, statistics = create(arch, input_size, pretrained)
+    if pretrained:
+        network, statistics = create(arch, input_size, True)
     if hasattr(network, "layer4"):
         set_last_stride(network, last_stride or 1)
     elif last_stride is not None:
@@ -701,7 +707,8 @@ def find_builder(arch):
         return MODELS[arch]
     import torchvision
 
-    names = torchvision.models.list_models(module=torchvision.models)
+    # without torchvision's ViT and MaxViT, which take square images alone; timm's take others
+    names = torchvision.models.list_models(module=torchvision.models, exclude=("vit_*", "maxvit_*"))
     if arch in names:
         return functools.partial(build_with_head, create_torchvision, arch)
     try:
@@ -733,6 +740,9 @@ def build_model(arch, num_ids, *, pretrained=False, **options):
         if allowed[name] is not None and type(value) is not type(allowed[name]):
             kind = type(allowed[name]).__name__
             raise ValueError(f"option {name} of {arch} is of type {kind}, such as {allowed[name]}; got {value!r}")
+    size = options.get("input_size", (1, 1))
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"input_size is (height, width) in pixels, such as {allowed['input_size']}; got {size}")
     if not pretrained:
         return builder(num_ids, **options)
     if arch.startswith("osnet"):
@@ -764,15 +774,15 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth")
-    if path.suffix == ".safetensors":  # timm's: tensors alone, always safe
-        from safetensors.torch import load_file
-
-        return load_file(path)
     # files of 2018 hold the score as a numpy scalar; these names build numbers and nothing else
     scalar = np._core.multiarray.scalar  # numpy 1 wrote it without the underscore
     number_types = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
     number_types += [np.dtypes.Float64DType, np.dtypes.Float32DType]
     try:
+        if path.suffix == ".safetensors":  # timm's: tensors alone
+            from safetensors.torch import load_file
+
+            return load_file(path)
         with torch.serialization.safe_globals(number_types):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of broken file
@@ -852,17 +862,16 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
 def count_macs(model):
     """(in convolutions and linear layers, in products of activations: attention, HA-CNN's crops) for one image."""
     with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.empty(1, 3, *model.input_size, device=next(model.parameters()).device))
+        on_meta(model, model.input_size)
     flops = counter.get_flop_counts()["Global"]  # torch counts two FLOPs per multiply-accumulate
     layers = sum(count for op, count in flops.items() if op.__name__ in ("convolution", "addmm", "mm"))
     return layers // 2, (sum(flops.values()) - layers) // 2
 
 
 def describe_model(arch):
-    """One line of the listing, from a network without content: nothing is computed or downloaded."""
-    with torch.device("meta"), torch.no_grad():
-        model = build_model(arch, 751)
-        layers, products = count_macs(model)
+    """One line of the listing."""
+    model = build_model(arch, 751)
+    layers, products = count_macs(model)
     every, deployed = count_parameters(model)
     size = f"{model.input_size[0]} x {model.input_size[1]}"
     return (

@@ -7,14 +7,20 @@ import copy
 import functools
 import json
 import re
+import sys
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
+from torch import nn
 
+import export
 import models
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -383,6 +389,300 @@ def test_pretrained_is_refused_where_there_is_nothing():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Every network of the table
+
+SMALLEST = {"hacnn": (160, 64), "inception_v4": (96, 96), "inception_resnet_v2": (96, 96)}  # others take 64 x 32
+
+
+def light(arch, num_ids=5, **options):
+    """A fresh model for the smallest images that suit it, the same for the same arguments."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return models.build_model(arch, num_ids, input_size=SMALLEST.get(arch, (64, 32)), **options)
+
+
+def images_for(model, count=3, seed=0):
+    return torch.randn(count, 3, *model.input_size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("arch", models.MODELS)
+def test_every_network_trains_evaluates_and_traces(arch):
+    model = light(arch)
+    x = images_for(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    logits, features = model.train()(x)
+    assert isinstance(logits, list) and isinstance(features, list)
+    assert {tuple(out.shape) for out in logits} == {(3, 5)}
+    assert sum(out.shape[1] for out in features) == model.feature_dim and len(features) == len(logits)
+    generator = torch.Generator().manual_seed(0)
+    sum((out * torch.randn(out.shape, generator=generator)).sum() for out in logits + features).backward()
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    missing = [name for name, p in parameters if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing, f"no gradient: {', '.join(missing)}"
+    before = {name: p.detach().clone() for name, p in parameters if p.numel() < 10_000 and p.grad.any()}
+    optimizer.step()
+    assert before and not [name for name, p in parameters if name in before and torch.equal(p, before[name])]
+
+    model.eval().requires_grad_(False)
+    out = model(x)
+    assert out.shape == (3, model.feature_dim) and out.isfinite().all()
+    torch.testing.assert_close(model(x[:1]), out[:1], rtol=1e-3, atol=1e-4 * float(out.abs().max()))
+    assert (out[0] - out[1]).abs().max() > 0, "the image makes no difference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns of each shape that it fixes
+        traced = torch.jit.trace(model, x[:2], check_trace=False)
+    torch.testing.assert_close(traced(x), out, rtol=1e-3, atol=1e-4 * float(out.abs().max()))
+
+
+class Passing(nn.Module):
+    """Stands for a block that keeps the shape of its first input."""
+
+    def forward(self, x, *_):
+        return x
+
+
+def shorten(network):
+    """Of blocks in a row with weights of the same shapes one is kept: what they compute is the same kind of thing."""
+    for parent in list(network.modules()):
+        previous = None
+        for name, block in list(parent.named_children()):
+            shapes = [type(block), *(value.shape for value in block.state_dict().values())]
+            if shapes == previous and len(shapes) > 12:
+                setattr(parent, name, Passing())
+            previous = shapes
+    return network
+
+
+# one of each kind; HA-CNN's way to ONNX is in test_train.py
+ONNX = (
+    "mudeep", "osnet_x0_25", "osnet_ibn_x1_0", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "mobilenet_v2",
+    "squeezenet1_1", "densenet121", "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2",
+    "nasnetalarge", "legacy_xception", "test_vit", "swin_tiny_patch4_window7_224", "timm/convnext_atto",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ONNX)
+def test_every_kind_of_network_exports_to_onnx(tmp_path, arch):
+    model = shorten(light(arch)).eval().requires_grad_(False)
+    export.export(model, {"arch": arch, "options": {}}, "onnx", tmp_path / "a.onnx")  # fails where it does not agree
+
+
+def test_shortening_leaves_one_of_each_block():
+    full, short = light("resnet50"), shorten(light("resnet50"))
+    assert [isinstance(block, Passing) for block in short.backbone.layer3] == [False, False] + [True] * 4
+    assert short.eval()(images_for(short)).shape == full.eval()(images_for(full)).shape
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Backbones of libraries, and our head
+
+
+@pytest.mark.parametrize(
+    ("arch", "last"), [("resnet18", "fc"), ("densenet121", "classifier"), ("mobilenet_v2", "classifier"),
+                       ("shufflenet_v2_x0_5", "fc"), ("googlenet", "fc"), ("regnet_y_400mf", "fc"), ("swin_t", "head")],
+)  # fmt: skip
+def test_torchvision_s_layers_run_as_torchvision_runs_them(arch, last):
+    original = torchvision.models.get_model(arch, num_classes=7, **({"init_weights": True} if "goog" in arch else {}))
+    model = light(arch, **({"last_stride": 2} if arch.startswith("resnet") else {}))
+    skipped, missing = models.load_weights(model, original.state_dict())
+    assert {name.split(".")[0] for name in skipped} - {"aux1", "aux2"} == {last}
+    assert {name.split(".")[0] for name in missing} == {"classifier"}
+    x = images_for(model)
+    with torch.no_grad():
+        logits = getattr(original.eval(), last)(model.eval()(x))
+        torch.testing.assert_close(logits, original(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["legacy_seresnet18", "test_vit", "swin_tiny_patch4_window7_224", "inception_v4"])
+def test_timm_s_layers_run_as_timm_runs_them(arch):
+    size = {"img_size": (64, 32)} if "vit" in arch or "swin" in arch else {}
+    original = timm.create_model(arch, num_classes=0, **size).eval()
+    model = light(arch, **({"last_stride": 2} if "resnet" in arch else {})).eval()
+    assert models.load_weights(model, original.state_dict()) == ([], ["classifier.bias", "classifier.weight"])
+    x = images_for(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "test_vit"])
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_head_options_mean_the_same_everywhere(arch, pooling):
+    model = light(arch, pooling=pooling, embedding=24, bnneck=True)
+    torch.nn.init.normal_(model.bnneck.weight)
+    x = images_for(model, 4)
+    (logits,), (feature,) = model.train()(x)
+    assert model.feature_dim == 24 and feature.shape == (4, 24) and feature.min() >= 0
+    neck = F.batch_norm(feature, None, None, model.bnneck.weight, training=True)
+    torch.testing.assert_close(logits, neck @ model.classifier.weight.T, rtol=1e-4, atol=1e-5)
+    assert model.classifier.bias is None and not model.bnneck.bias.requires_grad
+    model.eval()
+    with torch.no_grad():
+        maps = model.backbone(x)  # (B, C, h, w), or (B, 1 + N, C) with the class token first
+        positions = maps.flatten(2) if arch == "resnet18" else maps[:, 1:].transpose(1, 2)  # (B, C, N)
+        if pooling == "gem":
+            positions = positions.clamp(min=1e-6) ** 3
+        pooled = positions.mean(-1) ** (1 / 3 if pooling == "gem" else 1)
+        torch.testing.assert_close(model(x), model.bnneck(model.fc(pooled)), rtol=1e-4, atol=1e-5)
+
+
+def test_gem_lies_between_average_and_maximum():
+    x = torch.rand(2, 5, 9, generator=torch.Generator().manual_seed(0)) + 0.1
+    gem = models.GeM()
+    means = []
+    for p in (1.0, 3.0, 80.0):
+        gem.p.data.fill_(p)
+        means.append(gem(x).detach())
+    torch.testing.assert_close(means[0], x.mean(-1))
+    torch.testing.assert_close(means[2], x.amax(-1), rtol=0.05, atol=0)
+    assert (means[0] < means[1]).all() and (means[1] < means[2]).all()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "legacy_seresnet18", "timm/resnet26d"])
+def test_last_stride_of_resnets(arch):
+    model, usual = light(arch), light(arch, last_stride=2)
+    x = images_for(model)
+    with torch.no_grad():
+        assert model.eval().backbone(x).shape[2:] == (4, 2), "the last stage keeps the size unless told otherwise"
+        assert usual.eval().backbone(x).shape[2:] == (2, 1)
+    assert model.state_dict().keys() == usual.state_dict().keys()
+
+
+def test_names_of_both_libraries():
+    assert "downsample" in str(light("convnext_atto").backbone), "timm's alone"
+    assert type(light("resnet18").backbone).__name__ == "Sequential"
+    assert type(light("timm/resnet18").backbone).__name__ == "ResNet"
+
+
+def test_statistics_follow_the_weights():
+    assert light("resnet18").mean == (0.485, 0.456, 0.406)
+    for arch in ("legacy_xception", "test_vit", "googlenet"):
+        model = light(arch)
+        assert (model.mean, model.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), arch
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "fragments"),
+    [
+        ("resnet18", {"poling": "gem"}, ["resnet18 has no option poling", "pooling, embedding, bnneck, last_stride"]),
+        ("mobilenet_v2", {"last_stride": 1}, ["no option last_stride", "input_size, pooling, embedding, bnneck"]),
+        ("osnet_x0_25", {"learn_region": False}, ["osnet_x0_25 has no option learn_region", "options: input_size"]),
+        ("resnet18", {"pooling": "token"}, ["no pooling 'token'", "avg, gem"]),
+        ("resnet18", {"bnneck": "yes"}, ["bnneck of resnet18 is of type bool", "'yes'"]),
+        ("hacnn", {"learn_region": "false"}, ["learn_region of hacnn is of type bool", "'false'"]),
+        ("resnet18", {"last_stride": 3}, ["last_stride is 1", "or 2", "not 3"]),
+        ("resnet18", {"input_size": (256,)}, ["(height, width)", "(256, 128)", "(256,)"]),
+        ("hacnn", {"input_size": (256, 128)}, ["hacnn takes images of 160 x 64 alone", "(256, 128)"]),
+        ("mudeep", {"input_size": (250, 128)}, ["250 x 128", "multiples of 16", "256 x 128"]),
+        ("osnet_x0_25", {"input_size": (8, 8)}, ["8 x 8", "multiples of 16"]),
+        ("test_vit", {"input_size": (250, 120)}, ["250 x 120", "multiples of 16", "takes: 256 x 128"]),
+        ("squeezenet1_1", {"input_size": (8, 8)}, ["squeezenet1_1 cannot take images of 8 x 8", "takes: 32 x 32"]),
+        ("vit_tiny_patch14", {}, ["'vit_tiny_patch14'", "'vit_tiny_patch16_224'"]),
+        ("resnet51", {}, ["'resnet51'", "did you mean", "'resnet50'"]),
+        ("resnet50.nonsense", {}, ["'resnet50.nonsense'", "did you mean 'resnet50"]),
+    ],
+)
+def test_bad_arch_option_or_size(arch, options, fragments):
+    with pytest.raises(ValueError) as error:
+        models.build_model(arch, 5, **options)
+    assert not [fragment for fragment in fragments if fragment not in str(error.value)], error.value
+
+
+@pytest.mark.parametrize("arch", ["osnet_x0_25", "mudeep", "resnet18", "test_vit"])
+def test_images_of_another_size_than_the_model_s(arch):
+    with pytest.raises(ValueError, match=r"takes images \(B, 3, 64, 32\), got \(2, 3, 96, 32\)"):
+        light(arch)(torch.zeros(2, 3, 96, 32))
+
+
+def test_without_timm_its_networks_say_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # import fails
+    with pytest.raises(ValueError, match="seresnet50 comes from a package that is missing.*pip install timm"):
+        models.build_model("seresnet50", 5)
+    with pytest.raises(ValueError, match="did you mean .* and, once timm is installed, of timm"):
+        models.build_model("resnet51", 5)
+    assert models.build_model("resnet18", 5).feature_dim == 512
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ImageNet weights
+
+
+def test_torchvision_s_weights_are_found_where_the_message_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", raising(OSError("no route")))
+    with pytest.raises(ValueError, match="resnet18.*https://.*pth.*no route.*--weights FILE") as error:
+        models.build_model("resnet18", 5, pretrained=True)
+    original = torchvision.models.resnet18()
+    folder = Path(re.search(r"put that file into (\S+),", str(error.value))[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(original.state_dict(), folder / re.search(r"/([^/]*\.pth)", str(error.value))[1])
+    model = models.build_model("resnet18", 5, pretrained=True)
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, original.layer4[1].conv2.weight)
+    assert model.classifier.out_features == 5
+
+
+def test_timm_s_weights(monkeypatch):
+    original = timm.create_model("test_vit", num_classes=1000)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: original.state_dict())
+    monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda *_, **__: True)
+    model = models.build_model("test_vit", 5, pretrained=True)
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, original.blocks[0].attn.qkv.weight)
+    assert model.backbone.pos_embed.shape != original.pos_embed.shape, "positions are resampled for 256 x 128"
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", raising(OSError("no route")))
+    with pytest.raises(ValueError, match="test_vit.*huggingface.co/timm/test_vit.*no route.*--weights FILE"):
+        models.build_model("test_vit", 5, pretrained=True)
+
+
+def raising(error):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("arch", "fragment"), [("mudeep", "mudeep has no ImageNet weights"), ("osnet_x1_0", "as a file.*--weights FILE")]
+)
+def test_own_networks_say_where_their_weights_are(arch, fragment):
+    with pytest.raises(ValueError, match=fragment):
+        models.build_model(arch, 5, pretrained=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The listing
+
+
+def test_listing(capsys):
+    assert models.main(["hacnn", "osnet_x1_0", "squeezenet1_1"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[2:]}
+    head = ["height", "x", "width", *rows.pop("name")[1:]]
+    rows = {name: dict(zip(head, row, strict=True)) for name, row in rows.items()}
+    assert {name: row["height"] + row["x"] + row["width"] for name, row in rows.items()} == {
+        "hacnn": "160x64", "osnet_x1_0": "256x128", "squeezenet1_1": "256x128",
+    }  # fmt: skip
+    # counts of the literature
+    assert (rows["hacnn"]["without"], rows["hacnn"]["params"], rows["hacnn"]["MACs"]) == ("2.93", "3.70", "0.544")
+    assert (rows["osnet_x1_0"]["without"], rows["osnet_x1_0"]["MACs"]) == ("2.17", "0.979")
+    assert rows["hacnn"]["features"] == "1024"
+    assert float(rows["osnet_x1_0"]["FLOPs"]) == pytest.approx(2 * 0.979, abs=0.002)
+
+
+def test_listing_of_an_unknown_name(capsys):
+    assert models.main(["hacn"]) == 1
+    assert "did you mean 'hacnn'" in capsys.readouterr().err
+
+
+def test_macs_of_well_known_networks():
+    """At 224 x 224, as torchvision's page and timm's table give them (ViT-S: 4.6 GMAC with attention)."""
+    counts = {
+        arch: models.count_macs(models.build_model(arch, 5, input_size=(224, 224), **options))
+        for arch, options in {"resnet18": {"last_stride": 2}, "mobilenet_v2": {}, "vit_small_patch16_224": {}}.items()
+    }
+    assert counts["resnet18"] == (pytest.approx(1.81e9, abs=0.01e9), 0)
+    assert counts["mobilenet_v2"] == (pytest.approx(0.30e9, abs=0.005e9), 0)
+    assert sum(counts["vit_small_patch16_224"]) == pytest.approx(4.6e9, abs=0.05e9)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
 ONE_BRANCH = {"learn_region": False}  # half the bytes to write
@@ -483,6 +783,54 @@ def test_foreign_checkpoint_with_less_than_the_model(tmp_path):
 def test_nothing_fits(tmp_path, content):
     with pytest.raises(ValueError, match="none of the . tensors in the file fits"):
         models.load_checkpoint(saved(tmp_path, content), arch="hacnn")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_backbone_weights_of_other_code(tmp_path, prefix):
+    """As files of torchvision or of the reference name them, with an embedding layer and a classifier for 9 ids."""
+    model = light("resnet18", 9, embedding=16, last_stride=2)
+    weights = {
+        name if prefix == "backbone." else "module." * (prefix == "module.") + name.removeprefix("backbone."): value
+        for name, value in model.state_dict().items()
+    }
+    path = saved(tmp_path, {"state_dict": weights})
+    options = {"embedding": 16, "last_stride": 2, "input_size": (64, 32)}
+    loaded, info = models.load_checkpoint(path, arch="resnet18", **options)
+    assert_same_weights(loaded, model)
+    assert info["skipped"] == [] and loaded.classifier.out_features == 9
+
+
+def test_our_checkpoint_of_a_library_s_network(tmp_path):
+    options = {"input_size": (64, 32), "pooling": "gem", "bnneck": True}
+    model = models.build_model("test_vit", 5, **options).eval()
+    content = {"arch": "test_vit", "num_ids": 5, "options": options, "model": model.state_dict()}
+    loaded, info = models.load_checkpoint(saved(tmp_path, content))
+    assert info["options"] == options
+    with torch.no_grad():
+        assert torch.equal(loaded(images_for(model)), model(images_for(model)))
+
+
+def test_weights_in_a_safetensors_file(tmp_path):
+    import safetensors.torch
+
+    source, model = light("test_vit"), light("test_vit")
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(source.backbone.state_dict(), path)
+    skipped, missing = models.load_weights(model, models.find_weights(models.read_checkpoint(path)))
+    assert (skipped, missing) == ([], ["classifier.bias", "classifier.weight"])
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, source.backbone.blocks[0].attn.qkv.weight)
+    path.write_bytes(b"hello")
+    with pytest.raises(ValueError, match="model.safetensors is not a checkpoint"):
+        models.read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [("learn_region=False", ("learn_region", False)), ("pooling=gem", ("pooling", "gem")),
+     ("embedding=512", ("embedding", 512)), ("input_size=384,128", ("input_size", (384, 128)))],
+)  # fmt: skip
+def test_options_as_they_are_typed(text, option):
+    assert models.parse_option(text) == option
 
 
 def test_weights_for_another_number_of_ids():
