@@ -406,32 +406,32 @@ def images_for(model, count=3, seed=0):
 
 
 @pytest.mark.parametrize("arch", models.MODELS)
-def test_every_network_trains_evaluates_and_traces(arch):
-    model = light(arch)
+def test_every_network_evaluates_traces_and_trains(arch):
+    model = light(arch).eval()
     x = images_for(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns of each shape that it fixes
+        out = model(x)
+        scale = float(out.abs().max())
+        assert out.shape == (3, model.feature_dim) and 0 < scale < torch.inf
+        assert (out[0] - out[1]).abs().max() > 1e-5 * scale, "the image makes no difference"
+        torch.testing.assert_close(model(x[:1]), out[:1], rtol=0, atol=1e-4 * scale)
+        traced = torch.jit.trace(model, x[:2], check_trace=False)
+        torch.testing.assert_close(traced(x), out, rtol=0, atol=1e-4 * scale)
+
     logits, features = model.train()(x)
-    assert isinstance(logits, list) and isinstance(features, list)
+    assert isinstance(logits, list) and isinstance(features, list) and len(features) == len(logits)
     assert {tuple(out.shape) for out in logits} == {(3, 5)}
-    assert sum(out.shape[1] for out in features) == model.feature_dim and len(features) == len(logits)
+    assert sum(out.shape[1] for out in features) == model.feature_dim
     generator = torch.Generator().manual_seed(0)
     sum((out * torch.randn(out.shape, generator=generator)).sum() for out in logits + features).backward()
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     missing = [name for name, p in parameters if p.grad is None or not p.grad.isfinite().all()]
     assert not missing, f"no gradient: {', '.join(missing)}"
-    before = {name: p.detach().clone() for name, p in parameters if p.numel() < 10_000 and p.grad.any()}
-    optimizer.step()
-    assert before and not [name for name, p in parameters if name in before and torch.equal(p, before[name])]
-
-    model.eval().requires_grad_(False)
-    out = model(x)
-    assert out.shape == (3, model.feature_dim) and out.isfinite().all()
-    torch.testing.assert_close(model(x[:1]), out[:1], rtol=1e-3, atol=1e-4 * float(out.abs().max()))
-    assert (out[0] - out[1]).abs().max() > 0, "the image makes no difference"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing is deprecated, and warns of each shape that it fixes
-        traced = torch.jit.trace(model, x[:2], check_trace=False)
-    torch.testing.assert_close(traced(x), out, rtol=1e-3, atol=1e-4 * float(out.abs().max()))
+    before = [p.detach().clone() for _, p in parameters]
+    torch.optim.SGD([p for _, p in parameters], lr=1e-3).step()
+    changed = [not torch.equal(p, old) for (_, p), old in zip(parameters, before, strict=True)]
+    assert sum(changed) > 0.5 * len(changed)  # biases before a batch norm get a gradient of zero
 
 
 class Passing(nn.Module):
@@ -453,16 +453,21 @@ def shorten(network):
     return network
 
 
-# one of each kind; HA-CNN's way to ONNX is in test_train.py
+# One of each kind. HA-CNN's way to ONNX is in test_train.py; NASNet's 900 nodes would take a minute here.
 ONNX = (
-    "mudeep", "osnet_x0_25", "osnet_ibn_x1_0", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "mobilenet_v2",
-    "squeezenet1_1", "densenet121", "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2",
-    "nasnetalarge", "legacy_xception", "test_vit", "swin_tiny_patch4_window7_224", "timm/convnext_atto",
+    "mudeep", "osnet_ibn_x1_0", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "mobilenet_v2", "squeezenet1_1",
+    "densenet121", "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2", "legacy_xception",
+    "test_vit", "swin_tiny_patch4_window7_224", "timm/convnext_atto",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", ONNX)
-def test_every_kind_of_network_exports_to_onnx(tmp_path, arch):
+def test_every_kind_of_network_exports_to_onnx(tmp_path, monkeypatch, arch):
+    small_densenet = lambda *_, **__: torchvision.models.DenseNet(8, (2, 2, 2, 2))  # noqa: E731
+    if arch == "densenet121":
+        monkeypatch.setattr(torchvision.models, "get_model", small_densenet)
+    if "swin" in arch:
+        monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, depths=(2, 1, 1, 1)))
     model = shorten(light(arch)).eval().requires_grad_(False)
     export.export(model, {"arch": arch, "options": {}}, "onnx", tmp_path / "a.onnx")  # fails where it does not agree
 
