@@ -229,7 +229,7 @@ def build_parser():
     add("--ckpt", required=True, metavar="FILE", help="checkpoint of train.py; best.pth is the one to deploy")
     add("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all of them")
     add("--out", metavar="FOLDER", help="where the files go (default: beside the checkpoint)")
-    add("--arch", choices=sorted(models.MODELS), help="network, for checkpoints of other code that do not say")
+    add("--arch", help="network, for checkpoints of other code that do not say; python models.py lists them")
     add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
         help="its options, such as align_corners=True for weights of torch before 1.3")
     return parser

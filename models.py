@@ -511,8 +511,7 @@ class WithHead(nn.Module):
         self.backbone, self.pooling = backbone, pooling
         self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
         self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
-        if pooling == "gem":
-            self.gem = GeM()
+        self.gem = GeM() if pooling == "gem" else None
         self.fc = fully_connected(num_channels, embedding) if embedding else nn.Identity()
         self.bnneck = nn.BatchNorm1d(self.feature_dim) if bnneck else nn.Identity()
         self.classifier = nn.Linear(self.feature_dim, num_ids, bias=not bnneck)
@@ -530,7 +529,7 @@ class WithHead(nn.Module):
             return x[:, 0]
         else:
             x = x[:, self.num_prefix_tokens :].transpose(1, 2)  # (B, N, C) -> (B, C, N without class token)
-        return self.gem(x) if self.pooling == "gem" else x.mean(-1)
+        return self.gem(x) if self.gem else x.mean(-1)
 
     def forward(self, x):
         check_images(self.arch, x, self.input_size)
@@ -558,7 +557,7 @@ def create_torchvision(arch, input_size, pretrained):
             break
         if not name.lower().startswith("aux"):
             backbone.add_module(name, layer)
-    if arch.startswith("densenet"):
+    if arch.startswith("densenet"):  # of what stands behind their feature maps, these two need a part
         backbone.add_module("relu", nn.ReLU())
     if arch.startswith("convnext"):
         backbone.add_module("norm", network.classifier[0])
@@ -586,10 +585,13 @@ def create_timm(arch, input_size, pretrained):
     return network, (tuple(config.mean), tuple(config.std))
 
 
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def no_download(arch, url, error, remedy):
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ValueError(
-        f"ImageNet weights of {arch} could not be had from {url} ({reason}): {remedy} --weights FILE, or train without "
+        f"no ImageNet weights of {arch} from {url} ({first_line(error)}): {remedy} --weights FILE, or go without "
         "--pretrained"
     )
 
@@ -649,8 +651,8 @@ def build_with_head(
         raise ValueError(f"{arch} comes from a package that is missing ({error}): pip install timm") from error
     except Exception as error:
         sizes = ", ".join(f"{h} x {w}" for h, w in sizes_near(create, arch, input_size)) or "none that was tried"
-        size, reason = f"{input_size[0]} x {input_size[1]}", str(error).strip().splitlines()[0]
-        raise ValueError(f"{arch} cannot take images of {size} ({reason}); sizes that it takes: {sizes}") from error
+        size = f"{input_size[0]} x {input_size[1]}"
+        raise ValueError(f"{arch} cannot take images of {size} ({first_line(error)}); it takes: {sizes}") from error
     if pretrained:
         network, statistics = create(arch, input_size, True)
     if hasattr(network, "layer4"):
@@ -664,7 +666,7 @@ def build_with_head(
     if pooling not in allowed:
         raise ValueError(f"{arch} has no pooling {pooling!r}: it is one of {', '.join(map(str, allowed))}")
     channels = shape[1] if len(shape) == 4 and getattr(network, "output_fmt", "NCHW") == "NCHW" else shape[-1]
-    return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck)
+    return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck).train()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
