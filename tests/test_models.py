@@ -431,7 +431,8 @@ def test_every_network_evaluates_traces_and_trains(arch):
     before = [p.detach().clone() for _, p in parameters]
     torch.optim.Adam([p for _, p in parameters], lr=1e-3, eps=1e-30).step()  # a step whatever the gradient's scale
     changed = [not torch.equal(p, old) for (_, p), old in zip(parameters, before, strict=True)]
-    assert sum(changed) > 0.5 * len(changed)  # biases before a batch norm get a gradient of zero
+    # from the first layer to the classifier; between, residual branches may begin with a gradient of zero
+    assert changed[0] and changed[-1] and sum(changed) > 0.2 * len(changed)
 
 
 class Passing(nn.Module):
@@ -453,11 +454,11 @@ def shorten(network):
     return network
 
 
-# One of each kind. HA-CNN's way to ONNX is in test_train.py; NASNet's 900 nodes would take a minute here.
+# One of each kind. HA-CNN's way to ONNX is in test_train.py; NASNet alone would take a minute here.
 ONNX = (
     "mudeep", "osnet_ibn_x1_0", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "mobilenet_v2", "squeezenet1_1",
-    "densenet121", "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2", "legacy_xception",
-    "test_vit", "swin_tiny_patch4_window7_224", "timm/convnext_atto",
+    "densenet121", "seresnet50", "inception_v4", "inception_resnet_v2", "legacy_xception", "test_vit",
+    "swin_tiny_patch4_window7_224", "timm/convnext_atto",
 )  # fmt: skip
 
 
