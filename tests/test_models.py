@@ -619,7 +619,7 @@ def test_a_new_model_is_in_training_mode(arch):
 
 def test_torchvision_s_weights_are_found_where_the_message_says(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", raising(OSError("no route")))
+    monkeypatch.setattr("torch.hub.urlopen", raising(OSError("no route")))
     with pytest.raises(ValueError, match="resnet18.*https://.*pth.*no route.*--weights FILE") as error:
         models.build_model("resnet18", 5, pretrained=True)
     original = torchvision.models.resnet18()
