@@ -9,8 +9,7 @@ Every model keeps one contract: in evaluation it gives features (B, D); in train
 (list of logits (B, N), list of features (B, D_i)), one entry per branch. It carries `input_size` (H, W),
 `feature_dim` D, `mean` and `std`. Input: (B, 3, H, W), RGB in 0..1, minus `mean`, divided by `std`.
 
-HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head (WithHead).
-A name that both libraries know is torchvision's unless written timm/NAME. timm is imported only for its own networks.
+HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head: backbones.py.
 
 HA-CNN: Li, Zhu, Gong, "Harmonious Attention Network for Person Re-Identification", CVPR 2018.
 Where ours differs from the paper's and the usual implementation:
@@ -23,9 +22,6 @@ Where ours differs from the paper's and the usual implementation:
 MuDeep: Qian, Fu, Jiang, Xiang, Xue, "Multi-scale Deep Learning Architectures for Person Re-identification", ICCV 2017.
 Its feature is the 4096-d layer before the classifier, in evaluation too.
 OSNet: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
-BNNeck and last stride 1: Luo, Gu, Liao, Lai, Jiang, "Bag of Tricks and a Strong Baseline for Deep Person
-Re-Identification", CVPR Workshops 2019. GeM: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human
-Annotation", TPAMI 2019.
 """
 
 import argparse
@@ -45,8 +41,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+import backbones
+from backbones import IMAGENET_MEAN, IMAGENET_STD, check_images, fully_connected
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What our networks share
@@ -93,17 +89,6 @@ class Streams(nn.Module):
 
     def forward(self, x):
         return torch.cat([stream(x) for stream in self.children()], dim=1)
-
-
-def fully_connected(in_features, out_features):
-    """Linear, batch norm, ReLU: (B, in) -> (B, out)."""
-    return nn.Sequential(nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU())
-
-
-def check_images(name, x, size):
-    """ValueError where x is not (B, 3, H, W); a trace skips it, its file fixes the size anyway."""
-    if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *size):
-        raise ValueError(f"{name} takes images (B, 3, {size[0]}, {size[1]}), got {tuple(x.shape)}")
 
 
 def check_multiple(name, size, step):
@@ -483,193 +468,6 @@ class OSNet(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Backbones of torchvision and timm, and the one head for them
-
-
-class GeM(nn.Module):
-    """Generalised mean over positions: (B, C, N) -> (B, C). p is learned; 1 is the average, large p the maximum."""
-
-    def __init__(self):
-        super().__init__()
-        self.p = nn.Parameter(torch.full((1,), 3.0))
-
-    def forward(self, x):
-        return x.float().clamp(min=1e-6).pow(self.p.float()).mean(-1).pow(1 / self.p.float()).to(x.dtype)
-
-
-class WithHead(nn.Module):
-    """A backbone under our head: pooling to one vector, embedding layer, BNNeck, classifier.
-
-    The feature that the losses see stands before the BNNeck, the one that evaluation gives after it; without a BNNeck
-    they are the same.
-    """
-
-    def __init__(self, arch, backbone, num_channels, num_ids, statistics, input_size, pooling, embedding, bnneck):
-        super().__init__()
-        self.arch, self.input_size, (self.mean, self.std) = arch, input_size, statistics
-        self.feature_dim = embedding or num_channels
-        self.backbone, self.pooling = backbone, pooling
-        self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-        self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
-        self.gem = GeM() if pooling == "gem" else None
-        self.fc = fully_connected(num_channels, embedding) if embedding else nn.Identity()
-        self.bnneck = nn.BatchNorm1d(self.feature_dim) if bnneck else nn.Identity()
-        self.classifier = nn.Linear(self.feature_dim, num_ids, bias=not bnneck)
-        if bnneck:  # a shift would move the features off the origin, from which the cosine measures
-            self.bnneck.bias.requires_grad_(False)
-            nn.init.normal_(self.classifier.weight, std=0.001)
-
-    def pool(self, x):
-        """Maps (B, C, h, w), in timm's Swin (B, h, w, C), or tokens (B, N, C) -> (B, C)."""
-        if x.dim() == 2:  # the backbone pools in a way of its own
-            return x
-        if x.dim() == 4:
-            x = (x.permute(0, 3, 1, 2) if self.channels_last else x).flatten(2)  # (B, C, h * w)
-        elif self.pooling == "token":
-            return x[:, 0]
-        else:
-            x = x[:, self.num_prefix_tokens :].transpose(1, 2)  # (B, N, C) -> (B, C, N without class token)
-        return self.gem(x) if self.gem else x.mean(-1)
-
-    def forward(self, x):
-        check_images(self.arch, x, self.input_size)
-        feature = self.fc(self.pool(self.backbone(x)))
-        neck = self.bnneck(feature)
-        return ([self.classifier(neck)], [feature]) if self.training else neck
-
-
-def create_torchvision(arch, input_size, pretrained):
-    """(network up to its last feature map, (mean, std)) from torchvision."""
-    import torchvision  # here: importing it takes a second, and our own networks do without
-
-    # these two scale their input from ImageNet's statistics to (x - 0.5) / 0.5 themselves, outside the layers below
-    scaled = arch in ("googlenet", "inception_v3")
-    options = {"init_weights": True} if scaled and not pretrained else {}
-    weights = torchvision.models.get_model_weights(arch).DEFAULT if pretrained else None
-    try:
-        network = torchvision.models.get_model(arch, weights=weights, **options)
-    except OSError as error:
-        folder = Path(torch.hub.get_dir(), "checkpoints")
-        raise no_download(arch, weights.url, error, f"put that file into {folder}, or give it by") from error
-    backbone = nn.Sequential()
-    for name, layer in network.named_children():  # in the order in which they run, except in ViT
-        if name in ("avgpool", "classifier", "fc"):
-            break
-        if not name.lower().startswith("aux"):
-            backbone.add_module(name, layer)
-    if arch.startswith("densenet"):  # of what stands behind their feature maps, these two need a part
-        backbone.add_module("relu", nn.ReLU())
-    if arch.startswith("convnext"):
-        backbone.add_module("norm", network.classifier[0])
-    return backbone, ((0.5,) * 3, (0.5,) * 3) if scaled else (IMAGENET_MEAN, IMAGENET_STD)
-
-
-def create_timm(arch, input_size, pretrained):
-    """(network without pooling and classifier, (mean, std)) from timm."""
-    import timm
-
-    name = arch.removeprefix("timm/")
-    config = timm.get_pretrained_cfg(name)
-    options = {"img_size": input_size} if config.fixed_input_size else {}
-    create = functools.partial(timm.create_model, name, num_classes=0, pretrained=pretrained, **options)
-    try:
-        try:
-            network = create(global_pool="")
-        except AssertionError:  # some transformers insist on their own pooling
-            network = create()
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or "timm"
-        raise no_download(arch, page, error, "download the weights elsewhere and give them by") from error
-    return network, (tuple(config.mean), tuple(config.std))
-
-
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def no_download(arch, url, error, remedy):
-    return ValueError(
-        f"no ImageNet weights of {arch} from {url} ({first_line(error)}): {remedy} --weights FILE, or go without "
-        "--pretrained"
-    )
-
-
-def on_meta(network, input_size):
-    """What the network gives for one image, with shapes alone: no content, no arithmetic."""
-    state = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
-    with torch.no_grad():
-        return torch.func.functional_call(network.eval(), state, (torch.empty(1, 3, *input_size, device="meta"),))
-
-
-def create_checked(create, arch, input_size):
-    """(network, (mean, std), shape of what it gives for one image); raises what the library does if it cannot."""
-    network, statistics = create(arch, input_size, False)
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    if first.stride == first.kernel_size:  # patches: libraries cut off silently what is left over at the edge
-        if input_size[0] % first.stride[0] or input_size[1] % first.stride[0]:
-            raise ValueError(f"height and width must be multiples of {first.stride[0]}")
-    return network, statistics, on_meta(network, input_size).shape
-
-
-def sizes_near(create, arch, input_size):
-    """Up to three sizes (H, W) that the network can take, nearest first."""
-    rounded = tuple(max(32, 32 * round(side / 32)) for side in input_size)
-    candidates = {rounded, (256, 128), (252, 126), (224, 224), (384, 128)}
-    found = []
-    for size in sorted(candidates, key=lambda size: np.hypot(size[0] - input_size[0], size[1] - input_size[1])):
-        with contextlib.suppress(Exception):  # each library and network has exceptions of its own
-            create_checked(create, arch, size)
-            found.append(size)
-    return found[:3]
-
-
-def set_last_stride(network, stride):
-    """The last stage of a ResNet keeps the map of the stage before (stride 1) or halves it (2, as it was built)."""
-    if stride not in (1, 2):
-        raise ValueError(f"last_stride is 1 (a map twice as large) or 2 (that of ImageNet), not {stride!r}")
-    for module in network.layer4.modules() if stride == 1 else ():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.stride = (1, 1)
-        elif isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2)):
-            module.kernel_size = module.stride = 1
-
-
-def build_with_head(
-    create, arch, num_ids, *, pretrained=False, input_size=(256, 128), pooling=None, embedding=0, bnneck=False,
-    last_stride=None,
-):  # fmt: skip
-    """A backbone that `create` takes out of a library, under our head.
-
-    pooling: avg, gem, or token (a transformer's class token, the default where there is one); embedding: width of a
-    layer after the pooling, 0 for none; last_stride of ResNets: 1 (default) or 2.
-    """
-    try:
-        network, statistics, shape = create_checked(create, arch, input_size)
-    except ImportError as error:
-        raise ValueError(f"{arch} comes from a package that is missing ({error}): pip install timm") from error
-    except Exception as error:
-        sizes = ", ".join(f"{h} x {w}" for h, w in sizes_near(create, arch, input_size)) or "none that was tried"
-        size = f"{input_size[0]} x {input_size[1]}"
-        raise ValueError(f"{arch} cannot take images of {size} ({first_line(error)}); it takes: {sizes}") from error
-    if pretrained:
-        network, statistics = create(arch, input_size, True)
-    if hasattr(network, "layer4"):
-        set_last_stride(network, last_stride or 1)
-    elif last_stride is not None:
-        refuse_options(arch, ["last_stride"], [name for name in options_of(build_with_head) if name != "last_stride"])
-    allowed = {2: (None,), 3: (None, "avg", "gem"), 4: (None, "avg", "gem")}[len(shape)]
-    if getattr(network, "cls_token", None) is not None:
-        allowed += ("token",)
-        pooling = pooling or "token"
-    if pooling not in allowed:
-        raise ValueError(f"{arch} has no pooling {pooling!r}: it is one of {', '.join(map(str, allowed))}")
-    channels = shape[1] if len(shape) == 4 and getattr(network, "output_fmt", "NCHW") == "NCHW" else shape[-1]
-    return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck).train()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # The table, and the two ways to a model
 
 # Families of the field, with one or two members each; every other name of the two libraries builds as well.
@@ -688,8 +486,8 @@ MODELS = {  # name -> function of (num_ids, **options)
     "osnet_x0_5": functools.partial(OSNet, (32, 128, 192, 256), False),
     "osnet_x0_25": functools.partial(OSNet, (16, 64, 96, 128), False),
     "osnet_ibn_x1_0": functools.partial(OSNet, (64, 256, 384, 512), True),
-    **{name: functools.partial(build_with_head, create_torchvision, name) for name in TORCHVISION},
-    **{name: functools.partial(build_with_head, create_timm, name) for name in TIMM},
+    **{name: functools.partial(backbones.build_with_head, backbones.create_torchvision, name) for name in TORCHVISION},
+    **{name: functools.partial(backbones.build_with_head, backbones.create_timm, name) for name in TIMM},
 }
 
 
@@ -699,33 +497,16 @@ def options_of(builder):
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "pretrained"}
 
 
-def refuse_options(arch, unknown, allowed):
-    raise ValueError(f"{arch} has no option {', '.join(unknown)}; its options: {', '.join(allowed)}")
-
-
 def find_builder(arch):
     """The table's entry, or one for any other network of torchvision or timm. ValueError with the nearest names."""
     if arch in MODELS:
         return MODELS[arch]
-    import torchvision
-
-    # without torchvision's ViT and MaxViT, which take square images alone; timm's take others
-    names = torchvision.models.list_models(module=torchvision.models, exclude=("vit_*", "maxvit_*"))
-    if arch in names:
-        return functools.partial(build_with_head, create_torchvision, arch)
-    try:
-        import timm
-    except ImportError:
-        note = " and, once timm is installed, of timm"
-    else:
-        note = " and timm"
-        timm_names = timm.list_models(pretrained=True) if "." in arch else timm.list_models()
-        if arch.removeprefix("timm/") in timm_names:
-            return functools.partial(build_with_head, create_timm, arch)
-        names += timm_names
+    create, names, libraries = backbones.find_backbone(arch)
+    if create:
+        return functools.partial(backbones.build_with_head, create, arch)
     near = difflib.get_close_matches(arch.lower(), sorted({*MODELS, *names}), n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-    raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(MODELS)}, all others of torchvision{note}")
+    raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(MODELS)}, all others of {libraries}")
 
 
 def build_model(arch, num_ids, *, pretrained=False, **options):
@@ -737,7 +518,7 @@ def build_model(arch, num_ids, *, pretrained=False, **options):
     allowed = options_of(builder)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
-        refuse_options(arch, unknown, allowed)
+        raise ValueError(f"{arch} has no option {', '.join(unknown)}; its options: {', '.join(allowed)}")
     for name, value in options.items():
         if allowed[name] is not None and type(value) is not type(allowed[name]):
             kind = type(allowed[name]).__name__
@@ -864,7 +645,7 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
 def count_macs(model):
     """(in convolutions and linear layers, in products of activations: attention, HA-CNN's crops) for one image."""
     with FlopCounterMode(display=False) as counter:
-        on_meta(model, model.input_size)
+        backbones.on_meta(model, model.input_size)
     flops = counter.get_flop_counts()["Global"]  # torch counts two FLOPs per multiply-accumulate
     layers = sum(count for op, count in flops.items() if op.__name__ in ("convolution", "addmm", "mm"))
     return layers // 2, (sum(flops.values()) - layers) // 2

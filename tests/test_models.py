@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import backbones
 import export
 import models
 
@@ -533,7 +534,7 @@ def test_head_options_mean_the_same_everywhere(arch, pooling):
 
 def test_gem_lies_between_average_and_maximum():
     x = torch.rand(2, 5, 9, generator=torch.Generator().manual_seed(0)) + 0.1
-    gem = models.GeM()
+    gem = backbones.GeM()
     means = []
     for p in (1.0, 3.0, 80.0):
         gem.p.data.fill_(p)
