@@ -78,6 +78,17 @@ class WithHead(nn.Module):
             x = x[:, self.num_prefix_tokens :].transpose(1, 2)  # (B, N, C) -> (B, C, N without class token)
         return self.gem(x) if self.gem else x.mean(-1)
 
+    def lay_out(self, x):
+        """The backbone's last features as maps (B, C, h, w), with patches where they lie in the image."""
+        if x.dim() == 4:
+            return x.permute(0, 3, 1, 2) if self.channels_last else x
+        height, width = self.input_size
+        count = x.shape[1] - self.num_prefix_tokens if x.dim() == 3 else 0
+        rows = round((count * height / width) ** 0.5)  # patches are square
+        if rows == 0 or rows * rows * width != count * height:
+            raise ValueError(f"{self.arch} has no map of its last features, which are of shape {tuple(x.shape)}")
+        return x[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, -1))  # (B, N, C) -> (B, C, h, w)
+
     def forward(self, x):
         check_images(self.arch, x, self.input_size)
         feature = self.fc(self.pool(self.backbone(x)))
@@ -235,3 +246,12 @@ def build_with_head(
         raise ValueError(f"{arch} has no pooling {pooling!r}: it is one of {', '.join(map(str, allowed))}")
     channels = shape[1] if len(shape) == 4 and getattr(network, "output_fmt", "NCHW") == "NCHW" else shape[-1]
     return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck).train()
+
+
+FIELD = {  # families of the field, with one or two members each
+    **dict.fromkeys(("resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2"), create_torchvision),
+    **dict.fromkeys(("shufflenet_v2_x1_0", "squeezenet1_1"), create_torchvision),
+    **dict.fromkeys(("seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2"), create_timm),
+    **dict.fromkeys(("nasnetalarge", "legacy_xception", "vit_small_patch16_224"), create_timm),
+    **dict.fromkeys(("swin_tiny_patch4_window7_224", "timm/convnext_tiny"), create_timm),
+}

@@ -206,15 +206,6 @@ class HardAttention(nn.Module):
         return torch.tanh(theta).view(-1, 4, 2)
 
 
-class HarmoniousAttention(nn.Module):
-    """Soft and hard attention on the same features: (B, C, H, W) -> map (B, C, H, W), theta (B, 4, 2)."""
-
-    def __init__(self, channels, size):
-        super().__init__()
-        self.soft_attn = SoftAttention(channels, size)
-        self.hard_attn = HardAttention(channels)
-
-
 class CropMatrix(nn.Module):
     """One axis of RegionCrop as matrices: shift (B, R), in -1..1, -> (B, R, size_out, size_in), fp32.
 
@@ -238,6 +229,11 @@ class CropMatrix(nn.Module):
         first = centre + self.scale * (self.lower.float() - self.middle)  # (B, R, size_out)
         share = (self.remainder.float() / self.last_out).unsqueeze(-1)  # (size_out, 1)
         return (1 - share) * hat(first, self.index) + share * hat(first + self.scale, self.index)
+
+    def edges(self, shift):
+        """Where regions begin and end, as fractions of the axis: half a step before and after their samples."""
+        centre = (self.middle + self.unit * shift + 0.5) / len(self.index)
+        return centre - self.scale / 2, centre + self.scale / 2
 
 
 class RegionCrop(nn.Module):
@@ -264,6 +260,11 @@ class RegionCrop(nn.Module):
         x = rows.reshape(batch, regions * h, height) @ x  # (B, R * h, W * C)
         x = columns.unsqueeze(2) @ x.view(batch, regions, h, width, channels)  # (B, R, h, w, C)
         return x.view(batch * regions, h, w, channels).permute(0, 3, 1, 2)  # (B * R, C, h, w)
+
+    def boxes(self, theta, size):
+        """theta (B, R, 2) -> (B, R, 4): top, left, bottom, right, in pixels of an image of this size (H, W)."""
+        (top, bottom), (left, right) = self.rows.edges(theta[..., 1]), self.columns.edges(theta[..., 0])
+        return torch.stack([top * size[0], left * size[1], bottom * size[0], right * size[1]], dim=-1)
 
 
 class HACNN(nn.Module):
@@ -294,7 +295,8 @@ class HACNN(nn.Module):
             size_in, size_out = (height >> stage, width >> stage), (height >> stage + 1, width >> stage + 1)
             inception = nn.Sequential(inception_a(c_in, c_out), inception_b(c_out, c_out))
             self.add_module(f"inception{stage}", inception)
-            self.add_module(f"ha{stage}", HarmoniousAttention(c_out, size_out))
+            attention = {"soft_attn": SoftAttention(c_out, size_out), "hard_attn": HardAttention(c_out)}
+            self.add_module(f"ha{stage}", nn.ModuleDict(attention))
             self.crops.append(RegionCrop(size_in, self.CROPS[stage - 1], align_corners))
         self.fc_global = fully_connected(self.WIDTHS[3], 512)
         self.classifier_global = nn.Linear(512, num_ids)
@@ -470,14 +472,6 @@ class OSNet(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # The table, and the two ways to a model
 
-# Families of the field, with one or two members each; every other name of the two libraries builds as well.
-TORCHVISION = (
-    "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2", "shufflenet_v2_x1_0", "squeezenet1_1",
-)  # fmt: skip
-TIMM = (
-    "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2", "nasnetalarge", "legacy_xception",
-    "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "timm/convnext_tiny",
-)  # fmt: skip
 MODELS = {  # name -> function of (num_ids, **options)
     "hacnn": HACNN,
     "mudeep": MuDeep,
@@ -486,8 +480,8 @@ MODELS = {  # name -> function of (num_ids, **options)
     "osnet_x0_5": functools.partial(OSNet, (32, 128, 192, 256), False),
     "osnet_x0_25": functools.partial(OSNet, (16, 64, 96, 128), False),
     "osnet_ibn_x1_0": functools.partial(OSNet, (64, 256, 384, 512), True),
-    **{name: functools.partial(backbones.build_with_head, backbones.create_torchvision, name) for name in TORCHVISION},
-    **{name: functools.partial(backbones.build_with_head, backbones.create_timm, name) for name in TIMM},
+    # one or two members of each family of the field; every other name of the two libraries builds as well
+    **{name: functools.partial(backbones.build_with_head, create, name) for name, create in backbones.FIELD.items()},
 }
 
 
@@ -533,6 +527,49 @@ def build_model(arch, num_ids, *, pretrained=False, **options):
     if builder in (HACNN, MuDeep):
         raise ValueError(f"{arch} has no ImageNet weights: train from scratch, or start from a file (--weights)")
     return builder(num_ids, pretrained=True, **options)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a network looks at
+
+
+@torch.no_grad()
+def explain(model, images):
+    """What a model in evaluation mode looks at in normalised images (B, 3, H, W), as tensors on the CPU.
+
+    activation (B, h, w): L2 norm over the channels of the last features that have a place, from 0 to 1 in each image.
+    Of HA-CNN also attention: of each stage, the soft attention map (B, h, w), averaged over channels; and regions: of
+    each stage (B, 4, 4), top, left, bottom, right of the four regions in pixels of the image, which they may leave.
+    With learn_region=False there are no regions, and the list is empty.
+    """
+    if model.training:
+        raise ValueError("explain takes a model in evaluation mode: call model.eval() first")
+    if isinstance(model, HACNN):
+        names = ["inception3"] + [f"ha{stage}.{kind}_attn" for stage in (1, 2, 3) for kind in ("soft", "hard")]
+    else:
+        names = ["block5" if isinstance(model, MuDeep) else "conv5" if isinstance(model, OSNet) else "backbone"]
+    seen = {}  # name -> what that layer gave
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            hook = functools.partial(lambda name, _layer, _inputs, out: seen.update({name: out}), name)
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        model(images)
+    found, last = {}, seen[names[0]]
+    if isinstance(model, HACNN):
+        last = last * seen["ha3.soft_attn"]
+        found["attention"] = [seen[f"ha{stage}.soft_attn"].float().mean(dim=1).cpu() for stage in (1, 2, 3)]
+        thetas = [seen[f"ha{stage}.hard_attn"] for stage in (1, 2, 3)] if model.learn_region else []
+        pairs = zip(model.crops, thetas, strict=model.learn_region)
+        found["regions"] = [crop.boxes(theta, model.input_size).cpu() for crop, theta in pairs]
+    elif isinstance(model, backbones.WithHead):
+        last = model.lay_out(last)
+    norms = last.float().norm(dim=1).cpu()  # (B, h, w)
+    norms -= norms.amin(dim=(1, 2), keepdim=True)
+    return {"activation": norms / norms.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12), **found}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Options and files
 
 
 def parse_option(text):
