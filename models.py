@@ -564,8 +564,9 @@ def explain(model, images):
     elif isinstance(model, backbones.WithHead):
         last = model.lay_out(last)
     norms = last.float().norm(dim=1).cpu()  # (B, h, w)
-    norms -= norms.amin(dim=(1, 2), keepdim=True)
-    return {"activation": norms / norms.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12), **found}
+    low, high = norms.amin(dim=(1, 2), keepdim=True), norms.amax(dim=(1, 2), keepdim=True)
+    # behind a fresh layer norm all norms are equal but for rounding, which must not fill the picture
+    return {"activation": (norms - low) / torch.maximum(high - low, 1e-4 * high).clamp(min=1e-12), **found}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

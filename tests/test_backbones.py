@@ -1,0 +1,198 @@
+"""Tests of backbones.py: layers run as their libraries run them, the head's options, ImageNet weights, bad input.
+
+python -m pytest tests/test_backbones.py
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from test_models import images_for, light
+
+import backbones
+import models
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Layers and head
+
+
+@pytest.mark.parametrize(
+    ("arch", "last"), [("resnet18", "fc"), ("densenet121", "classifier"), ("mobilenet_v2", "classifier"),
+                       ("shufflenet_v2_x0_5", "fc"), ("googlenet", "fc"), ("regnet_y_400mf", "fc"), ("swin_t", "head")],
+)  # fmt: skip
+def test_torchvision_s_layers_run_as_torchvision_runs_them(arch, last):
+    original = torchvision.models.get_model(arch, num_classes=7, **({"init_weights": True} if "goog" in arch else {}))
+    model = light(arch, **({"last_stride": 2} if arch.startswith("resnet") else {}))
+    skipped, missing = models.load_weights(model, original.state_dict())
+    assert {name.split(".")[0] for name in skipped} - {"aux1", "aux2"} == {last}
+    assert {name.split(".")[0] for name in missing} == {"classifier"}
+    x = images_for(model)
+    with torch.no_grad():
+        logits = getattr(original.eval(), last)(model.eval()(x))
+        torch.testing.assert_close(logits, original(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["legacy_seresnet18", "test_vit", "swin_tiny_patch4_window7_224", "inception_v4"])
+def test_timm_s_layers_run_as_timm_runs_them(arch):
+    size = {"img_size": (64, 32)} if "vit" in arch or "swin" in arch else {}
+    original = timm.create_model(arch, num_classes=0, **size).eval()
+    model = light(arch, **({"last_stride": 2} if "resnet" in arch else {})).eval()
+    assert models.load_weights(model, original.state_dict()) == ([], ["classifier.bias", "classifier.weight"])
+    x = images_for(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "test_vit"])
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_head_options_mean_the_same_everywhere(arch, pooling):
+    model = light(arch, pooling=pooling, embedding=24, bnneck=True)
+    torch.nn.init.normal_(model.bnneck.weight)
+    x = images_for(model, 4)
+    (logits,), (feature,) = model.train()(x)
+    assert model.feature_dim == 24 and feature.shape == (4, 24) and feature.min() >= 0
+    neck = F.batch_norm(feature, None, None, model.bnneck.weight, training=True)
+    torch.testing.assert_close(logits, neck @ model.classifier.weight.T, rtol=1e-4, atol=1e-5)
+    assert model.classifier.bias is None and not model.bnneck.bias.requires_grad
+    model.eval()
+    with torch.no_grad():
+        maps = model.backbone(x)  # (B, C, h, w), or (B, 1 + N, C) with the class token first
+        positions = maps.flatten(2) if arch == "resnet18" else maps[:, 1:].transpose(1, 2)  # (B, C, N)
+        if pooling == "gem":
+            positions = positions.clamp(min=1e-6) ** 3
+        pooled = positions.mean(-1) ** (1 / 3 if pooling == "gem" else 1)
+        torch.testing.assert_close(model(x), model.bnneck(model.fc(pooled)), rtol=1e-4, atol=1e-5)
+
+
+def test_gem_lies_between_average_and_maximum():
+    x = torch.rand(2, 5, 9, generator=torch.Generator().manual_seed(0)) + 0.1
+    gem = backbones.GeM()
+    means = []
+    for p in (1.0, 3.0, 80.0):
+        gem.p.data.fill_(p)
+        means.append(gem(x).detach())
+    torch.testing.assert_close(means[0], x.mean(-1))
+    torch.testing.assert_close(means[2], x.amax(-1), rtol=0.05, atol=0)
+    assert (means[0] < means[1]).all() and (means[1] < means[2]).all()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50_32x4d", "legacy_seresnet18", "timm/resnet26d"])
+def test_last_stride_of_resnets(arch):
+    model, usual = light(arch), light(arch, last_stride=2)
+    x = images_for(model)
+    with torch.no_grad():
+        assert model.eval().backbone(x).shape[2:] == (4, 2), "the last stage keeps the size unless told otherwise"
+        assert usual.eval().backbone(x).shape[2:] == (2, 1)
+    assert model.state_dict().keys() == usual.state_dict().keys()
+
+
+def test_names_of_both_libraries():
+    assert "downsample" in str(light("convnext_atto").backbone), "timm's alone"
+    assert type(light("resnet18").backbone).__name__ == "Sequential"
+    assert type(light("timm/resnet18").backbone).__name__ == "ResNet"
+
+
+def test_statistics_follow_the_weights():
+    assert light("resnet18").mean == (0.485, 0.456, 0.406)
+    for arch in ("legacy_xception", "test_vit", "googlenet"):
+        model = light(arch)
+        assert (model.mean, model.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), arch
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "fragments"),
+    [
+        ("resnet18", {"poling": "gem"}, ["resnet18 has no option poling", "pooling, embedding, bnneck, last_stride"]),
+        ("mobilenet_v2", {"last_stride": 1}, ["no option last_stride", "input_size, pooling, embedding, bnneck"]),
+        ("osnet_x0_25", {"learn_region": False}, ["osnet_x0_25 has no option learn_region", "options: input_size"]),
+        ("resnet18", {"pooling": "token"}, ["no pooling 'token'", "avg, gem"]),
+        ("resnet18", {"bnneck": "yes"}, ["bnneck of resnet18 is of type bool", "'yes'"]),
+        ("hacnn", {"learn_region": "false"}, ["learn_region of hacnn is of type bool", "'false'"]),
+        ("resnet18", {"last_stride": 3}, ["last_stride is 1", "or 2", "not 3"]),
+        ("resnet18", {"input_size": (256,)}, ["(height, width)", "(256, 128)", "(256,)"]),
+        ("hacnn", {"input_size": (256, 128)}, ["hacnn takes images of 160 x 64 alone", "(256, 128)"]),
+        ("mudeep", {"input_size": (250, 128)}, ["250 x 128", "multiples of 16", "256 x 128"]),
+        ("osnet_x0_25", {"input_size": (8, 8)}, ["8 x 8", "multiples of 16"]),
+        ("test_vit", {"input_size": (250, 120)}, ["250 x 120", "multiples of 16", "it takes: 256 x 128"]),
+        ("squeezenet1_1", {"input_size": (8, 8)}, ["squeezenet1_1 cannot take images of 8 x 8", "it takes: 32 x 32"]),
+        ("vit_tiny_patch14", {}, ["'vit_tiny_patch14'", "'vit_tiny_patch16_224'"]),
+        ("resnet51", {}, ["'resnet51'", "did you mean", "'resnet50'"]),
+        ("resnet50.nonsense", {}, ["'resnet50.nonsense'", "did you mean 'resnet50"]),
+    ],
+)
+def test_bad_arch_option_or_size(arch, options, fragments):
+    with pytest.raises(ValueError) as error:
+        models.build_model(arch, 5, **options)
+    assert not [fragment for fragment in fragments if fragment not in str(error.value)], error.value
+
+
+@pytest.mark.parametrize("arch", ["osnet_x0_25", "mudeep", "resnet18", "test_vit"])
+def test_images_of_another_size_than_the_model_s(arch):
+    with pytest.raises(ValueError, match=r"takes images \(B, 3, 64, 32\), got \(2, 3, 96, 32\)"):
+        light(arch)(torch.zeros(2, 3, 96, 32))
+
+
+def test_without_timm_its_networks_say_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # import fails
+    with pytest.raises(ValueError, match="seresnet50 comes from a package that is missing.*pip install timm"):
+        models.build_model("seresnet50", 5)
+    with pytest.raises(ValueError, match="did you mean .* and, once timm is installed, of timm"):
+        models.build_model("resnet51", 5)
+    assert models.build_model("resnet18", 5).feature_dim == 512
+
+
+@pytest.mark.parametrize("arch", ["hacnn", "resnet18", "test_vit"])
+def test_a_new_model_is_in_training_mode(arch):
+    assert all(module.training for module in models.build_model(arch, 5).modules())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ImageNet weights
+
+
+def test_torchvision_s_weights_are_found_where_the_message_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", raising(OSError("no route")))
+    with pytest.raises(ValueError, match="resnet18.*https://.*pth.*no route.*--weights FILE") as error:
+        models.build_model("resnet18", 5, pretrained=True)
+    original = torchvision.models.resnet18()
+    folder = Path(re.search(r"put that file into (\S+),", str(error.value))[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(original.state_dict(), folder / re.search(r"/([^/]*\.pth)", str(error.value))[1])
+    model = models.build_model("resnet18", 5, pretrained=True)
+    assert torch.equal(model.backbone.layer4[1].conv2.weight, original.layer4[1].conv2.weight)
+    assert model.classifier.out_features == 5
+
+
+def test_timm_s_weights(monkeypatch):
+    original = timm.create_model("test_vit", num_classes=1000)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: original.state_dict())
+    monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda *_, **__: True)
+    model = models.build_model("test_vit", 5, pretrained=True)
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, original.blocks[0].attn.qkv.weight)
+    assert model.backbone.pos_embed.shape != original.pos_embed.shape, "positions are resampled for 256 x 128"
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", raising(OSError("no route")))
+    with pytest.raises(ValueError, match="test_vit.*huggingface.co/timm/test_vit.*no route.*--weights FILE"):
+        models.build_model("test_vit", 5, pretrained=True)
+
+
+def raising(error):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("arch", "fragment"), [("mudeep", "mudeep has no ImageNet weights"), ("osnet_x1_0", "as a file.*--weights FILE")]
+)
+def test_own_networks_say_where_their_weights_are(arch, fragment):
+    with pytest.raises(ValueError, match=fragment):
+        models.build_model(arch, 5, pretrained=True)
+
+
