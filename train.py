@@ -1,6 +1,7 @@
 """Trains a network for person re-identification, or evaluates one.
 
     python train.py --arch hacnn --dataset market1501                            # -> runs/hacnn-market1501/best.pth
+    python train.py --arch resnet50 --pretrained --fixbase-epochs 5              # fine-tunes: the new head first
     python train.py --resume runs/hacnn-market1501/last.pth                      # goes on where a run stopped
     python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501   # see evaluate.py
 
@@ -69,6 +70,44 @@ def learning_rate(progress, args):
     if progress < args.warmup_epochs:
         return args.lr * (0.01 + 0.99 * progress / args.warmup_epochs)
     return args.lr * SCHEDULES[args.schedule](progress, args)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Fine-tuning: which layers train, and how fast. A layer is a top-level child of the network
+
+
+def find_layers(model, names, flag):
+    """`names`, or those of the model's head where there are none. ValueError with the layers that can train."""
+    layers = list(dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters()))
+    unknown = [name for name in names if name not in layers]
+    if unknown:
+        raise ValueError(f"{flag}: no layer {', '.join(unknown)} to train; there are: {', '.join(layers)}")
+    return names or [name for name in layers if name.startswith(("classifier", "fc", "bnneck", "gem"))]
+
+
+def parameter_groups(model, args):
+    """What the optimizer trains: all in one group, or the parameters of --new-layers and those of the other layers."""
+    trainable = [(name.partition(".")[0], p) for name, p in model.named_parameters() if p.requires_grad]
+    if args.new_layers is None:
+        return [{"params": [p for _, p in trainable]}]
+    new = find_layers(model, args.new_layers, "--new-layers")
+    return [{"params": [p for layer, p in trainable if (layer in new) == wanted]} for wanted in (True, False)]
+
+
+def freeze_base(model, optimizer, open_layers):
+    """Training mode for the layers of that name alone, or for all where it is None.
+
+    A frozen layer stands still to the bit: in evaluation mode its batch norms keep their statistics, and a parameter
+    without gradient is skipped by every optimizer, weight decay and momentum included. Parameters that the optimizer
+    does not hold were never meant to train and stay as they are.
+    """
+    model.train()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    for name, layer in model.named_children():
+        if open_layers is not None and name not in open_layers:
+            layer.eval().requires_grad_(False)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,6 +213,8 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args, inter
     bare = model.module if isinstance(model, nn.DataParallel) else model
     batches = data.epoch_batches(labels, args.batch_size, instances(args), args.seed, epoch)
     model.train()
+    frozen = epoch < args.fixbase_epochs
+    freeze_base(bare.model, optimizer, find_layers(bare.model, args.open_layers, "--open-layers") if frozen else None)
     recent, sums, started = [], Counter(), time.perf_counter()
     bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", disable=None, leave=False)
     with bar:
@@ -183,8 +224,9 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args, inter
             images = pixels.batch(rows, device)  # uint8 (B, 3, H, W)
             images = data.augment(images, torch.Generator().manual_seed(seed), args.augment, bare.mean, bare.std)
             targets = torch.from_numpy(labels[rows]).to(device, non_blocking=True)  # (B,)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch + step / len(batches), args)
+            rate = learning_rate(epoch + step / len(batches), args)
+            for group, factor in zip(optimizer.param_groups, (1, args.base_lr_mult), strict=False):
+                group["lr"] = rate * factor
             logits, features = model(images)
             parts = {name: LOSSES[name](logits, features, targets, args) for name in args.loss}
             loss = sum(weight * parts[name] for name, weight in args.loss.items())
@@ -256,10 +298,23 @@ def build_parser():
     add("--cache", help="folder for decoded pixels (default: ROOT/.pixels): best on a fast disk, safe to delete")
     add("--cache-limit", type=float, default=20, metavar="GB", help="decode batch by batch beyond this (default: 20)")
     add = parser.add_argument_group("model").add_argument
-    add("--arch", help=f"default: hacnn, or what the checkpoint holds; of: {', '.join(sorted(models.MODELS))}")
+    add("--arch", help="default: hacnn, or what the checkpoint holds; `python models.py` lists the usual ones, and any "
+        "name of torchvision or timm goes")
     add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
-        help="of the network: learn_region=False (global branch alone), align_corners=True (old weights)")
+        help="of hacnn: learn_region=False (global branch alone), align_corners=True (old weights); of all others: "
+        "input_size=384,128; of those from torchvision and timm: pooling=gem (or avg, token), embedding=512, "
+        "bnneck=True, and for ResNets last_stride=2 (a smaller last map)")
+    add("--pretrained", action="store_true",
+        help="start from ImageNet weights, downloaded once; beside --weights or --resume nothing is: that file wins")
     add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out")
+    add = parser.add_argument_group("fine-tuning (LAYER: a top-level child of the network)").add_argument
+    add("--fixbase-epochs", type=int, default=0, metavar="N",
+        help="in the first N of the --epochs (default: 0) only --open-layers train, the rest stays to the bit")
+    add("--open-layers", nargs="*", default=[], metavar="LAYER",
+        help="these (default, or no name: the head, so classifier*, fc*, bnneck, gem)")
+    add("--new-layers", nargs="*", metavar="LAYER",
+        help="train these (no name: the head) with --lr, and all others with --base-lr-mult of it (default: all alike)")
+    add("--base-lr-mult", type=float, default=0.1, metavar="X", help="default: 0.1, beside --new-layers")
     add = parser.add_argument_group("loss").add_argument
     add("--loss", type=loss_weights, default="xent", metavar="NAMES",
         help="xent (default), or xent+htri for batch-hard triplets too; xent+htri:0.5 halves their weight")
@@ -317,6 +372,7 @@ def parse(argv):
             raise ValueError(f"{args.resume} is not last.pth of a run: its weights alone go to --weights")
         if args.arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
+        checkpoint["args"] = {**vars(parser.parse_args([])), **checkpoint["args"]}  # an older run lacks newer flags
         parser.set_defaults(**{**checkpoint["args"], "out": str(Path(args.resume).parent)})  # it may have been moved
         args = parser.parse_args(argv)
     args.options = dict(args.options)
@@ -328,7 +384,7 @@ def parse(argv):
 
 def check_resumed_flags(args, checkpoint):
     """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
-    fixed = ["options", "optim", "weight_decay", "momentum"]
+    fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
         fixed += ["batch_size", "num_instances", "loss", "seed"]
     changed = [name for name in fixed if getattr(args, name) != checkpoint["args"][name]]
@@ -345,7 +401,7 @@ def check_resumed_flags(args, checkpoint):
 def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
     at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
-    at_least |= {"eval_every": 0, "seed": 0, "expand": 0}
+    at_least |= {"eval_every": 0, "seed": 0, "expand": 0, "fixbase_epochs": 0}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
@@ -355,6 +411,12 @@ def check_flags(parser, args):
         parser.error("--lr and --milestones must be positive")
     if not 0 <= args.warmup_epochs < args.epochs:
         parser.error(f"--warmup-epochs must lie between 0 and --epochs {args.epochs}, got {args.warmup_epochs:g}")
+    if args.open_layers and not args.fixbase_epochs:
+        parser.error("--open-layers says what trains in the first epochs: give their number, --fixbase-epochs N")
+    if args.fixbase_epochs and not args.loss.get("xent"):
+        parser.error("--fixbase-epochs trains the classifier, and --loss without xent does not reach that")
+    if args.base_lr_mult <= 0 or args.base_lr_mult != 0.1 and args.new_layers is None:
+        parser.error("--base-lr-mult must be positive, and stands beside --new-layers: all layers but these take it")
     if args.evaluate and not args.weights:
         parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
     if not args.evaluate and (args.multi_query or args.expand or args.rerank):
@@ -389,7 +451,8 @@ def has_fast_bf16(device):
 def prepare_model(args, checkpoint, num_ids, device):
     """The network, with the weights of --resume or --weights where they are given."""
     torch.manual_seed(args.seed)  # fresh weights are drawn from torch's own generator
-    model = models.build_model(args.arch, num_ids, **args.options)
+    pretrained = args.pretrained and checkpoint is None and not args.weights
+    model = models.build_model(args.arch, num_ids, pretrained=pretrained, **args.options)
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
     elif args.weights:
@@ -421,9 +484,15 @@ def run_training(args, checkpoint, device):
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
         f"input {model.input_size}, feature {model.feature_dim}"
     )
+    optimizer = OPTIMIZERS[args.optim](parameter_groups(model, args), args)
+    if args.new_layers is not None:
+        new = find_layers(model, args.new_layers, "--new-layers")
+        print(f"--lr for {', '.join(new)}; {args.base_lr_mult:g} of it for all other layers")
+    if args.fixbase_epochs:
+        opened = find_layers(model, args.open_layers, "--open-layers")
+        print(f"epochs 1 to {args.fixbase_epochs} train {', '.join(opened)} alone, the base is frozen")
     train_pixels = evaluate.load_pixels(splits.train, model, f"{args.dataset}-train", args, device)
     test_pixels = evaluate.load_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
-    optimizer = OPTIMIZERS[args.optim]([p for p in model.parameters() if p.requires_grad], args)
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
     state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "best_mAP": -1.0}
     if checkpoint is not None:
@@ -460,6 +529,8 @@ def run_training(args, checkpoint, device):
             save("last.pth")
         if state["epoch"] >= args.epochs:
             break
+        if state["epoch"] == args.fixbase_epochs > 0 and not state["step"]:
+            print(f"epoch {state['epoch'] + 1:3}/{args.epochs}  the base thaws: all layers train")
         with until_interrupted() as interrupts:
             if train_one_epoch(runner, train_pixels, labels, optimizer, device, state, args, interrupts):
                 totals, epoch = state["totals"], state["epoch"] + 1
@@ -486,7 +557,7 @@ def main(argv=None):
             return evaluate.run(args, device)
         args.arch = args.arch or "hacnn"
         args.distance = args.distance or "cosine"
-        args.out = args.out or f"runs/{args.arch}-{args.dataset}"
+        args.out = args.out or f"runs/{args.arch.replace('/', '-')}-{args.dataset}"
         resumed_here = args.resume and Path(args.resume).resolve().parent == Path(args.out).resolve()
         if Path(args.out, "last.pth").exists() and not resumed_here:
             raise ValueError(

@@ -430,7 +430,9 @@ def test_weights_of_other_ids_start_a_run_and_foreign_files_are_evaluated(finish
     more = models.build_model("hacnn", 9)
     models.load_weights(more, checkpoint["model"])
     torch.save({"state_dict": {f"module.{k}": v for k, v in more.state_dict().items()}}, tmp_path / "foreign.pth")
-    args = argparse.Namespace(arch="hacnn", options={}, weights=tmp_path / "foreign.pth", seed=0)
+    args = argparse.Namespace(
+        arch="hacnn", options={}, pretrained=True, weights=tmp_path / "foreign.pth", seed=0
+    )  # what no file could give: hacnn has no ImageNet weights, those of the file win
     model = train.prepare_model(args, None, 6, torch.device("cpu"))
     assert torch.equal(model.fc_local[0].weight, checkpoint["model"]["fc_local.0.weight"])
     assert "classifier_global.weight" in capsys.readouterr().out
