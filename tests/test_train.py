@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, run_command
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import data
 import losses
@@ -218,6 +219,212 @@ def test_core_packages_alone_train_evaluate_and_write_torchscript(root, tmp_path
     assert blocked.returncode == 1 and "No module named 'onnx'" in blocked.stderr  # the launcher does keep things away
 
 
+# Fine-tuning ----------------------------------------------------------------------------------------------------------
+
+
+class Tiny(torch.nn.Module):
+    """A base with a batch norm and with a part that must never train, and a classifier."""
+
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+        self.odd = torch.nn.Linear(4, 4)
+        self.odd.bias.requires_grad_(False)
+        self.classifier = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        feature = self.odd(self.backbone(x).mean(dim=(2, 3)))
+        return ([self.classifier(feature)], [feature]) if self.training else feature
+
+
+class RandomPixels:
+    def batch(self, rows, device):
+        return torch.randint(0, 256, (len(rows), 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def train_tiny(epochs, *flags, parallel=False, bf16=False):
+    """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
+    flags = ["--batch-size", "4", "--lr", "0.1", "--augment", "--log-every", "99", *map(str, flags)]
+    args = train.build_parser().parse_args(flags)
+    torch.manual_seed(0)
+    model = Tiny()
+    optimizer = train.OPTIMIZERS[args.optim](train.parameter_groups(model, args), args)
+    runner = train.Runner(model, torch.device("cpu"), bf16)
+    runner = torch.nn.DataParallel(runner) if parallel else runner
+    history = []
+    for epoch in epochs:
+        history.append({name: value.clone() for name, value in model.state_dict().items()})
+        state = {"epoch": epoch, "step": 0, "totals": {}}
+        labels = np.array([0, 1] * 4)
+        assert train.train_one_epoch(runner, RandomPixels(), labels, optimizer, torch.device("cpu"), state, args)
+        runner.eval()  # as an evaluation between two epochs does
+    return model, optimizer, [*history, model.state_dict()]
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+HEAD = {"classifier.weight", "classifier.bias"}
+BASE = {"backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1.bias", "odd.weight"}
+STATISTICS = {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.num_batches_tracked"}
+
+
+@pytest.mark.parametrize("setting", [{}, {"parallel": True}, {"bf16": True}], ids=["plain", "DataParallel", "bf16"])
+@pytest.mark.parametrize("name", sorted(train.OPTIMIZERS))
+def test_a_frozen_base_stands_still_to_the_bit_and_then_thaws(name, setting):
+    flags = ["--optim", name, "--weight-decay", 0.1, "--warmup-epochs", 0, "--fixbase-epochs", 2]
+    model, optimizer, weights = train_tiny(range(3), *flags, **setting)
+    assert changed(weights[0], weights[1]) == changed(weights[1], weights[2]) == HEAD
+    assert changed(weights[2], weights[3]) == HEAD | BASE | STATISTICS  # and never odd.bias
+    moments = {key: optimizer.state[p] for key, p in model.named_parameters() if p in optimizer.state}
+    steps = {key: int(state["step"]) for key, state in moments.items() if "step" in state}
+    if name != "sgd":  # moments of the base begin when it thaws: two steps an epoch
+        assert steps == {**dict.fromkeys(HEAD, 6), **dict.fromkeys(BASE, 2)}
+
+
+def test_open_layers_choose_what_trains():
+    flags = ["--warmup-epochs", 0, "--fixbase-epochs", 1, "--open-layers", "backbone", "classifier"]
+    _, _, weights = train_tiny([0], *flags)
+    assert changed(*weights) == HEAD | STATISTICS | BASE - {"odd.weight"}
+    assert changed(*train_tiny([0])[2]) == HEAD | BASE | STATISTICS  # without the flag
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "head"),
+    [
+        ("hacnn", {}, ["fc_global", "classifier_global", "fc_local", "classifier_local"]),
+        ("osnet_x0_25", {}, ["fc", "classifier"]),
+        ("resnet18", {"pooling": "gem", "embedding": 8, "bnneck": True}, ["gem", "fc", "bnneck", "classifier"]),
+        ("resnet18", {}, ["classifier"]),
+    ],
+)
+def test_the_head_of_each_network_is_what_opens_without_names(arch, options, head):
+    model = models.build_model(arch, 5, **options)
+    assert train.find_layers(model, [], "--open-layers") == head
+    with pytest.raises(ValueError, match=f"--open-layers: no layer layer4 to train; there are: .*{', '.join(head)}"):
+        train.find_layers(model, [head[0], "layer4"], "--open-layers")
+
+
+@pytest.mark.parametrize(("arch", "options"), [("hacnn", {"learn_region": False}), ("resnet18", {"bnneck": True})])
+def test_thawing_spares_what_the_network_itself_freezes(arch, options):
+    model = models.build_model(arch, 5, **options)
+    args = train.build_parser().parse_args([])
+    optimizer = torch.optim.SGD(train.parameter_groups(model, args), 0.1)
+    never = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert never
+    train.freeze_base(model, optimizer, ["classifier_global"])
+    train.freeze_base(model, optimizer, None)
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == never
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("epoch", "flags", "new", "base"),
+    [  # two steps per epoch: the second one, half an epoch later, is the one that leaves its rate
+        (0, ["--new-layers"], 0.1 * (0.01 + 0.99 * 0.25), 0.01 * (0.01 + 0.99 * 0.25)),  # a quarter of the warm-up
+        (1, ["--new-layers"], 0.1 * (0.01 + 0.99 * 0.75), 0.01 * (0.01 + 0.99 * 0.75)),
+        (4, ["--new-layers", "--base-lr-mult", 0.5], 0.1 * 0.1, 0.05 * 0.1),  # past the first milestone
+        (7, ["--new-layers", "classifier", "odd", "--base-lr-mult", 0.5], 0.1 * 0.01, 0.05 * 0.01),
+        (7, [], 0.1 * 0.01, 0.1 * 0.01),
+    ],
+)
+def test_staged_rates_move_weights_as_worked_by_hand(epoch, flags, new, base):
+    """Without momentum and weight decay the last step of SGD moves each weight by its rate times its gradient."""
+    flags = ["--optim", "sgd", "--momentum", 0, "--weight-decay", 0, "--schedule", "multi-step", "--milestones", 4, 6,
+             "--epochs", 10, "--warmup-epochs", 2, *flags]  # fmt: skip
+    seen = []
+
+    def note(optimizer, *_):
+        seen[:] = [{id(p): p.detach().clone() for group in optimizer.param_groups for p in group["params"]}]
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        model, _, _ = train_tiny([epoch], *flags)
+    finally:
+        hook.remove()
+    for name, p in model.named_parameters():
+        if name != "odd.bias":
+            fast = name in HEAD or (name == "odd.weight" and "odd" in flags)
+            rate = new if fast else base
+            torch.testing.assert_close(seen[0][id(p)] - p.detach(), rate * p.grad, rtol=1e-2, atol=2e-7)
+
+
+def test_staged_rates_leave_no_parameter_out():
+    model = models.build_model("hacnn", 5, learn_region=False)
+    args = train.build_parser().parse_args(["--new-layers"])
+    new, base = (group["params"] for group in train.parameter_groups(model, args))
+    assert {id(p) for p in new + base} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(new) + len(base) == len({id(p) for p in new + base})
+    names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in new} == {"fc_global", "classifier_global"}
+
+
+def test_resume_inside_and_after_the_frozen_epochs_gives_the_same_bits(root, tmp_path, capsys, monkeypatch):
+    flags = [*FLAGS, "--root", root, "--arch", "osnet_x0_25", "--options", "input_size=64,32", "--amp", "off"]
+    flags += ["--fixbase-epochs", 2, "--new-layers", "classifier", "--out"]
+    code, output, _ = run_main(capsys, *flags, tmp_path / "straight")
+    assert code == 0
+    assert output.count("epochs 1 to 2 train fc, classifier alone") == 1 and output.count("thaws") == 1
+    order = ["epoch   2/3  step", "epoch   3/3  the base thaws", "epoch   3/3  step"]
+    assert sorted(order, key=output.index) == order
+    assert "--lr for classifier; 0.1 of it for all other layers" in output
+    augment, steps = data.augment, output.count("epoch   1/3  step")
+    calls = []
+
+    def augment_and_press_ctrl_c(*arguments):
+        calls.append(arguments)
+        if len(calls) in (2, steps + 1, 2 * steps + 1):  # in epochs 1, 2 and 3
+            os.kill(os.getpid(), signal.SIGINT)
+        return augment(*arguments)
+
+    monkeypatch.setattr(data, "augment", augment_and_press_ctrl_c)
+    last, command = tmp_path / "cut" / "last.pth", [*flags, tmp_path / "cut"]
+    torch.manual_seed(0)
+    fresh = models.build_model("osnet_x0_25", 6, input_size=(64, 32)).state_dict()
+    for at in ((0, 2), (1, 1), (2, 1)):
+        assert run_main(capsys, *command)[0] == 130
+        saved = models.read_checkpoint(last)
+        assert (saved["epoch"], saved["step"]) == at
+        moved = {name.split(".")[0] for name in changed(fresh, saved["model"])}
+        assert moved == ({"fc", "classifier"} if at[0] < 2 else {name.split(".")[0] for name in fresh})
+        command = ["--resume", last]
+    assert run_main(capsys, *command)[0] == 0
+    straight, resumed = (models.read_checkpoint(path) for path in (tmp_path / "straight" / "last.pth", last))
+    assert same_bits(straight["model"], resumed["model"])
+    straight, resumed = straight["optimizer"]["state"], resumed["optimizer"]["state"]
+    assert straight.keys() == resumed.keys() and all(same_bits(straight[key], resumed[key]) for key in straight)
+
+
+def test_pretrained_without_a_network_is_one_clear_message(drawn_root, tmp_path, capsys, monkeypatch):
+    def urlopen(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", urlopen)
+    flags = [*FLAGS, "--root", drawn_root, "--out", tmp_path / "out", "--arch", "resnet18", "--pretrained"]
+    code, _, err = run_main(capsys, *flags)
+    assert code == 1 and err.startswith("error: no ImageNet weights of resnet18") and err.count("\n") == 1
+    assert "no route to host" in err and "--weights FILE" in err and "without --pretrained" in err
+
+
+def test_a_checkpoint_wins_over_pretrained():
+    checkpoint = {"model": models.build_model("hacnn", 2).state_dict()}
+    args = argparse.Namespace(arch="hacnn", options={}, pretrained=True, weights=None, seed=0)
+    model = train.prepare_model(args, checkpoint, 2, torch.device("cpu"))
+    assert same_bits(model.state_dict(), checkpoint["model"])
+    with pytest.raises(ValueError, match="hacnn has no ImageNet weights"):
+        train.prepare_model(args, None, 2, torch.device("cpu"))
+
+
+def test_the_default_folder_does_not_nest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(capsys, *FLAGS, "--root", "nowhere", "--arch", "timm/convnext_tiny")[0] == 1
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["timm-convnext_tiny-synthetic"]
+
+
 # Files of a run -------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +534,15 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--device", "mps"], 1, ["mps", "cpu"]),
         (["--epoch", 3], 2, ["--epoch"]),
         (["--weights", "nowhere.pth"], 1, ["nowhere.pth"]),
+        (["--arch", "osnet_x1_0", "--pretrained"], 1, ["osnet_x1_0", "--weights FILE"]),
+        (["--fixbase-epochs", -1], 2, ["--fixbase-epochs must be at least 0"]),
+        (["--fixbase-epochs", 1, "--open-layers", "classifier"], 1, ["--open-layers: no layer classifier", "fc_local"]),
+        (["--open-layers", "fc_local"], 2, ["--open-layers", "--fixbase-epochs N"]),
+        (["--fixbase-epochs", 1, "--loss", "htri"], 2, ["--fixbase-epochs", "xent"]),
+        (["--fixbase-epochs", 1, "--loss", "xent:0+htri"], 2, ["--fixbase-epochs", "xent"]),
+        (["--new-layers", "fc_local", "crops"], 1, ["--new-layers: no layer crops", "conv, inception1, ha1"]),
+        (["--new-layers", "--base-lr-mult", 0], 2, ["--base-lr-mult", "positive"]),
+        (["--base-lr-mult", 0.5], 2, ["--base-lr-mult", "--new-layers"]),
     ],
 )
 def test_wrong_flags(drawn_root, tmp_path, capsys, flags, code, fragments):
@@ -392,11 +608,25 @@ def test_a_run_that_was_moved_resumes_where_it_lies(finished, tmp_path, capsys):
         (["--epochs", 2, "--optim", "sgd"], "--optim cannot change"),
         (["--epochs", 2, "--weight-decay", 0.1, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
         (["--epochs", 2, "--options", "learn_region=False"], "--options cannot change"),
+        (["--epochs", 2, "--fixbase-epochs", 2], "--fixbase-epochs cannot change"),
+        (["--epochs", 2, "--fixbase-epochs", 2, "--open-layers", "fc_local"], "--open-layers cannot change"),
+        (["--epochs", 2, "--new-layers"], "--new-layers cannot change"),
     ],
 )
 def test_flags_that_a_resumed_run_cannot_take(finished, capsys, flags, fragment):
     code, _, err = run_main(capsys, "--resume", finished / "last.pth", *flags)
     assert code == 1 and fragment in err
+
+
+def test_a_run_older_than_a_flag_resumes_with_its_default(finished, tmp_path):
+    checkpoint = models.read_checkpoint(finished / "last.pth")
+    for name in ("pretrained", "fixbase_epochs", "open_layers", "new_layers", "base_lr_mult"):
+        del checkpoint["args"][name]
+    torch.save(checkpoint, tmp_path / "old.pth")
+    args, _ = train.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2"])
+    assert args.fixbase_epochs == 0 and args.new_layers is None and args.batch_size == 16
+    with pytest.raises(ValueError, match="--new-layers cannot change"):
+        train.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2", "--new-layers"])
 
 
 def test_resume_on_other_ids(finished, root, capsys):
@@ -430,9 +660,8 @@ def test_weights_of_other_ids_start_a_run_and_foreign_files_are_evaluated(finish
     more = models.build_model("hacnn", 9)
     models.load_weights(more, checkpoint["model"])
     torch.save({"state_dict": {f"module.{k}": v for k, v in more.state_dict().items()}}, tmp_path / "foreign.pth")
-    args = argparse.Namespace(
-        arch="hacnn", options={}, pretrained=True, weights=tmp_path / "foreign.pth", seed=0
-    )  # what no file could give: hacnn has no ImageNet weights, those of the file win
+    # pretrained would be an error without the file: hacnn has no ImageNet weights
+    args = argparse.Namespace(arch="hacnn", options={}, pretrained=True, weights=tmp_path / "foreign.pth", seed=0)
     model = train.prepare_model(args, None, 6, torch.device("cpu"))
     assert torch.equal(model.fc_local[0].weight, checkpoint["model"]["fc_local.0.weight"])
     assert "classifier_global.weight" in capsys.readouterr().out
