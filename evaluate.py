@@ -7,6 +7,7 @@ verification, open set) and writes into the folder --out, where it is given,
     queries.csv   per query: AP, rank of the first hit, nearest right and nearest wrong answer with their distances
     scores.json   the numbers that were printed, as fractions
     cmc.png, roc.png
+    maps.jpg      with --maps N: what the network looks at in N queries, taken evenly from the whole list
 """
 
 import csv
@@ -141,6 +142,24 @@ def pooled_queries(model, splits, args, device):
     return metrics.multi_query(features, *ids, *wanted, pool=args.multi_query, distance=args.distance)
 
 
+def draw_maps(model, splits, pixels, device, args):
+    """maps.jpg of --maps, where the network looks; pixels: of the queries first. All queries where there are fewer."""
+    count = min(args.maps, len(splits.query))
+    rows = np.arange(count) * len(splits.query) // count  # evenly: images of one person follow one another
+    images, parts = pixels.batch(rows, device), []
+    for some in images.split(args.test_batch_size):
+        parts.append(models.explain(model, data.normalise(some, model.mean, model.std)))
+
+    def joined(name):  # the maps of each stage, of all batches
+        stages = zip(*(part.get(name, ()) for part in parts), strict=True)
+        return [torch.cat(stage).numpy() for stage in stages]
+
+    visualize.maps_grid(
+        [splits.query[row].paths[0] for row in rows], images.permute(0, 2, 3, 1).cpu().numpy(),
+        torch.cat([part["activation"] for part in parts]).numpy(), joined("attention"), joined("regions"),
+    ).save(Path(args.out) / "maps.jpg", quality=90, subsampling=0)  # fmt: skip
+
+
 def run(args, device):
     """--evaluate: prints the scores of the network in --weights, and writes them into the folder --out."""
     model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
@@ -152,6 +171,8 @@ def run(args, device):
         Path(args.out).mkdir(parents=True, exist_ok=True)  # now: not after the work is done
     pixels = load_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
     model = model.to(memory_format=torch.channels_last)
+    if args.maps:
+        draw_maps(model, splits, pixels, device, args)
     features = extract_features(model, pixels, device, args.test_batch_size)
     queries, gallery = features.split([len(splits.query), len(splits.gallery)])
     ids, how = ids_of(splits), {"distance": args.distance, "protocol": args.protocol}
@@ -182,10 +203,11 @@ def run(args, device):
         verification["points"] = [{"wanted": rate, **point} for rate, point in zip(RATES, pairs, strict=True)]
         content = {"ranking": summaries, "verification": verification, "open_set": alarms, "weights": args.weights}
         (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n")
+        written = ["queries.csv", "scores.json"] + ["maps.jpg"] * bool(args.maps)
         try:
             visualize.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
             visualize.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
-            print(f"{folder}: queries.csv, scores.json, cmc.png, roc.png")
+            print(f"{folder}: {', '.join(written)}, cmc.png, roc.png")
         except ImportError as error:
-            print(f"{folder}: queries.csv, scores.json; no curves, as matplotlib is not installed ({error})")
+            print(f"{folder}: {', '.join(written)}; no curves, as matplotlib is not installed ({error})")
     return 0

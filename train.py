@@ -349,6 +349,8 @@ def build_parser():
     add("--expand", type=int, default=0, metavar="K",
         help="with --evaluate, also: queries averaged with their K nearest gallery images; 5 is a good start")
     add("--rerank", action="store_true", help="with --evaluate, also: k-reciprocal re-ranking (Zhong et al. 2017)")
+    add("--maps", type=int, default=0, metavar="N",
+        help="with --evaluate and --out: draw what the network looks at in N queries, up to 100, into maps.jpg")
     add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
     add = parser.add_argument_group("run").add_argument
     add("--out", help="folder of the run (default: runs/ARCH-DATASET), one that holds a run is refused; with "
@@ -421,6 +423,8 @@ def check_flags(parser, args):
         parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
     if not args.evaluate and (args.multi_query or args.expand or args.rerank):
         parser.error("--multi-query, --expand and --rerank belong to --evaluate: training ends with the plain scores")
+    if not 0 <= args.maps <= 100 or (args.maps and not (args.evaluate and args.out)):
+        parser.error("--maps takes 0 to 100 queries, and draws them into the folder --out of --evaluate: give both")
     if args.evaluate and args.resume:
         parser.error("--evaluate tests --weights, --resume goes on training: give one of them")
 

@@ -1,21 +1,29 @@
-"""Pictures for people to look at: ranked lists, training curves, CMC and ROC. Pillow; matplotlib only for curves.
+"""Pictures for people to look at: ranked lists, what a network looks at, training curves, CMC and ROC.
 
-    from visualize import ranked_grid, training_curves
+    from visualize import maps_grid, ranked_grid, training_curves
     ranked_grid([("q.jpg", [("a.jpg", 0.93, True), ("b.jpg", 0.71, False)])]).save("ranked.jpg")
+    maps_grid(["q.jpg"], images, activation, attention, regions).save("maps.jpg")    # arrays, see there
     training_curves("runs/hacnn-market1501/log.jsonl", "curves.png")
 
 A ranked list has one row per query: the query in a black frame, a gap, then the gallery images from the most similar
 on, each in a green frame (same person), a red one (another person) or a grey one (nobody said who it is). Colours that
-mean right and wrong are also told apart by their lightness, for readers who do not see red and green.
+mean right and wrong are also told apart by their lightness, for readers who do not see red and green; so are those of
+maps_grid, heat and the frames of regions. NumPy and Pillow; matplotlib only for curves.
 """
 
 import json
+import textwrap
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 QUERY, RIGHT, WRONG, UNKNOWN = (20, 20, 20), (60, 179, 90), (192, 24, 32), (150, 150, 150)  # frame colours
 FRAMES = {True: RIGHT, False: WRONG, None: UNKNOWN}
+# From low to high, lightness rising in even steps: nine colours of "plasma" (Smith, van der Walt, CC0)
+HEAT = np.array([(13, 8, 135), (76, 2, 161), (126, 3, 168), (170, 35, 149), (204, 71, 120), (230, 108, 92),
+                 (248, 149, 64), (253, 196, 39), (240, 249, 33)])  # fmt: skip
+REGIONS = (250, 232, 70), (86, 180, 233), (213, 80, 20), (60, 25, 135)  # frames, from the lightest to the darkest
 PAPER, MAT, INK, FAINT = (255, 255, 255), (238, 238, 238), (30, 30, 30), (95, 95, 95)
 
 
@@ -92,6 +100,140 @@ def draw_tile(picture, draw, at, place, path, colour, number=None):
         draw.text((middle, below), number, INK, at.number_font, anchor="ma")
         below += at.number_font.size * 1.2
     draw.text((middle, below), shorten(Path(path).name, at.name_font, width), FAINT, at.name_font, anchor="ma")
+
+
+def stretch(values):
+    """values, (h, w), from their lowest as 0 to their highest as 1; all 0 where they do not differ."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def heat_colours(values):
+    """The colours (..., 3) of values in 0..1: bytes, between the colours of HEAT."""
+    stops = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(values, stops, channel) for channel in HEAT.T], axis=-1).round().astype(np.uint8)
+
+
+def overlay(image, values):
+    """A PIL image under the colours of a map (h, w) in 0..1, resized to it; grey, as colours mean heat."""
+    heat = Image.fromarray(np.asarray(values, np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(heat_colours(np.asarray(heat))), 0.55)
+
+
+def rim(colour):
+    """What stands out from a colour: black or white."""
+    return PAPER if sum(colour) < 300 else QUERY
+
+
+def draw_frame(draw, box, colour):
+    """A coloured frame just inside box (left, top, right, bottom), in pixels: its edges; with a rim on both sides."""
+    left, top, right, bottom = box
+    draw.rectangle((left - 1, top - 1, right, bottom), outline=rim(colour), width=5)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=3)
+
+
+def draw_number(draw, x, y, number, font):
+    """The number of a region (from 0) on its colour; (x, y) is the middle of the upper edge."""
+    colour, half = REGIONS[number], round(0.5 * font.size)
+    draw.rectangle((x - half, y, x + half, y + round(1.2 * font.size)), fill=colour, outline=rim(colour))
+    draw.text((x + 0.5, y + 0.65 * font.size), str(number + 1), rim(colour), font, anchor="mm")
+
+
+def region_tile(image, boxes, scale, overhang, font):
+    """image with frames. boxes (R, 4): top, left, bottom, right in pixels of the network; scale: pixels drawn for one;
+    overhang (x, y): how much of the surroundings is shown on each side, as regions may reach outside."""
+    tile = Image.new("RGB", (image.width + 2 * overhang[0], image.height + 2 * overhang[1]), MAT)
+    tile.paste(image, overhang)
+    draw = ImageDraw.Draw(tile)
+    frames = []
+    for top, left, bottom, right in (np.asarray(boxes) * scale).round().astype(int).tolist():
+        frames.append((left + overhang[0], top + overhang[1], right + overhang[0], bottom + overhang[1]))
+    for frame, colour in zip(frames, REGIONS, strict=False):
+        draw_frame(draw, frame, colour)
+    for number, (left, top, right, _) in enumerate(frames):  # side by side: regions may lie on one another
+        draw_number(draw, left + round((right - left) * (number + 0.5) / len(REGIONS)), top, number, font)
+    return tile
+
+
+def overhang_of(regions, size, scale):
+    """(x, y): how many pixels are shown around images of size (H, W): what regions need, up to half of the image."""
+    boxes = np.concatenate([np.reshape(boxes, (-1, 4)) for boxes in regions])
+    outside = np.maximum([-boxes[:, :2].min(0), boxes[:, 2:].max(0) - size], 0).max(0)  # (y, x)
+    y, x = np.ceil(np.minimum(outside, np.array(size) / 2) * scale + 2).astype(int).tolist()  # 2: a frame and its rim
+    return x, y
+
+
+def maps_grid(names, images, activation, attention=(), regions=(), *, height=320):
+    """What a network looks at, as a PIL image with one row per image, drawn `height` pixels high.
+
+    names: N file names; images (N, H, W, 3), bytes as the network sees them; activation (N, h, w) in 0..1; attention:
+    for each stage (N, h, w), of any range, stretched map by map; regions: for each stage (N, R, 4), R up to 4: top,
+    left, bottom, right in pixels of `images`, partly outside or not.
+    """
+    if not len(images):
+        raise ValueError("maps_grid got no images: give at least one")
+    size = images.shape[1:3]
+    scale, width = height / size[0], round(size[1] * height / size[0])
+    font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
+    x_over, y_over = overhang_of(regions, size, scale) if len(regions) else (0, 0)
+    headings = ["query", *(f"attention {i + 1}" for i in range(len(attention)))]
+    headings += [*(f"regions {i + 1}" for i in range(len(regions))), "activation"]
+    widths = [width + 2 * x_over * heading.startswith("regions") for heading in headings]
+    margin, gap, header, step = 16, 14, 26, height + 2 * y_over + 30
+    middles = [margin + sum(widths[:i]) + gap * i + widths[i] // 2 for i in range(len(widths))]
+    total = 2 * margin + sum(widths) + gap * (len(widths) - 1)
+    notes = legend_lines(len(attention), len(regions), small, total - 2 * margin)
+    foot = margin + header + len(images) * step + 6
+    picture = Image.new("RGB", (total, foot + round(1.4 * small.size * (len(notes) + 1.5)) + margin), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for middle, heading in zip(middles, headings, strict=True):
+        draw.text((middle, margin), heading, INK, font, anchor="ma")
+    for row, (name, pixels) in enumerate(zip(names, images, strict=True)):
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+        maps = [stage[row] for stage in attention]
+        tiles = [(image, shorten(Path(name).name, small, width))]
+        tiles += [(overlay(image, stretch(values)), f"{values.min():.2f} to {values.max():.2f}") for values in maps]
+        tiles += [(region_tile(image, stage[row], scale, (x_over, y_over), small), "") for stage in regions]
+        tiles.append((overlay(image, activation[row]), ""))
+        top = margin + header + row * step + y_over  # of the images; what surrounds a region tile begins above
+        for middle, (tile, text) in zip(middles, tiles, strict=True):
+            picture.paste(tile, (middle - tile.width // 2, top + (height - tile.height) // 2))
+            draw.text((middle, top + height + 5), text, FAINT, small, anchor="ma")
+    draw_legend(picture, draw, (margin, foot), notes, small, len(regions) > 0)
+    return picture
+
+
+def legend_lines(num_attention, num_regions, font, width):
+    """The notes under maps_grid, broken into lines of at most `width` pixels."""
+    notes = []
+    if num_attention:
+        notes.append("attention: soft attention of each stage, mean over channels; each map is stretched from its "
+                     "lowest value to its highest, which stand below it")  # fmt: skip
+    if num_regions:
+        notes.append("regions: the parts that the local branch cuts out at each stage; outside the image it sees zeros")
+    notes.append("activation: how strongly the last features answer, from the lowest to the highest in each image")
+    lines = []
+    for note in notes:
+        lines += textwrap.wrap(note, int(0.9 * width / font.getlength(note) * len(note)))  # 0.9: letters differ
+    return lines
+
+
+def draw_legend(picture, draw, corner, notes, font, with_regions):
+    """The scale of heat, the numbers of the regions, then the notes, from `corner` down."""
+    x, y = corner
+    draw.text((x, y), "low", INK, font)
+    x += round(font.getlength("low")) + 6
+    middle_grey, ramp = Image.new("RGB", (120, font.size), (128, 128, 128)), np.linspace(0, 1, 120)[None]
+    picture.paste(overlay(middle_grey, ramp), (x, y + 2))
+    draw.text((x + 126, y), "high", INK, font)
+    if with_regions:
+        x += 200
+        draw.text((x, y), "regions", INK, font)
+        x += round(font.getlength("regions")) + 16
+        for number in range(len(REGIONS)):
+            draw_number(draw, x + 20 * number, y, number, font)
+    for line, note in enumerate(notes):
+        draw.text((corner[0], y + 1.4 * font.size * (line + 1.5)), note, FAINT, font)
 
 
 def read_log(log_jsonl):
