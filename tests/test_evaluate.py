@@ -29,15 +29,31 @@ def run_main(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def write_weights(path, arch, **options):
     """A checkpoint of a network that has learnt nothing."""
     torch.manual_seed(3)
-    model = models.build_model("hacnn", 6)
-    path = tmp_path_factory.mktemp("weights") / "fresh.pth"
-    content = {"arch": "hacnn", "num_ids": 6, "options": {}, "model": model.state_dict(), "distance": "cosine"}
+    model = models.build_model(arch, 6, **options)
+    content = {"arch": arch, "num_ids": 6, "options": options, "model": model.state_dict(), "distance": "cosine"}
     torch.save(content, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "fresh.pth", "hacnn")
+
+
+@pytest.fixture(scope="module")
+def light_weights(tmp_path_factory):
+    """For tests of what is said and written, which any network serves."""
+    path = tmp_path_factory.mktemp("weights") / "light.pth"
+    return write_weights(path, "squeezenet1_1", input_size=(64, 32))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No rows in the table of verification: their intervals take longest of all."""
+    monkeypatch.setattr(evaluate, "RATES", ())
 
 
 @pytest.fixture
@@ -49,14 +65,15 @@ def boxes(root):
 
 
 def features_of(items, weights):
-    """Unit features, image by image."""
+    """Unit features, in small batches from the last image to the first: order and company must not matter."""
     model, _ = models.load_checkpoint(weights)
     features = []
-    for item in items:
-        image = torch.from_numpy(data.read_image(item.paths[0], (160, 64)).copy()).permute(2, 0, 1)[None]
+    for start in range(0, len(items), 12):
+        images = np.stack([data.read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
         with torch.no_grad():
-            features.append(model(data.normalise(image, model.mean, model.std))[0].double().numpy())
-    features = np.array(features)
+            features.append(model(data.normalise(images, model.mean, model.std)).double().numpy())
+    features = np.concatenate(features)[::-1]
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
@@ -70,7 +87,7 @@ def test_everything_is_printed_and_written(boxes, weights, tmp_path, capsys):
     assert code == 0
     splits = data.load_dataset("synthetic", boxes)
     capsys.readouterr()
-    q, g = features_of(splits.query, weights), features_of(splits.gallery, weights)
+    q, g = np.split(features_of(splits.query + splits.gallery, weights), [len(splits.query)])
     content = json.loads((tmp_path / "new" / "report" / "scores.json").read_text())
     plain, pooled, expanded, reranked = content["ranking"]
     for summary in content["ranking"]:
@@ -113,24 +130,27 @@ def test_everything_is_printed_and_written(boxes, weights, tmp_path, capsys):
             assert picture.format == "PNG" and picture.width > 400
 
 
-def test_without_out_nothing_is_written_and_flags_choose_the_protocol(root, weights, capsys, tmp_path, monkeypatch):
+def test_nothing_is_written_without_out_and_flags_choose_the_protocol(
+    root, light_weights, capsys, tmp_path, monkeypatch, quick
+):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    code, out, _ = run_main(capsys, *flags_of(weights, root))
+    flags = flags_of(light_weights, root)
+    code, out, _ = run_main(capsys, *flags)
     assert code == 0 and sorted(tmp_path.iterdir()) == before
-    other = run_main(capsys, *flags_of(weights, root), "--protocol", "no_camera_rule", "--distance", "euclidean")[1]
+    other = run_main(capsys, *flags, "--protocol", "no_camera_rule", "--distance", "euclidean")[1]
     line = next(line for line in other.splitlines() if line.startswith("synthetic: rank-1"))
     assert "euclidean distance, no_camera_rule protocol" in line and line not in out
     pairs = [next(line for line in text.splitlines() if line.startswith("verification")) for text in (out, other)]
     assert pairs[0] != pairs[1]  # with the own camera there are more pairs of one person
 
 
-def test_without_matplotlib_the_tables_are_written(root, weights, capsys, tmp_path, monkeypatch):
+def test_without_matplotlib_the_tables_are_written(root, light_weights, capsys, tmp_path, monkeypatch, quick):
     def missing(*arguments):
         raise ImportError("No module named 'matplotlib'")
 
     monkeypatch.setattr(visualize, "cmc_curves", missing)
-    code, out, _ = run_main(capsys, *flags_of(weights, root), "--out", tmp_path / "report")
+    code, out, _ = run_main(capsys, *flags_of(light_weights, root), "--out", tmp_path / "report")
     assert code == 0 and "matplotlib is not installed" in out
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["queries.csv", "scores.json"]
 
@@ -142,10 +162,13 @@ def test_without_matplotlib_the_tables_are_written(root, weights, capsys, tmp_pa
         (["--multi-query", "mean"], 2, "average"),
         (["--expand", "-1"], 2, "--expand must be at least 0"),
         (["--protocol", "mars"], 2, "no_camera_rule"),
+        (["--maps", "4"], 2, "the folder --out of --evaluate"),
+        (["--maps", "-1", "--out", "x"], 2, "0 to 100 queries"),
+        (["--maps", "101", "--out", "x"], 2, "0 to 100 queries"),
     ],
 )
-def test_wrong_flags(root, weights, capsys, flags, code, message):
-    got, _, err = run_main(capsys, *flags_of(weights, root), *flags)
+def test_wrong_flags(root, light_weights, capsys, flags, code, message):
+    got, _, err = run_main(capsys, *flags_of(light_weights, root), *flags)
     assert got == code and message in err
 
 
@@ -155,9 +178,66 @@ def test_flags_of_evaluation_are_refused_in_training(root, capsys, flags):
     assert code == 2 and "belong to --evaluate" in err
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_the_work(root, weights, capsys, tmp_path):
+def test_maps_are_refused_in_training(root, capsys, tmp_path):
+    code, _, err = run_main(capsys, "--dataset", "synthetic", "--root", root, "--maps", 2, "--out", tmp_path / "run")
+    assert code == 2 and "the folder --out of --evaluate" in err and not (tmp_path / "run").exists()
+
+
+def known_maps(given):
+    """A models.explain that answers with the mean of each image, and keeps what it was given."""
+
+    def explain(model, images):
+        assert not model.training
+        given.append(images)
+        level = images.mean(dim=(1, 2, 3))[:, None, None]  # (B, 1, 1), tells which image it was
+        stages = [level + torch.full((len(images), stage, 2), float(stage)) for stage in (1, 2, 3)]
+        boxes = [level + torch.tensor([0, 0, 16, 32 + stage]).expand(1, 4, 4) for stage in (1, 2, 3)]
+        return {"activation": level.expand(-1, 4, 2), "attention": stages, "regions": boxes}
+
+    return explain
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(4, [0, 4, 8, 12]), (1, [0]), (100, list(range(16)))])
+def test_maps_show_queries_of_the_whole_list(
+    wanted, expected, root, light_weights, capsys, tmp_path, monkeypatch, quick
+):
+    """What is drawn: these queries, as the network sees them, each with what explain says of it."""
+    given, drawn = [], []
+    draw = visualize.maps_grid
+    monkeypatch.setattr(models, "explain", known_maps(given), raising=False)
+    monkeypatch.setattr(visualize, "maps_grid", lambda *parts: drawn.append(parts) or draw(*parts))
+    flags = ["--maps", wanted, "--out", tmp_path / "report", "--test-batch-size", 3]
+    code, out, _ = run_main(capsys, *flags_of(light_weights, root), *flags)
+    assert code == 0 and "maps.jpg" in out.splitlines()[-1]
+    queries = data.load_dataset("synthetic", root).query
+    assert len(queries) == 16
+    names, images, activation, attention, regions = drawn[0]
+    assert list(names) == [queries[row].paths[0] for row in expected]
+    seen = np.stack([data.read_image(name, (64, 32)) for name in names])
+    assert (images == seen).all()
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    levels = ((seen / 255 - mean) / deviation).mean(axis=(1, 2, 3))
+    assert activation.shape == (len(expected), 4, 2)
+    np.testing.assert_allclose(activation[:, 0, 0], levels, atol=1e-5)
+    for stage, (maps, boxes) in enumerate(zip(attention, regions, strict=True), start=1):
+        assert maps.shape == (len(expected), stage, 2) and boxes.shape == (len(expected), 4, 4)
+        np.testing.assert_allclose(maps[:, 0, 0], levels + stage, atol=1e-5)
+        np.testing.assert_allclose(boxes[:, 3, 3], levels + 32 + stage, atol=1e-5)
+    assert [len(batch) for batch in given][:-1] == [3] * (len(given) - 1)
+    with Image.open(tmp_path / "report" / "maps.jpg") as picture:
+        assert picture.format == "JPEG" and picture.height > 320 * len(expected)
+
+
+def test_maps_of_a_network_without_attention(root, light_weights, capsys, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(models, "explain", lambda _, x: {"activation": torch.zeros(len(x), 2, 1)}, raising=False)
+    code, _, _ = run_main(capsys, *flags_of(light_weights, root), "--maps", 2, "--out", tmp_path)
+    with Image.open(tmp_path / "maps.jpg") as picture:
+        assert code == 0 and picture.width < 3 * 160 < picture.height  # two columns of 160 x 320
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(root, light_weights, capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    code, out, err = run_main(capsys, *flags_of(weights, root), "--out", tmp_path / "file" / "report")
+    code, out, err = run_main(capsys, *flags_of(light_weights, root), "--out", tmp_path / "file" / "report")
     assert code == 1 and "file/report" in err and "rank-1" not in out
 
 
