@@ -111,6 +111,148 @@ def test_import_brings_neither_torch_nor_matplotlib():
     subprocess.run([sys.executable, "-c", code], cwd=Path(visualize.__file__).parent, check=True)
 
 
+# ---- what a network looks at ----
+
+HEIGHT, TILE = 320, 128  # how large an image of 160 x 64 is drawn
+COAT, COAT_GREY = (200, 40, 90), 93.5  # 0.299 red + 0.587 green + 0.114 blue
+
+
+def plain_images(count=1):
+    """Images of one colour that nothing else in the picture has."""
+    return np.broadcast_to(np.uint8(COAT), (count, 160, 64, 3)).copy()
+
+
+def draw_plain(activation=None, attention=(), regions=()):
+    """Pixels of the picture for one plain image, and the box (left, top, right, bottom) of the query in it."""
+    activation = np.zeros((1, 5, 2)) if activation is None else activation[None]
+    pixels = np.asarray(visualize.maps_grid(["a.jpg"], plain_images(), activation, attention, regions)).astype(int)
+    left, top = np.argwhere((pixels == COAT).all(axis=2).T)[0]  # the leftmost column first
+    assert (pixels[top : top + HEIGHT, left : left + TILE] == COAT).all()  # aspect as the network sees it
+    assert (pixels[top - 1, left] != COAT).any() and (pixels[top + HEIGHT, left] != COAT).any()
+    assert (pixels[top, left + TILE] != COAT).any()
+    return pixels, (left, top, left + TILE, top + HEIGHT)
+
+
+def lightness(rgb):
+    """L* of sRGB colours (..., 3) (CIE 1976)."""
+    linear = np.array(rgb) / 255
+    linear = np.where(linear > 0.04045, ((linear + 0.055) / 1.055) ** 2.4, linear / 12.92)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
+
+
+def test_heat_gets_lighter_in_even_steps():
+    steps = np.diff(lightness(visualize.heat_colours(np.linspace(0, 1, 9))))
+    assert (steps > 0.6 * steps.mean()).all() and (steps < 1.4 * steps.mean()).all() and steps.sum() > 75
+    assert (visualize.heat_colours(np.array([0.0, 1.0])) == visualize.HEAT[[0, -1]]).all()
+
+
+def test_frames_of_regions_differ_in_lightness():
+    steps = np.diff(lightness(visualize.REGIONS))
+    assert len(steps) == 3 and (steps < -14).all()
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 3), (9, 0), (9, 3), (2, 1)])
+def test_heat_lies_where_the_map_is_hot(row, column):
+    """A map of 10 x 4 with one hot cell: its centre is the lightest place of the tile, cells far away are all cold."""
+    tile = np.zeros((10, 4))
+    tile[row, column] = 1
+    pixels, (left, top, _, bottom) = draw_plain(tile)
+    right = pixels.shape[1] - left  # the last column is as far from the edge as the first
+    drawn = pixels[top:bottom, right - TILE : right]
+    y, x = 32 * row + 16, 32 * column + 16  # a cell is 32 x 32 pixels
+    hot, cold = (0.45 * COAT_GREY + 0.55 * visualize.HEAT[end] for end in (-1, 0))
+    assert abs(drawn[y, x] - hot).max() <= 12  # the very centre lies between two pixels
+    away = np.ones((HEIGHT, TILE), bool)
+    away[max(0, y - 48) : y + 48, max(0, x - 48) : x + 48] = False
+    assert abs(drawn[away] - cold).max() <= 2
+    assert lightness(drawn).argmax() in {(y + dy) * TILE + x + dx for dy in range(-17, 16) for dx in range(-17, 16)}
+
+
+def test_the_person_stays_visible_under_the_heat():
+    """Left half black, right half white under a flat map: the same hue, far apart in lightness."""
+    pixels = np.zeros((160, 64, 3), np.uint8)
+    pixels[:, 32:] = 255
+    drawn = np.asarray(visualize.overlay(Image.fromarray(pixels), np.full((5, 2), 0.5)))
+    assert lightness(drawn[:, 40:]).min() - lightness(drawn[:, :24]).max() > 30
+
+
+def test_attention_is_stretched_for_each_map_and_its_range_written_below():
+    """Two images whose maps have the same shape but other ranges look the same; what stands below differs."""
+    ramp = np.linspace(0, 1, 40).reshape(1, 20, 2)
+    flat = np.full((2, 20, 2), 0.7)
+    attention = [np.concatenate([0.5 + 0.02 * ramp, 0.6 + 0.3 * ramp]), flat]
+    picture = visualize.maps_grid(["a.jpg"] * 2, plain_images(2), np.zeros((2, 5, 2)), attention)
+    pixels = np.asarray(picture).astype(int)
+    rows = (pixels == COAT).all(axis=2).sum(axis=1) == TILE  # along these rows lies a query
+    tops = np.flatnonzero(np.diff(rows.astype(int), prepend=0) == 1)
+    assert len(tops) == 2
+    tiles = [pixels[top : top + HEIGHT] for top in tops]
+    assert (tiles[0] == tiles[1]).all()
+    assert np.ptp(lightness(tiles[0][:, TILE + 20 : 2 * TILE])) > 25
+    below = [pixels[top + HEIGHT : top + HEIGHT + 25] for top in tops]
+    assert (below[0] != below[1]).any() and (below[0] < 200).any()
+    assert (visualize.stretch(flat[0]) == 0).all()
+
+
+REGION_BOXES = {  # top, left, bottom, right in pixels of the network
+    "strips": [(0, 0, 40, 64), (40, 0, 80, 64), (80, 0, 120, 64), (120, 0, 160, 64)],
+    "outside": [(-10, -20, 30, 44), (45, 5, 85, 69), (85, 30, 125, 94), (130, -2, 170, 62)],
+}
+
+
+@pytest.mark.parametrize("name", REGION_BOXES)
+def test_frames_of_regions_lie_where_the_boxes_are(name):
+    boxes = np.array(REGION_BOXES[name], float)
+    pixels, (_, top, query_right, bottom) = draw_plain(regions=[boxes[None]])
+    mat = np.flatnonzero((pixels[top - 2] == visualize.MAT).all(axis=1))  # the surroundings, above all images
+    left = (mat.min() + mat.max() + 1) // 2 - TILE // 2  # of the image amid its surroundings
+    assert left > query_right
+    if name == "outside":  # between the first two frames: mat, image, mat
+        image = np.flatnonzero((pixels[top + 74, query_right:] == COAT).all(axis=1)) + query_right
+        assert (image.min(), image.max(), len(image)) == (left, left + TILE - 1, TILE)
+    body = pixels[: bottom + 36]  # without the legend
+    for colour, (box_top, box_left, box_bottom, box_right) in zip(visualize.REGIONS, boxes, strict=True):
+        found = Image.fromarray((body == colour).all(axis=2)).getbbox()
+        expected = left + 2 * box_left, top + 2 * box_top, left + 2 * box_right, top + 2 * box_bottom
+        assert np.abs(np.array(found) - expected).max() <= 1
+        middle = int(top + box_top + box_bottom)  # through the middle of the frame: line, image, line
+        line = (body[middle, int(expected[0]) : int(expected[2])] == colour).all(axis=1)
+        assert line[1] and line[-2] and not line[8:-8].any()
+
+
+def test_regions_far_outside_do_not_blow_up_the_picture():
+    boxes = np.array([[[-500, -900, 40, 900.0]]])
+    picture = visualize.maps_grid(["a.jpg"], plain_images(), np.zeros((1, 5, 2)), (), [boxes])
+    assert picture.width < 5 * TILE and picture.height < 3 * HEIGHT
+
+
+def test_maps_grid_has_a_heading_and_a_name_for_each_and_fits_its_legend():
+    """Headings and names are cut at no edge; two columns leave room for the notes by breaking them."""
+    for attention, regions, columns in (((), (), 2), ([np.zeros((1, 5, 2))] * 3, [np.zeros((1, 4, 4))] * 3, 8)):
+        regions = [boxes + [0, 0, 40, 64] for boxes in regions]
+        long_name = "0002_c1s1_000451_03_of_a_long_name.jpg"
+        picture = visualize.maps_grid([long_name], plain_images(), np.zeros((1, 5, 2)), attention, regions)
+        pixels = np.asarray(picture)
+        assert picture.width >= columns * TILE
+        for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+            assert (edge == 255).all()
+
+
+def test_maps_grid_other_sizes_and_no_images():
+    picture = visualize.maps_grid(["a.jpg"], np.zeros((1, 299, 299, 3), np.uint8), np.zeros((1, 8, 8)))
+    assert 2 * 320 < picture.width < 2.5 * 320
+    with pytest.raises(ValueError, match="no images"):
+        visualize.maps_grid([], np.zeros((0, 160, 64, 3), np.uint8), np.zeros((0, 5, 2)))
+
+
+def test_maps_are_drawn_where_matplotlib_is_missing():
+    code = ("import sys; sys.modules['matplotlib'] = sys.modules['torch'] = None; import numpy as np, visualize; "
+            "visualize.maps_grid(['a'], np.zeros((1, 160, 64, 3), np.uint8), np.zeros((1, 5, 2)), "
+            "[np.zeros((1, 5, 2))], [np.full((1, 4, 4), [0, 0, 40, 64])])")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=Path(visualize.__file__).parent, check=True)
+
+
 # ---- curves ----
 
 def write_log(path, records, tail=""):
