@@ -198,6 +198,7 @@ def test_attention_is_stretched_for_each_map_and_its_range_written_below():
 REGION_BOXES = {  # top, left, bottom, right in pixels of the network
     "strips": [(0, 0, 40, 64), (40, 0, 80, 64), (80, 0, 120, 64), (120, 0, 160, 64)],
     "outside": [(-10, -20, 30, 44), (45, 5, 85, 69), (85, 30, 125, 94), (130, -2, 170, 62)],
+    "above and left": [(-15, -25, 25, 39), (40, 0, 80, 64), (80, 0, 120, 64), (120, 0, 160, 64)],
 }
 
 
