@@ -1,15 +1,15 @@
 """Measures speed beside a straightforward version, and how far methods that learn nothing come on a data set.
 
     python benchmark.py speed                  # extraction, training step, epoch; ratios measured side by side
+    python benchmark.py networks               # images/s of light networks in fp32 and bf16; or of those you name
     python benchmark.py baselines --dataset synthetic
     python benchmark.py ranking                # metrics.evaluate at Market-1501's size
     python benchmark.py distractors            # with 500,000 distractors, in a file of 2.1 GB
     python benchmark.py rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
 
-A ratio compares medians of several rounds in one process, the sides taking turns, so that whatever else the machine
-does disturbs all of them. Each command ends with the hardware, versions and date that belong beside its numbers in
-BENCHMARK.md. "Memory beyond the features" is the most that a first call has in memory beyond what was there before:
-anonymous memory (no pages of files), sampled every 5 ms, and on a GPU what torch has allocated there.
+Times compared are medians of several rounds in one process, the sides taking turns, so that whatever else the machine
+does disturbs all of them. Hardware, versions and date come last. "Memory beyond the features" is the most that a first
+call adds: anonymous memory (no pages of files), sampled every 5 ms, and on a GPU what torch has allocated there.
 
 The usual way is what other projects do, in numpy, written here. --peer-rank and --peer-rerank measure the functions of
 deep-person-reid too (github.com/KaiyangZhou/deep-person-reid), out of your own checkout of it.
@@ -17,22 +17,24 @@ deep-person-reid too (github.com/KaiyangZhou/deep-person-reid), out of your own 
 
 import argparse
 import contextlib
+import copy
 import ctypes
-import importlib.util
+import gc
 import io
 import math
 import platform
+import runpy
 import shutil
-import statistics
 import sys
 import tempfile
 import threading
 import time
 import warnings
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,16 +48,16 @@ import metrics
 import models
 import train
 
-ROUNDS = 5
+
+def told_by(path, key):
+    """What a file of Linux's /proc says about a key; None where there is neither."""
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
 def hardware(device):
-    if device.type == "cuda":
-        chip = torch.cuda.get_device_name(device)
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        chip = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    chip = f"{told_by('/proc/cpuinfo', 'model name') or platform.processor()}, {torch.get_num_threads()} threads"
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else chip
     return f"{chip}; torch {torch.__version__}, Python {platform.python_version()}; {date.today()}"
 
 
@@ -64,7 +66,7 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def medians(functions, device, rounds=ROUNDS, warm_up=1):
+def medians(functions, device, rounds=5, warm_up=1):
     """Seconds per call of each function: the median of `rounds`, taken in turns, after `warm_up` calls of each."""
     seconds = [[] for _ in functions]
     for turn in range(warm_up + rounds):
@@ -75,30 +77,23 @@ def medians(functions, device, rounds=ROUNDS, warm_up=1):
             synchronize(device)
             if turn >= warm_up:
                 record.append(time.perf_counter() - start)
-    return [statistics.median(record) for record in seconds]
+    return [float(np.median(record)) for record in seconds]
 
 
 def anonymous_memory():
-    """Bytes in memory that are of no file; NaN where /proc does not tell (it does on Linux)."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]  # given in kB
-    return sizes[0] if sizes else math.nan
+    """Bytes in memory that are of no file; NaN where /proc does not tell."""
+    told = told_by("/proc/self/status", "RssAnon")  # "1234 kB"
+    return int(told.split()[0]) * 1024 if told else math.nan
 
 
-class Run(NamedTuple):
-    result: Any
-    seconds: float
-    anonymous: float  # bytes beyond what was there before; NaN: not measured
-    gpu: float
+Run = namedtuple("Run", "result seconds anonymous gpu")  # bytes beyond what was there before; NaN: not measured
 
 
 def watch(function, device):
     """One call of a function: the Run."""
     with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would be used again unseen
-    before, gpu, done = anonymous_memory(), math.nan, threading.Event()
-    samples = [before]
+    samples, done = [anonymous_memory()], threading.Event()
 
     def sample():
         while not done.wait(0.005):
@@ -107,22 +102,19 @@ def watch(function, device):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         gpu_before = torch.cuda.memory_allocated(device)
-    thread, start = threading.Thread(target=sample, daemon=True), time.perf_counter()
-    thread.start()
-    try:
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as ending:
+        ending.callback(done.set)  # also where the function fails: the pool waits for the sampler
+        pool.submit(sample)
+        start = time.perf_counter()
         result = function()
         synchronize(device)
         seconds = time.perf_counter() - start
         samples.append(anonymous_memory())
-    finally:
-        done.set()
-        thread.join()
-    if device.type == "cuda":
-        gpu = torch.cuda.max_memory_allocated(device) - gpu_before
-    return Run(result, seconds, max(samples) - before, gpu)
+    gpu = torch.cuda.max_memory_allocated(device) - gpu_before if device.type == "cuda" else math.nan
+    return Run(result, seconds, max(samples) - samples[0], gpu)
 
 
-def compare(device, functions, once=None, rounds=ROUNDS, remark=lambda result, first: ""):
+def compare(device, functions, once=None, rounds=5, remark=lambda result, first: ""):
     """Prints and returns {name: Run} with medians as seconds, or those of a single run for the functions of `once`.
 
     Ratios are to the first function. remark(result, result of the first): what is said of a result.
@@ -135,27 +127,26 @@ def compare(device, functions, once=None, rounds=ROUNDS, remark=lambda result, f
     for name, run in runs.items():
         anonymous = "not measured" if math.isnan(run.anonymous) else f"{run.anonymous / 1e6:,.0f} MB"
         memory = anonymous + ("" if math.isnan(run.gpu) else f", GPU {run.gpu / 1e6:,.0f} MB")
+        said = "" if run.result is None else remark(run.result, first.result)
         times = f"{run.seconds:9.3f} s {run.seconds / first.seconds:7.2f} x"
-        print(f"  {name:30} {times} {memory:>28}  {remark(run.result, first.result)}".rstrip(), flush=True)
+        print(f"  {name:30} {times} {memory:>28}  {said}".rstrip(), flush=True)
     return runs
 
 
 def load_peer(path, name):
     """The function `name` out of a Python file of another project."""
-    spec = importlib.util.spec_from_file_location("peer", path) if Path(path).is_file() else None
-    if spec is None:
+    if not Path(path).is_file():
         raise ValueError(f"there is no Python file {path}: give the path of the file with {name}, see --help")
-    module = importlib.util.module_from_spec(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that its compiled part is missing: the Python one is measured
-        spec.loader.exec_module(module)
-    if not hasattr(module, name):
+        functions = runpy.run_path(path)
+    if name not in functions:
         raise ValueError(f"{path} has no function {name}: give the path of the file with it, see --help")
-    return getattr(module, name)
+    return functions[name]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Speed of HA-CNN
+# Speed of networks
 
 
 class LoopedHACNN(models.HACNN):
@@ -164,16 +155,14 @@ class LoopedHACNN(models.HACNN):
     def attend(self, soft, x):
         """Soft attention with interpolate in place of the constant matrices."""
         spatial = soft.spatial_attn.conv1(x.mean(dim=1, keepdim=True))
-        spatial = F.interpolate(spatial, size=x.shape[2:], mode="bilinear", align_corners=True)
-        spatial = soft.spatial_attn.conv2(spatial)
+        spatial = soft.spatial_attn.conv2(F.interpolate(spatial, x.shape[2:], mode="bilinear", align_corners=True))
         return torch.sigmoid(soft.conv(spatial * soft.channel_attn(x)))
 
     def cut(self, x, shift, size):
         """One region of each image: x (B, C, H, W), shift (B, 2) -> (B, C, h, w)."""
         theta = torch.zeros(len(x), 2, 3, device=x.device)
         theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = 1.0, 0.25, shift
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        region = F.grid_sample(x, grid, align_corners=False)
+        region = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
         return F.interpolate(region, size=size, mode="bilinear", align_corners=True)
 
     def branches(self, x):
@@ -190,11 +179,21 @@ class LoopedHACNN(models.HACNN):
         return [self.fc_global(x.mean(dim=(2, 3))), self.fc_local(means)]
 
 
-def training_step(model, images, labels, amp):
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+def extraction(model, images, bf16):
+    model.eval()
+
+    def extract():
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model(images)
+
+    return extract
+
+
+def training_step(model, images, bf16, labels):
+    optimizer = torch.optim.AdamW(model.train().parameters(), 1e-4)
 
     def step():
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             logits, _ = model(images)
         optimizer.zero_grad(set_to_none=True)
         losses.mean_over_branches(losses.cross_entropy, logits, labels).backward()
@@ -203,48 +202,41 @@ def training_step(model, images, labels, amp):
     return step
 
 
-def measure_speed(device, batch, amp):
+def report(what, images, seconds, sides=("ours", "plain"), remark=""):
+    rates = ", ".join(f"{images / s:8.1f} img/s {side}" for s, side in zip(seconds, sides, strict=True))
+    print(f"{what:28} {rates}, ratio {seconds[1] / seconds[0]:.2f}  {remark}", flush=True)
+
+
+def measure_speed(device, batch_size, amp):
+    """Extraction and training step of HA-CNN beside the plain one; then measure_epoch."""
+    batch, bf16 = batch_size, amp == "bf16"
     torch.manual_seed(0)
     ours = models.build_model("hacnn", 751).to(device, memory_format=torch.channels_last)
     plain = LoopedHACNN(751).to(device)
     plain.load_state_dict(ours.state_dict())
-    images = torch.randn(batch, 3, 160, 64, device=device)
-    fast = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device)
-
-    def extract(model, images):
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            return model(images)
-
-    ours.eval(), plain.eval()
-    difference = (extract(ours, fast) - extract(plain, images)).abs().max().item()
-    rows = medians([lambda: extract(ours, fast), lambda: extract(plain, images)], device)
-    report(f"extraction, batch {batch}", batch, rows, f"same features to {difference:.0e}")
-    ours.train(), plain.train()
-    steps = [training_step(ours, fast, labels, amp), training_step(plain, images, labels, amp)]
+    images, labels = torch.randn(batch, 3, 160, 64, device=device), torch.arange(batch, device=device)
+    sides = (ours, images.contiguous(memory_format=torch.channels_last)), (plain, images)
+    extract = [extraction(*side, bf16) for side in sides]
+    remark = f"same features to {(extract[0]() - extract[1]()).abs().max():.0e}"
+    report(f"extraction, batch {batch}", batch, medians(extract, device), remark=remark)
+    steps = [training_step(*side, bf16, labels) for side in sides]
     report(f"training step, batch {batch}", batch, medians(steps, device))
+    measure_epoch(device, 2 * batch, bf16)
 
 
-def report(what, images, seconds, remark=""):
-    ours, plain = seconds
-    rates = f"{images / ours:8.1f} img/s ours, {images / plain:8.1f} img/s plain"
-    print(f"{what:28} {rates}, ratio {plain / ours:.2f}  {remark}", flush=True)
-
-
-def measure_epoch(device, batch, amp, steps=6):
+def measure_epoch(device, batch, bf16, steps=6):
     """An epoch of train.py (cached pixels, augmented) beside the same steps on one batch that stays in memory."""
-    rng = np.random.default_rng(0)
+    noise = np.random.default_rng(0).integers(0, 256, (batch * steps, 160, 64, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        array = np.lib.format.open_memmap(f"{folder}/a.npy", "w+", np.uint8, (batch * steps, 160, 64, 3))
-        array[:] = rng.integers(0, 256, array.shape, dtype=np.uint8)
-        array.flush()
-        pixels = data.Pixels([""] * len(array), (160, 64), np.load(f"{folder}/a.npy", mmap_mode="r")).to_device(device)
+        np.save(f"{folder}/a.npy", noise)
+        array = np.load(f"{folder}/a.npy", mmap_mode="r")
+        pixels = data.Pixels([""] * len(array), (160, 64), array).to_device(device)
         labels = np.arange(len(array)) % 16
-        flags = ["--batch-size", str(batch), "--epochs", "9", "--log-every", "1000", "--amp", "bf16" if amp else "off"]
+        flags = ["--batch-size", str(batch), "--epochs", "9", "--log-every", "1000", "--amp", "bf16" if bf16 else "off"]
         args = train.build_parser().parse_args(flags)
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        runner, optimizer = train.Runner(model, device, amp), torch.optim.AdamW(model.parameters(), args.lr)
+        runner, optimizer = train.Runner(model, device, bf16), torch.optim.AdamW(model.parameters(), args.lr)
 
         def epoch():
             state = {"epoch": 0, "step": 0, "totals": {}}
@@ -252,20 +244,76 @@ def measure_epoch(device, batch, amp, steps=6):
                 train.train_one_epoch(runner, pixels, labels, optimizer, device, state, args)
 
         images = data.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
-        step = training_step(model, images, torch.from_numpy(labels[:batch]).to(device), amp)
+        step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))
+        seconds = medians([epoch, lambda: [step() for _ in range(steps)]], device)
+    report(f"epoch, batch {batch}", steps * batch, seconds, ("from the cache", "one batch"))
 
-        def same_batch():
-            model.train()
-            for _ in range(steps):
-                step()
 
-        whole, bare = medians([epoch, same_batch], device)
-    rates = f"{steps * batch / whole:8.1f} img/s from the cache, {steps * batch / bare:8.1f} img/s one batch"
-    print(f"{f'epoch, batch {batch}':28} {rates}, ratio {bare / whole:.2f}", flush=True)
+LIGHT = [n for n in models.MODELS if n.startswith(("hacnn", "osnet", "resnet18", "mobile", "shuffle", "squeeze"))]
+VARIANTS = ("fp32", "bf16", "fp32 cl", "bf16 cl", "fp32 comp", "bf16 comp")
+
+
+def variants_of(model, batch, device, compiled=False):
+    """{name of VARIANTS: (network, images, bf16)}: the same weights and images; training moves a copy per layout."""
+    images = torch.randn(batch, 3, *model.input_size, generator=torch.Generator().manual_seed(0)).to(device)
+    last = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    pairs = [(model.to(device), images), (last, images.contiguous(memory_format=torch.channels_last))]
+    pairs += [(torch.compile(last), pairs[1][1])] if compiled else []
+    return dict(zip(VARIANTS, [(*pair, bf16) for pair in pairs for bf16 in (False, True)], strict=False))
+
+
+def rates(functions, images, device, rounds):
+    """{name: images per second}, or what went wrong, as text, where a function's first call fails."""
+    found, working = dict.fromkeys(functions), {}
+    for name, function in functions.items():
+        try:
+            function()
+            synchronize(device)
+            working[name] = function
+        except Exception as error:  # each library and each compiler has exceptions of its own
+            found[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    seconds = medians(working.values(), device, rounds, warm_up=0)
+    return found | {name: images / median for name, median in zip(working, seconds, strict=True)}
+
+
+def measure_network(name, device, batch, rounds, compiled=False):
+    """Prints its two rows and returns {"extraction" or "training": {variant: images/s, or what went wrong}}."""
+    torch.manual_seed(0)
+    model, labels = models.build_model(name, 751), torch.arange(batch, device=device) % 751
+    lead = f"{name:20} {'{} x {}'.format(*model.input_size):>9} {models.count_parameters(model)[1] / 1e6:6.2f} "
+    lead += f"{models.count_macs(model)[0] / 1e9:6.3f}"
+    variants, found = variants_of(model, batch, device, compiled), {}
+    for what, prepare in (("extraction", extraction), ("training", partial(training_step, labels=labels))):
+        found[what] = row = rates({n: prepare(*parts) for n, parts in variants.items()}, batch, device, rounds)
+        errors = [f"{variant}: {error}" for variant, error in row.items() if isinstance(error, str)]
+        best = max((rate for rate in row.values() if not isinstance(rate, str)), default=None)
+        cells = [f"{'failed':>10} " if isinstance(r, str) else f"{r:10.1f}{' *'[r == best]}" for r in row.values()]
+        print(f"{lead:45}{what:10}{''.join(cells)}".rstrip(), *errors, sep="\n    ", flush=True)
+        lead = ""
+    return found
+
+
+def measure_networks(device, names=LIGHT, batch_size=None, compiled=(), rounds=None):
+    """One network after the other, those of `compiled` in more variants; {name: what measure_network gives}."""
+    names, found, gpu = list(dict.fromkeys([*names, *compiled])), {}, device.type == "cuda"
+    for name in names:
+        models.build_model(name, 1)  # what cannot be built ends the run before anything is measured
+    batch, rounds = batch_size or (64 if gpu else 16), rounds or (20 if gpu else 3)
+    print(f"images per second, batch {batch}, * the best of its row; training: forward, cross entropy over 751 ids,")
+    print("backward, AdamW; bf16: by autocast, cl: channels-last, comp: that compiled; params: millions, no classifier")
+    heads = "".join(f"{variant + ' ':>11}" for variant in VARIANTS[: 6 if compiled else 4])
+    print(f"{'name':20} {'input':>9} {'params':>6} {'GMAC':>6} {'':10}{heads}".rstrip())
+    for name in names:
+        found[name] = measure_network(name, device, batch, rounds, name in compiled)
+        if name in compiled:
+            torch.compiler.reset()  # it keeps the network
+        gc.collect()  # networks and optimizers are parts of cycles
+        torch.cuda.empty_cache()  # nothing without a GPU
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Ranking
+# Ranking and re-ranking
 
 
 def draw(num_queries, num_gallery, dim, ids, noise=4.0):
@@ -279,8 +327,7 @@ def draw(num_queries, num_gallery, dim, ids, noise=4.0):
 
 
 def squared_distances(q, g):
-    distmat = q @ g.T
-    distmat *= -2
+    distmat = -2 * q @ g.T
     distmat += (q**2).sum(1)[:, None]
     distmat += (g**2).sum(1)
     return distmat
@@ -294,10 +341,9 @@ def argsort_and_loop(q, g, q_pids, g_pids, q_camids, g_camids):
     for row in range(len(q)):
         keep = (g_pids[order[row]] != q_pids[row]) | (g_camids[order[row]] != q_camids[row])
         hits = matches[row][keep]
-        if not hits.any():
-            continue
-        first.append(hits[0])
-        precisions.append((hits.cumsum() / np.arange(1, len(hits) + 1) * hits).sum() / hits.sum())
+        if hits.any():
+            first.append(hits[0])
+            precisions.append((hits.cumsum() / np.arange(1, len(hits) + 1) * hits).sum() / hits.sum())
     return np.mean(first), np.mean(precisions)
 
 
@@ -313,24 +359,22 @@ def rank1_and_map(*arrays):
 
 
 def score_remark(result, first):
-    if result is None:  # of the bare product
-        return ""
     return f"rank-1 {np.ravel(result[0])[0]:.5f}, mAP {result[1]:.5f}"  # a peer gives all of the CMC
 
 
-def measure_ranking(device, num_queries=3368, num_gallery=15913, dim=1024, ids=750, peer_rank=None):
+def measure_ranking(device, size=(3368, 15913), dim=1024, ids=750, peer_rank=None):
     """metrics.evaluate beside the bare matrix product and the usual way; results are (rank-1, mAP)."""
     peer = peer_rank and load_peer(peer_rank, "eval_market1501")
-    features, pids, camids = draw(num_queries, num_gallery, dim, ids)
+    features, pids, camids = draw(*size, dim, ids)
     q, g = (torch.from_numpy(f).to(device) for f in features)
     functions = {
         "metrics.evaluate": lambda: rank1_and_map(q, g, *pids, *camids),
         "bare product": lambda: product(q, g),
         "argsort and loop": lambda: argsort_and_loop(*features, *pids, *camids),
     }
-    peers_way = {"eval_market1501, one run": lambda: peer(squared_distances(*features), *pids, *camids, 50)}
-    print(f"ranking {num_queries} x {num_gallery} x {dim}")
-    return compare(device, functions, peers_way if peer else {}, remark=score_remark)
+    once = {"eval_market1501, one run": lambda: peer(squared_distances(*features), *pids, *camids, 50)} if peer else {}
+    print(f"ranking {size[0]} x {size[1]} x {dim}")
+    return compare(device, functions, once, remark=score_remark)
 
 
 def write_gallery(folder, gallery, num_distractors):
@@ -343,37 +387,30 @@ def write_gallery(folder, gallery, num_distractors):
     rng, scale = np.random.default_rng(1), gallery.std()
     array = np.lib.format.open_memmap(f"{folder}/gallery.npy", "w+", np.float32, shape)
     array[: len(gallery)] = gallery
-    for start in range(len(gallery), len(array), 4096):
-        rows = array[start : start + 4096]
+    for rows in np.array_split(array[len(gallery) :], num_distractors // 4096 + 1):
         rows[:] = scale * rng.standard_normal(rows.shape, dtype=np.float32)
     array.flush()
     return array
 
 
-def measure_distractors(
-    device, num_queries=3368, num_gallery=15913, distractors=(0, 100_000, 500_000), dim=1024, ids=750, rounds=3
-):
+def measure_distractors(device, size=(3368, 15913), distractors=(0, 100_000, 500_000), dim=1024, ids=750, rounds=3):
     """metrics.evaluate on a memory-mapped gallery with more and more distractors, beside the bare matrix product."""
-    (query, gallery), (q_pids, g_pids), (q_camids, g_camids) = draw(num_queries, num_gallery, dim, ids)
+    (query, gallery), (q_pids, g_pids), (q_camids, g_camids) = draw(*size, dim, ids)
     g_pids = np.pad(g_pids, (0, max(distractors)))  # the pid of distractors is 0
     g_camids = np.append(g_camids, np.random.default_rng(2).integers(6, size=max(distractors)))
-    q, sizes, functions = torch.from_numpy(query).to(device), [num_gallery + n for n in distractors], {}
+    q, sizes, functions = torch.from_numpy(query).to(device), [len(gallery) + n for n in distractors], {}
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
         mapped = torch.from_numpy(write_gallery(folder, gallery, max(distractors)))
         near = mapped.to(device)  # on a CPU still the file
-        for size in sizes:
-            ids_of = q_pids, g_pids[:size], q_camids, g_camids[:size]
-            functions[f"{size:,}, from the file"] = partial(rank1_and_map, q, mapped[:size], *ids_of)
+        for count in sizes:
+            ids_of = q_pids, g_pids[:count], q_camids, g_camids[:count]
+            functions[f"{count:,}, from the file"] = partial(rank1_and_map, q, mapped[:count], *ids_of)
             if device.type == "cuda":
-                functions[f"{size:,}, on the GPU"] = partial(rank1_and_map, q, near[:size], *ids_of)
-            functions[f"{size:,}, bare product"] = partial(product, q, near[:size])
-        longer = ", ".join(f"{size / sizes[0]:.2f}" for size in sizes)
-        print(f"ranking {num_queries} x gallery x {dim}; galleries are {longer} times as long as the first")
+                functions[f"{count:,}, on the GPU"] = partial(rank1_and_map, q, near[:count], *ids_of)
+            functions[f"{count:,}, bare product"] = partial(product, q, near[:count])
+        longer = ", ".join(f"{count / sizes[0]:.2f}" for count in sizes)
+        print(f"ranking {size[0]} x gallery x {dim}; galleries are {longer} times as long as the first")
         return compare(device, functions, rounds=rounds, remark=score_remark)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Re-ranking
 
 
 def dense_rerank(q, g, k1=20, k2=6, lambda_value=0.3):
@@ -390,19 +427,15 @@ def dense_rerank(q, g, k1=20, k2=6, lambda_value=0.3):
     weights = np.zeros_like(distmat)
     for item in range(len(x)):
         own = mutual(item, k1)
-        sets = [own]
-        for neighbour in own:
-            theirs = mutual(neighbour, half)
-            if 3 * len(np.intersect1d(theirs, own, assume_unique=True)) > 2 * len(theirs):
-                sets.append(theirs)
-        members = np.unique(np.concatenate(sets))
+        theirs = [mutual(neighbour, half) for neighbour in own]
+        near = [t for t in theirs if 3 * len(np.intersect1d(t, own, assume_unique=True)) > 2 * len(t)]
+        members = np.unique(np.concatenate([own, *near]))
         closeness = np.exp(-distmat[item, members])
         weights[item, members] = closeness / closeness.sum()
-    if k2 > 1:
-        mean = np.empty_like(weights)
-        for item in range(len(x)):
-            weights[order[item, :k2]].mean(axis=0, out=mean[item])
-        weights = mean
+    mean = np.empty_like(weights)
+    for item in range(len(x)):
+        weights[order[item, :k2]].mean(axis=0, out=mean[item])
+    weights = mean
     holders = [np.flatnonzero(column) for column in weights.T]
     result = np.empty((len(q), len(g)), distmat.dtype)
     for item in range(len(q)):
@@ -420,26 +453,27 @@ def difference(result, ours):
     return f"largest difference {gap.max():.0e}, above 1e-5 in {(gap > 1e-5).double().mean():.4%}"
 
 
-def measure_rerank(device, num_queries=1600, num_gallery=8000, dim=1024, ids=750, alone=False, peer_rerank=None):
+def measure_rerank(device, size=(1600, 8000), dim=1024, ids=750, alone=False, peer_rerank=None, full=False):
     """metrics.rerank beside the usual way, or alone where the matrices of that do not fit; results are distances.
 
-    Neighbours that are equally far but for the rounding of float32 may come in another order on the other side, and
-    change some results by more than rounding does: therefore also the share of results that differ.
+    Equal distances but for rounding may sort otherwise on the other side, which changes some results by more than that:
+    therefore also the share of results that differ.
     """
     peer = peer_rerank and load_peer(peer_rerank, "re_ranking")
-    features, _, _ = draw(num_queries, num_gallery, dim, ids, noise=2.5)
+    features, _, _ = draw(*size, dim, ids, noise=2.5)
     q, g = (torch.from_numpy(f).to(device) for f in features)
-
-    def peers_way():  # squares the distances itself
-        x, y = features
-        return peer(*(np.sqrt(squared_distances(*pair).clip(0)) for pair in ((x, y), (x, x), (y, y))))
-
+    x, y = features
+    roots = (np.sqrt(squared_distances(*pair).clip(0)) for pair in ((x, y), (x, x), (y, y)))  # made when it is called
+    once = {"re_ranking, one run": lambda: peer(*roots)} if peer else {}  # squares them itself
     ours = {"metrics.rerank": lambda: metrics.rerank(q, g, distance="euclidean")}
-    print(f"re-ranking {num_queries} + {num_gallery}, x {dim}; {4e-6 * num_queries * num_gallery:,.0f} MB returned")
+    print(f"re-ranking {size[0]} + {size[1]}, x {dim}; {4e-6 * size[0] * size[1]:,.0f} MB returned")
     if alone:
         return compare(device, {}, once=ours)
     both = ours | {"dense numpy": lambda: dense_rerank(*features)}
-    return compare(device, both, {"re_ranking, one run": peers_way} if peer else {}, rounds=3, remark=difference)
+    runs = compare(device, both, once, rounds=3, remark=difference)
+    if full:
+        measure_rerank(device, (11659, 82161), ids=3060, alone=True)
+    return runs
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -448,17 +482,13 @@ def measure_rerank(device, num_queries=1600, num_gallery=8000, dim=1024, ids=750
 
 def raw_pixels(images):
     """bytes (N, H, W, 3) -> (N, D): the image at 32 x 16, its mean taken out, scaled to length 1."""
-    x = torch.tensor(images).permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, size=(32, 16), mode="area").flatten(1)
+    x = F.interpolate(torch.tensor(images).permute(0, 3, 1, 2).float(), size=(32, 16), mode="area").flatten(1)
     return F.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
 
 
 def hsv_histograms(images, stripes=6, bins=(8, 4, 4)):
-    """bytes (N, H, W, 3) -> (N, D): square roots of HSV histograms of horizontal stripes, for Hellinger's distance.
-
-    The outer quarter of the width is left out: it is background.
-    """
-    features, edge = [], images.shape[2] // 8
+    """bytes (N, H, W, 3) -> (N, D): square roots of HSV histograms of horizontal stripes, for Hellinger's distance."""
+    features, edge = [], images.shape[2] // 8  # the outer quarter of the width is background
     for image in images:
         hsv = np.asarray(Image.fromarray(image).convert("HSV"))[:, edge:-edge].astype(np.int64)
         codes = hsv * bins // 256  # (H, W, 3)
@@ -468,17 +498,15 @@ def hsv_histograms(images, stripes=6, bins=(8, 4, 4)):
     return torch.tensor(np.array(features), dtype=torch.float32)
 
 
-def measure_baselines(dataset, root):
+def measure_baselines(device, dataset, root):
     splits = data.load_dataset(dataset, root, train=False)
     items = splits.query + splits.gallery
     images = data.load_pixels([i.paths[0] for i in items], (160, 64), Path(root) / ".pixels", f"{dataset}-test").array
-    pids, camids = np.array([i.pid for i in items]), np.array([i.camid for i in items])
-    n = len(splits.query)
+    ids, n = [np.array([i.pid for i in items]), np.array([i.camid for i in items])], len(splits.query)
     for name, describe in (("raw pixels", raw_pixels), ("HSV histograms", hsv_histograms)):
-        features = describe(np.asarray(images))
-        scores = metrics.evaluate(
-            features[:n], features[n:], pids[:n], pids[n:], camids[:n], camids[n:], distance="euclidean"
-        )
+        features = describe(np.asarray(images)).to(device)
+        halves = [part for array in (features, *ids) for part in (array[:n], array[n:])]
+        scores = metrics.evaluate(*halves, distance="euclidean")
         print(f"{name:16} {evaluate.score_line(evaluate.summarise(scores, dataset))}")
 
 
@@ -489,43 +517,37 @@ def build_parser():
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--device", default="auto", help="auto (default: a GPU where there is one), cpu, cuda")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", required=True)
 
-    def command(name, text):
-        return commands.add_parser(name, help=text, description=text, parents=[common])
+    def command(name, run, text):
+        added = commands.add_parser(name, help=text, description=text, parents=[common])
+        added.set_defaults(run=run)
+        return added.add_argument
 
-    speed = command("speed", "HA-CNN and the training loop beside plain versions")
-    speed.add_argument("--batch-size", type=int, default=32, help="of extraction and training step (default: 32)")
-    speed.add_argument("--amp", choices=("off", "bf16"), default="off", help="of both sides (default: off)")
-    baselines = command("baselines", "scores of features that nobody trained")
-    baselines.add_argument("--dataset", default="synthetic", help="a name train.py knows (default: synthetic)")
-    baselines.add_argument("--root", default="data", help="folder above the data set's own (default: data)")
-    ranking = command("ranking", "metrics.evaluate at Market-1501's size beside the usual way and the bare product")
-    ranking.add_argument("--peer-rank", metavar="FILE", help="torchreid/metrics/rank.py of deep-person-reid: it too")
-    command("distractors", "metrics.evaluate with 500,000 distractors, in a temporary file (2.1 GB; TMPDIR says where)")
-    rerank = command("rerank", "metrics.rerank for 1,600 + 8,000 items beside the usual way")
-    rerank.add_argument("--peer-rerank", metavar="FILE", help="torchreid/utils/rerank.py of deep-person-reid: it too")
-    rerank.add_argument("--full", action="store_true", help="at MSMT17's size too, 11,659 + 82,161; 3.8 GB returned")
+    add = command("speed", measure_speed, "HA-CNN and the training loop beside plain versions")
+    add("--batch-size", type=int, default=32, help="of extraction and training step (default: 32)")
+    add("--amp", choices=("off", "bf16"), default="off", help="of both sides (default: off)")
+    add = command("networks", measure_networks, "images/s of networks to choose from, in each precision and layout")
+    add("names", nargs="*", default=LIGHT, metavar="NAME", help=f"default: {' '.join(LIGHT)}")
+    add("--batch-size", type=int, help="default: 16 on a CPU, 64 on a GPU")
+    add("--compile", dest="compiled", nargs="+", default=(), metavar="NAME", help="compiled too; takes minutes each")
+    add = command("baselines", measure_baselines, "scores of features that nobody trained")
+    add("--dataset", default="synthetic", help="a name train.py knows (default: synthetic)")
+    add("--root", default="data", help="folder above the data set's own (default: data)")
+    add = command("ranking", measure_ranking, "metrics.evaluate at Market-1501's size beside the usual way")
+    add("--peer-rank", metavar="FILE", help="torchreid/metrics/rank.py of deep-person-reid: it too")
+    command("distractors", measure_distractors, "it with 500,000 distractors, in a file of 2.1 GB below TMPDIR")
+    add = command("rerank", measure_rerank, "metrics.rerank for 1,600 + 8,000 items beside the usual way")
+    add("--peer-rerank", metavar="FILE", help="torchreid/utils/rerank.py of deep-person-reid: it too")
+    add("--full", action="store_true", help="at MSMT17's size too, 11,659 + 82,161; 3.8 GB returned")
     return parser
 
 
 def main(argv=None):
-    args = build_parser().parse_args(argv)
+    flags = vars(build_parser().parse_args(argv))
     try:
-        device = train.pick_device(args.device)
-        if args.what == "speed":
-            measure_speed(device, args.batch_size, args.amp == "bf16")
-            measure_epoch(device, 2 * args.batch_size, args.amp == "bf16")
-        elif args.what == "baselines":
-            measure_baselines(args.dataset, args.root)
-        elif args.what == "ranking":
-            measure_ranking(device, peer_rank=args.peer_rank)
-        elif args.what == "distractors":
-            measure_distractors(device)
-        else:
-            measure_rerank(device, peer_rerank=args.peer_rerank)
-            if args.full:
-                measure_rerank(device, 11659, 82161, ids=3060, alone=True)
+        device = train.pick_device(flags.pop("device"))
+        flags.pop("run")(device, **flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

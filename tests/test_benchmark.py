@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -50,6 +51,140 @@ def test_medians_takes_turns_and_leaves_the_first_call_out():
     assert benchmark.medians([lambda: time.sleep(next(pauses))], CPU, rounds=1, warm_up=0) < [0.1]
 
 
+def small(name, num_ids):
+    """A light network at a size that is quick."""
+    return build(name, num_ids, input_size=(64, 32))
+
+
+build = models.build_model  # the tests below put others in its place
+
+
+def test_the_variants_give_the_same_features_and_differ_as_named():
+    torch.manual_seed(0)
+    model = small("osnet_x0_25", 5)
+    variants = benchmark.variants_of(model, 3, CPU)
+    assert list(variants) == ["fp32", "bf16", "fp32 cl", "bf16 cl"]
+    features = {name: benchmark.extraction(*parts)() for name, parts in variants.items()}
+    with torch.inference_mode():
+        plain = model.eval()(variants["fp32"][1])
+    assert plain.shape == (3, model.feature_dim) and plain.std(dim=0).mean() > 1e-5  # images differ
+    scale = plain.abs().max()
+    assert torch.equal(features["fp32"], plain) and features["fp32 cl"].dtype == torch.float32
+    assert (features["fp32 cl"] - plain).abs().max() < 1e-5 * scale
+    for name in ("bf16", "bf16 cl"):  # 8 bits, over some 20 layers
+        gap = (features[name].float() - plain).abs().max() / scale
+        assert 1e-4 < gap < 3e-2
+    for name, (network, images, _) in variants.items():
+        kernel = next(p for p in network.parameters() if p.dim() == 4)
+        for tensor in (images, kernel):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == ("cl" in name)
+
+
+def test_training_steps_bring_the_loss_down():
+    torch.manual_seed(0)
+    network, images, bf16 = benchmark.variants_of(small("osnet_x0_25", 3).eval(), 6, CPU)["bf16 cl"]
+    labels = torch.arange(6) % 3
+
+    def loss():
+        return torch.nn.functional.cross_entropy(network.train()(images)[0][0], labels).item()
+
+    before, step = loss(), benchmark.training_step(network.eval(), images, bf16, labels)
+    for _ in range(8):
+        step()
+    assert loss() < 0.9 * before
+
+
+def test_networks_table_and_that_each_network_is_freed_before_the_next(monkeypatch, capsys):
+    built, alive = [], []
+
+    def record(name, num_ids):
+        gone = [one() for one in built if one() is not None and one().classifier.out_features == 751]
+        alive.append(len(gone))
+        del gone
+        model = small(name, num_ids)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(models, "build_model", record)
+    names = ["osnet_x0_5", "osnet_x0_25", "osnet_x0_5"]  # measured once
+    found = benchmark.measure_networks(CPU, names, 2, rounds=1)
+    assert list(found) == names[:2] and alive == [0, 0, 0, 0]
+    for rows in found.values():
+        assert list(rows) == ["extraction", "training"]
+        for row in rows.values():
+            assert list(row) == list(benchmark.VARIANTS[:4]) and all(rate > 0 for rate in row.values())
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines[0].split() == "name input params GMAC fp32 bf16 fp32 cl bf16 cl".split()
+    for line, (name, what) in zip(lines[1:], [(n, w) for n in names[:2] for w in found[n]], strict=True):
+        row = found[name][what]
+        best = max(row.values())
+        assert line.split()[-4:] == [f"{rate:.1f}{'*' if rate == best else ''}" for rate in row.values()]
+        assert line.startswith(name) == (what == "extraction") and what in line
+    # as published, 0.6 M and 0.27 GMAC at 256 x 128: about a 16th of the latter at 64 x 32
+    assert lines[1].split()[1:6] == ["64", "x", "32", "0.63", "0.017"]
+
+
+def test_a_rate_is_images_by_the_median(monkeypatch):
+    monkeypatch.setattr(benchmark, "medians", lambda functions, device, rounds, warm_up: [0.5 for _ in functions])
+    assert benchmark.rates({"a": lambda: 1, "b": lambda: 1 // 0}, 8, CPU, 3) == {
+        "a": 16.0, "b": "ZeroDivisionError: integer division or modulo by zero",
+    }
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_variant_that_fails_is_reported_in_its_cell(always, monkeypatch, capsys):
+    class NoBf16(torch.nn.Conv2d):
+        input_size = (8, 4)
+
+        def forward(self, x):
+            if torch.is_autocast_enabled("cpu") or always:
+                raise RuntimeError("no kernel for it\nsecond line")
+            feature = super().forward(x).mean(dim=(2, 3))
+            return ([feature], [feature]) if self.training else feature
+
+    monkeypatch.setattr(models, "count_macs", lambda model: (10**6, 0))
+    monkeypatch.setattr(models, "build_model", lambda name, num_ids: NoBf16(3, num_ids, 3))
+    found = benchmark.measure_networks(CPU, ["one", "two"], 2, rounds=1)
+    failing = [name for name in benchmark.VARIANTS[:4] if always or "bf16" in name]
+    for name in ("one", "two"):
+        for row in found[name].values():
+            assert [v for v, rate in row.items() if rate == "RuntimeError: no kernel for it"] == failing
+            assert all(rate > 0 for variant, rate in row.items() if variant not in failing)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if "extraction" in line or "training" in line[:60].split()]
+    assert len(rows) == 4
+    for row in rows:
+        cells = dict(zip(benchmark.VARIANTS[:4], row[-4:], strict=True))
+        assert [variant for variant, cell in cells.items() if cell == "failed"] == failing
+        assert sum(cell.endswith("*") for cell in cells.values()) == (not always)
+    for variant in failing:
+        assert lines.count(f"    {variant}: RuntimeError: no kernel for it") == 4
+
+
+def test_compiled_variants_for_those_asked_for_alone(monkeypatch, capsys):
+    compiled, resets = [], []
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network.conv5.conv.out_channels) or network)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(models, "build_model", small)
+    monkeypatch.setattr(benchmark, "rates", lambda functions, *args: dict.fromkeys(functions, 1.0))
+    found = benchmark.measure_networks(CPU, ["osnet_x0_5"], 2, ["osnet_x0_25"], rounds=1)
+    assert compiled == [128] and len(resets) == 1
+    assert [len(row) for rows in found.values() for row in rows.values()] == [4, 4, 6, 6]
+    assert list(found["osnet_x0_25"]["training"]) == list(benchmark.VARIANTS)
+    assert "bf16 comp" in capsys.readouterr().out
+
+
+def test_a_network_that_does_not_exist(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "measure_network", lambda *a: pytest.fail("measured"))
+    assert benchmark.main(["networks", "osnet_x0_25", "osnet_x1", "--device", "cpu"]) == 1
+    assert "no architecture 'osnet_x1'; did you mean 'osnet_x1_0'" in capsys.readouterr().err
+
+
+def test_the_light_networks_are_of_the_table():
+    light = {"hacnn", "osnet_x1_0", "osnet_x0_25", "resnet18", "mobilenet_v2", "shufflenet_v2_x1_0", "squeezenet1_1"}
+    assert light < set(benchmark.LIGHT) < set(models.MODELS) - {"resnet50", "densenet121", "mudeep"}
+
+
 def fake_peer(folder, text):
     (folder / "peer.py").write_text(text)
     return str(folder / "peer.py")
@@ -82,7 +217,7 @@ def eval_market1501(distmat, q_pids, g_pids, q_camids, g_camids, max_rank):
 
 def test_ranking_gives_the_same_scores_on_all_sides(tmp_path, capsys, recwarn):
     path = fake_peer(tmp_path, RANK_PEER)
-    runs = benchmark.measure_ranking(CPU, 20, 60, dim=8, ids=6, peer_rank=path)
+    runs = benchmark.measure_ranking(CPU, (20, 60), dim=8, ids=6, peer_rank=path)
     ours, _, *others = [run.result for run in runs.values()]
     assert 0 < ours[0] < 1 and 0 < ours[1] < 1 and len(others) == 2 and not recwarn.list
     for rank1, mean_ap in others:
@@ -94,7 +229,7 @@ def test_ranking_gives_the_same_scores_on_all_sides(tmp_path, capsys, recwarn):
 def test_distractors_give_the_scores_of_the_usual_way_on_the_whole_gallery(monkeypatch):
     galleries, write = [], benchmark.write_gallery
     monkeypatch.setattr(benchmark, "write_gallery", lambda *a: galleries.append(write(*a)) or galleries[0])
-    runs = benchmark.measure_distractors(CPU, 20, 60, distractors=(0, 40, 5000), dim=8, ids=6, rounds=1)
+    runs = benchmark.measure_distractors(CPU, (20, 60), distractors=(0, 40, 5000), dim=8, ids=6, rounds=1)
     (query, gallery), pids, camids = benchmark.draw(20, 60, 8, 6)
     mapped = galleries[0]
     assert isinstance(mapped, np.memmap) and np.array_equal(mapped[:60], gallery)
@@ -130,12 +265,12 @@ def re_ranking(q_g, q_q, g_g):
         assert np.allclose(distances**2, ((a[:, None] - b) ** 2).sum(2), atol=1e-2)
     return benchmark.dense_rerank(q, g)
 """
-    runs = benchmark.measure_rerank(CPU, 20, 100, dim=16, ids=12, peer_rerank=fake_peer(tmp_path, peer))
+    runs = benchmark.measure_rerank(CPU, (20, 100), dim=16, ids=12, peer_rerank=fake_peer(tmp_path, peer))
     ours, *others = [np.asarray(run.result) for run in runs.values()]
     assert ours.shape == (20, 100) and ours.std() > 0.01 and len(others) == 2
     for other in others:
         assert np.allclose(ours, other, atol=1e-5)
-    alone = benchmark.measure_rerank(CPU, 20, 100, dim=16, ids=12, alone=True)
+    alone = benchmark.measure_rerank(CPU, (20, 100), dim=16, ids=12, alone=True)
     assert [np.array_equal(run.result, ours) for run in alone.values()] == [True]
 
 
@@ -212,15 +347,19 @@ def test_a_peer_that_is_not_there(command, tmp_path, capsys):
 
 def test_commands_and_their_own_flags(monkeypatch, capsys):
     calls = []
-    for name in ("speed", "epoch", "ranking", "distractors", "rerank", "baselines"):
+    for name in ("speed", "networks", "ranking", "distractors", "rerank", "baselines"):
         monkeypatch.setattr(benchmark, f"measure_{name}", lambda *a, name=name, **o: calls.append((name, a, o)))
-    lines = ("speed --amp bf16 --batch-size 8", "baselines --dataset synthetic", "distractors")
-    for line in (*lines, "ranking --peer-rank a.py", "rerank", "rerank --full"):
+    lines = ("speed --amp bf16 --batch-size 8", "networks", "networks hacnn --batch-size 4 --compile resnet18 hacnn")
+    lines += ("baselines --dataset synthetic", "distractors", "ranking --peer-rank a.py", "rerank --full")
+    for line in lines:
         assert benchmark.main([*line.split(), "--device", "cpu"]) == 0
-    assert [(name, [x for x in given if x != CPU], options) for name, given, options in calls] == [
-        ("speed", [8, True], {}), ("epoch", [16, True], {}), ("baselines", ["synthetic", "data"], {}),
-        ("distractors", [], {}), ("ranking", [], {"peer_rank": "a.py"}), ("rerank", [], {"peer_rerank": None}),
-        ("rerank", [], {"peer_rerank": None}), ("rerank", [11659, 82161], {"ids": 3060, "alone": True}),
+    assert calls == [
+        ("speed", (CPU,), {"amp": "bf16", "batch_size": 8}),
+        ("networks", (CPU,), {"names": benchmark.LIGHT, "batch_size": None, "compiled": ()}),
+        ("networks", (CPU,), {"names": ["hacnn"], "batch_size": 4, "compiled": ["resnet18", "hacnn"]}),
+        ("baselines", (CPU,), {"dataset": "synthetic", "root": "data"}),
+        ("distractors", (CPU,), {}), ("ranking", (CPU,), {"peer_rank": "a.py"}),
+        ("rerank", (CPU,), {"peer_rerank": None, "full": True}),
     ]
     with pytest.raises(SystemExit):
         benchmark.main(["speed", "--full"])
