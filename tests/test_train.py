@@ -352,6 +352,29 @@ def test_staged_rates_move_weights_as_worked_by_hand(epoch, flags, new, base):
             torch.testing.assert_close(seen[0][id(p)] - p.detach(), rate * p.grad, rtol=1e-2, atol=2e-7)
 
 
+def test_an_epoch_equals_a_loop_written_out():
+    """Weights of the losses, smoothing, margin, warm-up within the epoch, momentum, weight decay, fresh gradients."""
+    flags = ["--optim", "sgd", "--momentum", 0.9, "--weight-decay", 0.1, "--warmup-epochs", 1, "--epochs", 3,
+             "--loss", "xent:0.5+htri:2", "--num-instances", 2, "--label-smooth", 0.2, "--margin", 0.7]  # fmt: skip
+    trained = train_tiny([0], *flags)[0]
+    torch.manual_seed(0)
+    model, labels = Tiny(), np.array([0, 1] * 4)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    velocities = [torch.zeros_like(p) for p in weights]
+    batches = data.epoch_batches(labels, 4, 2, 0, 0)
+    assert len(batches) > 1
+    for step, rows in enumerate(batches):
+        targets = torch.from_numpy(labels[rows])
+        logits, features = model(data.normalise(RandomPixels().batch(rows, None), model.mean, model.std))
+        loss = 0.5 * torch.nn.functional.cross_entropy(logits[0], targets, label_smoothing=0.2)
+        loss = loss + 2 * losses.batch_hard_triplet(features[0], targets, 0.7)
+        for p, velocity, gradient in zip(weights, velocities, torch.autograd.grad(loss, weights), strict=True):
+            velocity.mul_(0.9).add_(gradient + 0.1 * p.detach())
+            p.data -= 0.1 * (0.01 + 0.99 * step / len(batches)) * velocity
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(trained.get_parameter(name).detach(), value.detach(), rtol=1e-4, atol=1e-6)
+
+
 def test_staged_rates_leave_no_parameter_out():
     model = models.build_model("hacnn", 5, learn_region=False)
     args = train.build_parser().parse_args(["--new-layers"])
