@@ -457,9 +457,13 @@ def test_every_network_evaluates_and_trains(arch):
     assert sum(out.shape[1] for out in features) == model.feature_dim
     old = {name: p.detach().clone() for name, p in model.named_parameters()}
     missing = step(model, x, torch.optim.Adam(model.parameters(), lr=1e-3))
-    assert not missing, f"no gradient: {', '.join(missing)}"
-    unchanged = [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, old[name])]
-    assert not unchanged, f"a step does not change {', '.join(unchanged)}"
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    # a bias in front of a batch norm is taken out with the mean: its gradient is 0 up to rounding, or exactly
+    blocks = [name for name, module in model.named_modules() if isinstance(module, models.ConvBlock)]
+    idle = {f"{name}.conv.bias" for name in blocks}
+    assert set(missing) <= idle, f"no gradient: {', '.join(missing)}"
+    unchanged = {name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, old[name])}
+    assert unchanged <= idle, f"a step does not change {', '.join(sorted(unchanged))}"
     assert not torch.allclose(check_features(model, x), before)
 
 
@@ -493,12 +497,14 @@ def shorten(network):
     return network
 
 
-# One of each kind; HA-CNN's way to ONNX is in test_train.py. NASNet exports too, in a minute.
+# One of each kind; HA-CNN's way to ONNX is in test_train.py. Writing ONNX takes up to half a minute, so here the quick
+# ones do it; BENCHMARK.md has the table of all networks, at full size and with ONNX.
 KINDS = (
     "mudeep", "osnet_ibn_x1_0", "resnet18", "shufflenet_v2_x0_5", "mobilenet_v2", "squeezenet1_1", "densenet121",
     "seresnet50", "inception_v4", "inception_resnet_v2", "legacy_xception", "test_vit", "swin_tiny_patch4_window7_224",
     "timm/convnext_atto",
 )  # fmt: skip
+WITH_ONNX = ("resnet18", "squeezenet1_1", "densenet121", "test_vit", "timm/convnext_atto")
 
 
 @pytest.mark.parametrize("arch", KINDS)
@@ -509,7 +515,7 @@ def test_every_kind_of_network_exports(tmp_path, monkeypatch, arch):
     if "swin" in arch:
         monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, depths=(2, 1, 1, 1)))
     model = shorten(light(arch)).eval().requires_grad_(False)
-    for form in export.FORMATS:  # fails where the file does not agree
+    for form in export.FORMATS if arch in WITH_ONNX else ("torchscript",):  # fails where the file does not agree
         export.export(model, {"arch": arch, "options": {}}, form, tmp_path / "a")
 
 
