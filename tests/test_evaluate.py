@@ -82,7 +82,7 @@ def flags_of(weights, root):
 
 
 def test_everything_is_printed_and_written(boxes, weights, tmp_path, capsys):
-    extra = ["--rerank", "--expand", 3, "--multi-query", "average", "--out", tmp_path / "new" / "report"]
+    extra = ["--rerank", "--expand", 3, "--multi-query", "average", "--maps", 2, "--out", tmp_path / "new" / "report"]
     code, out, _ = run_main(capsys, *flags_of(weights, boxes), *extra)
     assert code == 0
     splits = data.load_dataset("synthetic", boxes)
@@ -125,9 +125,9 @@ def test_everything_is_printed_and_written(boxes, weights, tmp_path, capsys):
         assert point["fmr"] == pytest.approx((impostor < point["threshold"]).mean(), abs=2 / len(impostor))
         assert 1 - point["fnmr"] == pytest.approx((genuine < point["threshold"]).mean(), abs=2 / len(genuine))
     assert "(DIR)" in out and len(content["open_set"]) == 2
-    for name in ("cmc.png", "roc.png"):
+    for name in ("cmc.png", "roc.png", "maps.jpg"):
         with Image.open(tmp_path / "new" / "report" / name) as picture:
-            assert picture.format == "PNG" and picture.width > 400
+            assert picture.format == {"png": "PNG", "jpg": "JPEG"}[name[-3:]] and picture.width > 400
 
 
 def test_nothing_is_written_without_out_and_flags_choose_the_protocol(
@@ -204,7 +204,7 @@ def test_maps_show_queries_of_the_whole_list(
     """What is drawn: these queries, as the network sees them, each with what explain says of it."""
     given, drawn = [], []
     draw = visualize.maps_grid
-    monkeypatch.setattr(models, "explain", known_maps(given), raising=False)
+    monkeypatch.setattr(models, "explain", known_maps(given))
     monkeypatch.setattr(visualize, "maps_grid", lambda *parts: drawn.append(parts) or draw(*parts))
     flags = ["--maps", wanted, "--out", tmp_path / "report", "--test-batch-size", 3]
     code, out, _ = run_main(capsys, *flags_of(light_weights, root), *flags)
@@ -229,7 +229,7 @@ def test_maps_show_queries_of_the_whole_list(
 
 
 def test_maps_of_a_network_without_attention(root, light_weights, capsys, tmp_path, monkeypatch, quick):
-    monkeypatch.setattr(models, "explain", lambda _, x: {"activation": torch.zeros(len(x), 2, 1)}, raising=False)
+    monkeypatch.setattr(models, "explain", lambda _, x: {"activation": torch.zeros(len(x), 2, 1)})
     code, _, _ = run_main(capsys, *flags_of(light_weights, root), "--maps", 2, "--out", tmp_path)
     with Image.open(tmp_path / "maps.jpg") as picture:
         assert code == 0 and picture.width < 3 * 160 < picture.height  # two columns of 160 x 320
