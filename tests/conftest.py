@@ -19,6 +19,18 @@ def run_command(*arguments, **options):
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800, **options)
 
 
+def run_main(capsys, *arguments):
+    """(exit code, standard output, standard error) of train.main in this process."""
+    import train  # not above: most test files do without
+
+    try:
+        code = train.main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
 @pytest.fixture(scope="session")
 def drawn_root(tmp_path_factory):
     """A root with a tiny synthetic set, drawn once; do not write into it."""

@@ -10,23 +10,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import run_main
 from PIL import Image
 
 import data
 import evaluate
 import models
-import train
 import visualize
-
-
-def run_main(capsys, *arguments):
-    """(exit code, standard output, standard error) of train.main in this process."""
-    try:
-        code = train.main([str(a) for a in arguments])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def write_weights(path, arch, **options):

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_command
+from conftest import REPOSITORY, run_command, run_main
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import data
@@ -26,16 +26,6 @@ import train
 
 FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
          "--log-every", "1"]  # fmt: skip
-
-
-def run_main(capsys, *arguments):
-    """(exit code, standard output, standard error) of train.main in this process."""
-    try:
-        code = train.main([str(a) for a in arguments])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def weights_of(path):
