@@ -502,11 +502,10 @@ def measure_baselines(device, dataset, root):
     splits = data.load_dataset(dataset, root, train=False)
     items = splits.query + splits.gallery
     images = data.load_pixels([i.paths[0] for i in items], (160, 64), Path(root) / ".pixels", f"{dataset}-test").array
-    ids, n = [np.array([i.pid for i in items]), np.array([i.camid for i in items])], len(splits.query)
+    ids, n = evaluate.ids_of(splits.query, splits.gallery), len(splits.query)
     for name, describe in (("raw pixels", raw_pixels), ("HSV histograms", hsv_histograms)):
         features = describe(np.asarray(images)).to(device)
-        halves = [part for array in (features, *ids) for part in (array[:n], array[n:])]
-        scores = metrics.evaluate(*halves, distance="euclidean")
+        scores = metrics.evaluate(features[:n], features[n:], *ids, distance="euclidean")
         print(f"{name:16} {evaluate.score_line(evaluate.summarise(scores, dataset))}")
 
 

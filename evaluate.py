@@ -54,17 +54,22 @@ def extract_features(model, pixels, device, batch_size):
     return torch.cat(features)
 
 
-def ids_of(splits):
-    """The four id vectors in the order in which metrics.py takes them."""
-    pids, camids = ([np.array([item[i] for item in part]) for part in (splits.query, splits.gallery)] for i in (1, 2))
-    return *pids, *camids
+def ids_of(*parts):
+    """pids of each list of items, then camids of each: for query and gallery the order in which metrics.py has them."""
+    return [np.array([item[i] for item in part]) for i in (1, 2) for part in parts]
+
+
+def split_features(model, splits, pixels, device, args):
+    """Features of the queries (Q, D) and of the gallery (G, D); pixels: of both, queries first."""
+    features = extract_features(model, pixels, device, args.test_batch_size)
+    return features.split([len(splits.query), len(splits.gallery)])
 
 
 def scores_of(model, splits, pixels, device, args):
     """What metrics.evaluate gives for the query split against the gallery split; pixels: of both, queries first."""
-    features = extract_features(model, pixels, device, args.test_batch_size)
-    queries, gallery = features.split([len(splits.query), len(splits.gallery)])
-    return metrics.evaluate(queries, gallery, *ids_of(splits), distance=args.distance, protocol=args.protocol)
+    queries, gallery = split_features(model, splits, pixels, device, args)
+    ids = ids_of(splits.query, splits.gallery)
+    return metrics.evaluate(queries, gallery, *ids, distance=args.distance, protocol=args.protocol)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -137,9 +142,8 @@ def pooled_queries(model, splits, args, device):
     items = data.load_multi_query(args.dataset, args.root, splits.query)
     pixels = load_pixels(items, model, f"{args.dataset}-multi-query", args, device)
     features = extract_features(model, pixels, device, args.test_batch_size)
-    ids = [[item.pid for item in items], [item.camid for item in items]]
-    wanted = [[item.pid for item in splits.query], [item.camid for item in splits.query]]
-    return metrics.multi_query(features, *ids, *wanted, pool=args.multi_query, distance=args.distance)
+    ids = *ids_of(items), *ids_of(splits.query)
+    return metrics.multi_query(features, *ids, pool=args.multi_query, distance=args.distance)
 
 
 def draw_maps(model, splits, pixels, device, args):
@@ -173,9 +177,8 @@ def run(args, device):
     model = model.to(memory_format=torch.channels_last)
     if args.maps:
         draw_maps(model, splits, pixels, device, args)
-    features = extract_features(model, pixels, device, args.test_batch_size)
-    queries, gallery = features.split([len(splits.query), len(splits.gallery)])
-    ids, how = ids_of(splits), {"distance": args.distance, "protocol": args.protocol}
+    queries, gallery = split_features(model, splits, pixels, device, args)
+    ids, how = ids_of(splits.query, splits.gallery), {"distance": args.distance, "protocol": args.protocol}
 
     rows = {args.dataset: metrics.evaluate(queries, gallery, *ids, **how)}
     if args.multi_query:

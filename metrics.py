@@ -195,7 +195,7 @@ def exact_products(device):
 class Comparison(NamedTuple):
     """What is compared with what; keys are numbers that order the gallery as the distance does."""
 
-    keys: Callable  # rows (B,) of queries -> (columns (n,) or a slice of the gallery -> keys (B, n))
+    keys: Callable  # rows (B,) of queries -> (a slice of the gallery's columns -> keys (B, n))
     to_distance: Callable  # (keys (B,) or (B, n), rows (B,)) -> distances
     bounds: tuple | None  # (low, high) outside which no distance lies; None where nobody needs it
     size: tuple  # (Q, G)
@@ -258,8 +258,7 @@ def compare_matrix(distmat, block=None):
 
     def keys(rows):
         def of_columns(columns):
-            picked = (rows, columns) if isinstance(columns, slice) else (rows[:, None], columns)
-            return distmat[picked].to(compare_dtype(distmat))
+            return distmat[rows, columns].to(compare_dtype(distmat))
 
         return of_columns
 
@@ -464,6 +463,15 @@ def check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, size, 
     )
 
 
+def compare_with_ids(query_features, gallery_features, ids, distance, protocol, block):
+    """The Comparison of two feature matrices and their four id vectors, everything checked."""
+    check_choice(distance, DISTANCES, "distance")
+    check_choice(protocol, PROTOCOLS, "protocol")
+    queries, gallery, device = check_features(query_features, gallery_features)
+    comparison = compare_features(queries, gallery, device, distance, block)
+    return comparison, check_all_ids(*ids, comparison.size, device)
+
+
 def check_whole(value, low, what):
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{what} must be a whole number from {low}, not {value!r}")
@@ -493,13 +501,10 @@ def evaluate(
     wrong_distance (infinite where there is none).
     Raises ValueError for features that are not finite, ids of the wrong length or type, and no query with a match.
     """
-    check_choice(distance, DISTANCES, "distance")
-    check_choice(protocol, PROTOCOLS, "protocol")
     check_whole(max_rank, 1, "max_rank")
-    queries, gallery, device = check_features(query_features, gallery_features)
-    comparison = compare_features(queries, gallery, device, distance, block)
-    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, comparison.size, device)
-    with exact_products(device):
+    ids = query_pids, gallery_pids, query_camids, gallery_camids
+    comparison, ids = compare_with_ids(query_features, gallery_features, ids, distance, protocol, block)
+    with exact_products(comparison.device):
         return score(comparison, ids, distance, protocol, max_rank)
 
 
@@ -609,17 +614,14 @@ def verification(
     counts by person, (persons with a query, bins), where an impostor pair stands under both of its persons. More than
     2**24 / bins persons share rows.
     """
-    check_choice(distance, DISTANCES, "distance")
-    check_choice(protocol, PROTOCOLS, "protocol")
     check_whole(bins, 2, "bins")
-    queries, gallery, device = check_features(query_features, gallery_features)
-    comparison = compare_features(queries, gallery, device, distance, block)
-    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, comparison.size, device)
+    ids = query_pids, gallery_pids, query_camids, gallery_camids
+    comparison, ids = compare_with_ids(query_features, gallery_features, ids, distance, protocol, block)
     persons, query_person = ids[0].unique(return_inverse=True)
     gallery_person = torch.searchsorted(persons, ids[1]).clamp_max(len(persons) - 1)
     groups = min(len(persons), max(1, 2**24 // bins))
     gallery_group = torch.where(persons[gallery_person] == ids[1], gallery_person % groups, groups)
-    with exact_products(device):
+    with exact_products(comparison.device):
         genuine, impostor, every = count_distances(
             comparison, ids, protocol, query_person % groups, gallery_group, groups, bins
         )
