@@ -43,6 +43,7 @@ from PIL import Image
 
 import data
 import evaluate
+import loader
 import losses
 import metrics
 import models
@@ -230,7 +231,7 @@ def measure_epoch(device, batch, bf16, steps=6):
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/a.npy", noise)
         array = np.load(f"{folder}/a.npy", mmap_mode="r")
-        pixels = data.Pixels([""] * len(array), (160, 64), array).to_device(device)
+        pixels = loader.Pixels([""] * len(array), (160, 64), array).to_device(device)
         labels = np.arange(len(array)) % 16
         flags = ["--batch-size", str(batch), "--epochs", "9", "--log-every", "1000", "--amp", "bf16" if bf16 else "off"]
         args = train.build_parser().parse_args(flags)
@@ -243,7 +244,7 @@ def measure_epoch(device, batch, bf16, steps=6):
             with contextlib.redirect_stdout(io.StringIO()):
                 train.train_one_epoch(runner, pixels, labels, optimizer, device, state, args)
 
-        images = data.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
+        images = loader.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
         step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))
         seconds = medians([epoch, lambda: [step() for _ in range(steps)]], device)
     report(f"epoch, batch {batch}", steps * batch, seconds, ("from the cache", "one batch"))
@@ -501,7 +502,7 @@ def hsv_histograms(images, stripes=6, bins=(8, 4, 4)):
 def measure_baselines(device, dataset, root):
     splits = data.load_dataset(dataset, root, train=False)
     items = splits.query + splits.gallery
-    images = data.load_pixels([i.paths[0] for i in items], (160, 64), Path(root) / ".pixels", f"{dataset}-test").array
+    images = loader.load_pixels([i.paths[0] for i in items], (160, 64), Path(root) / ".pixels", f"{dataset}-test").array
     ids, n = evaluate.ids_of(splits.query, splits.gallery), len(splits.query)
     for name, describe in (("raw pixels", raw_pixels), ("HSV histograms", hsv_histograms)):
         features = describe(np.asarray(images)).to(device)

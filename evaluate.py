@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import loader
 import metrics
 import models
 import visualize
@@ -36,7 +37,7 @@ def load_pixels(items, model, name, args, device):
     """The pixels of the first image of each item, at the size of the model, on the device where they fit."""
     cache = args.cache or Path(args.root) / ".pixels"
     paths = [item.paths[0] for item in items]
-    return data.load_pixels(paths, model.input_size, cache, name, limit_gb=args.cache_limit).to_device(device)
+    return loader.load_pixels(paths, model.input_size, cache, name, limit_gb=args.cache_limit).to_device(device)
 
 
 @torch.inference_mode()
@@ -48,7 +49,7 @@ def extract_features(model, pixels, device, batch_size):
     with tqdm(total=len(pixels), desc="features", unit="img", disable=None, leave=False) as bar:
         for start in range(0, len(pixels), batch_size):
             rows = np.arange(start, min(start + batch_size, len(pixels)))
-            images = data.normalise(pixels.batch(rows, device), bare.mean, bare.std)
+            images = loader.normalise(pixels.batch(rows, device), bare.mean, bare.std)
             features.append(model(images).float())
             bar.update(len(rows))
     return torch.cat(features)
@@ -152,7 +153,7 @@ def draw_maps(model, splits, pixels, device, args):
     rows = np.arange(count) * len(splits.query) // count  # evenly: images of one person follow one another
     images, parts = pixels.batch(rows, device), []
     for some in images.split(args.test_batch_size):
-        parts.append(models.explain(model, data.normalise(some, model.mean, model.std)))
+        parts.append(models.explain(model, loader.normalise(some, model.mean, model.std)))
 
     def joined(name):  # the maps of each stage, of all batches
         stages = zip(*(part.get(name, ()) for part in parts), strict=True)

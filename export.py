@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import data
+import loader
 import models
 
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
@@ -152,7 +152,7 @@ def test_images(count, size, mean, std, seed=1):
     generator = torch.Generator().manual_seed(seed)
     patches = F.interpolate(torch.rand(count, 3, 6, 3, generator=generator), size=size, mode="bilinear")
     noisy = (patches + 0.1 * torch.randn(count, 3, *size, generator=generator)).clamp(0, 1)
-    return data.normalise(noisy, mean, std)
+    return loader.normalise(noisy, mean, std)
 
 
 def compare(ours, reference, form):

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import data
 import evaluate
+import loader
 import losses
 import metrics
 import models
@@ -211,7 +212,7 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args, inter
     """
     epoch, totals = state["epoch"], Counter(state["totals"])
     bare = model.module if isinstance(model, nn.DataParallel) else model
-    batches = data.epoch_batches(labels, args.batch_size, instances(args), args.seed, epoch)
+    batches = loader.epoch_batches(labels, args.batch_size, instances(args), args.seed, epoch)
     model.train()
     frozen = epoch < args.fixbase_epochs
     freeze_base(bare.model, optimizer, find_layers(bare.model, args.open_layers, "--open-layers") if frozen else None)
@@ -222,7 +223,7 @@ def train_one_epoch(model, pixels, labels, optimizer, device, state, args, inter
             rows = batches[step]
             seed = int(np.random.SeedSequence((args.seed, epoch, step)).generate_state(1)[0])
             images = pixels.batch(rows, device)  # uint8 (B, 3, H, W)
-            images = data.augment(images, torch.Generator().manual_seed(seed), args.augment, bare.mean, bare.std)
+            images = loader.augment(images, torch.Generator().manual_seed(seed), args.augment, bare.mean, bare.std)
             targets = torch.from_numpy(labels[rows]).to(device, non_blocking=True)  # (B,)
             rate = learning_rate(epoch + step / len(batches), args)
             for group, factor in zip(optimizer.param_groups, (1, args.base_lr_mult), strict=False):
@@ -335,8 +336,8 @@ def build_parser():
     add("--gamma", type=float, default=0.1, help="what step and multi-step multiply the rate by (default: 0.1)")
     add("--warmup-epochs", type=float, default=1, metavar="N",
         help="epochs in which the rate rises from a hundredth (default: 1); a quarter of a short run is good, 0 is off")
-    add("--augment", nargs="*", choices=data.AUGMENTATIONS, default=["flip", "translate"], metavar="NAME",
-        help=f"of {', '.join(data.AUGMENTATIONS)} (default: flip translate); erase pays in long runs; no name for none")
+    add("--augment", nargs="*", choices=loader.AUGMENTATIONS, default=["flip", "translate"], metavar="NAME",
+        help=f"of {', '.join(loader.AUGMENTATIONS)} (default: flip translate); erase pays in long runs; none: no name")
     add = parser.add_argument_group("evaluation").add_argument
     add("--evaluate", action="store_true", help="only test the network in --weights; with --out, write all about it")
     add("--eval-every", type=int, default=0, metavar="N",
@@ -475,7 +476,7 @@ def run_training(args, checkpoint, device):
     out = Path(args.out)
     splits = data.load_dataset(args.dataset, args.root)
     labels, pids = data.relabel(splits.train)
-    data.check_batches(labels, args.batch_size, instances(args))
+    loader.check_batches(labels, args.batch_size, instances(args))
     if checkpoint is not None and checkpoint["pids"] != pids:
         raise ValueError(
             f"{args.resume} was trained on {len(checkpoint['pids'])} persons, the {len(pids)} of {args.dataset} in "

@@ -6,11 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import synthetic
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def draw(path, seed=0, size=(16, 32)):
+    """A small JPEG, size (width, height), of pixels that follow from the seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG", quality=90)
+    return path
 
 
 def run_command(*arguments, **options):

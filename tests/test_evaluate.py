@@ -15,6 +15,7 @@ from PIL import Image
 
 import data
 import evaluate
+import loader
 import models
 import visualize
 
@@ -59,10 +60,10 @@ def features_of(items, weights):
     model, _ = models.load_checkpoint(weights)
     features = []
     for start in range(0, len(items), 12):
-        images = np.stack([data.read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
+        images = np.stack([loader.read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
         with torch.no_grad():
-            features.append(model(data.normalise(images, model.mean, model.std)).double().numpy())
+            features.append(model(loader.normalise(images, model.mean, model.std)).double().numpy())
     features = np.concatenate(features)[::-1]
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
@@ -203,7 +204,7 @@ def test_maps_show_queries_of_the_whole_list(
     assert len(queries) == 16
     names, images, activation, attention, regions = drawn[0]
     assert list(names) == [queries[row].paths[0] for row in expected]
-    seen = np.stack([data.read_image(name, (64, 32)) for name in names])
+    seen = np.stack([loader.read_image(name, (64, 32)) for name in names])
     assert (images == seen).all()
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     levels = ((seen / 255 - mean) / deviation).mean(axis=(1, 2, 3))

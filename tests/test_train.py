@@ -20,6 +20,7 @@ from conftest import REPOSITORY, run_command, run_main
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import data
+import loader
 import losses
 import models
 import train
@@ -102,10 +103,10 @@ def test_two_identities_are_learnt_by_heart(drawn_root):
     two = sorted({item.pid for item in items})[:2]
     items = [item for pid in two for item in [i for i in items if i.pid == pid][:6]]
     labels = torch.from_numpy(data.relabel(items)[0])
-    pixels = np.stack([data.read_image(item.paths[0], (160, 64)) for item in items])
+    pixels = np.stack([loader.read_image(item.paths[0], (160, 64)) for item in items])
     torch.manual_seed(0)
     model = models.build_model("hacnn", 2).train()
-    images = data.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), model.mean, model.std)
+    images = loader.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), model.mean, model.std)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(12):
         logits, features = model(images)
@@ -173,7 +174,7 @@ def test_kill_resume_evaluate_export_search(root, tmp_path):
 def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(root, tmp_path, capsys, monkeypatch):
     flags = [*FLAGS, "--epochs", 2, "--loss", "xent+htri", "--root", root]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
-    augment, calls = data.augment, []
+    augment, calls = loader.augment, []
 
     def augment_and_press_ctrl_c(*arguments):
         calls.append(arguments)
@@ -182,7 +183,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(r
         return augment(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "augment", augment_and_press_ctrl_c)
+        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
         code, out, _ = run_main(capsys, *flags, "--out", tmp_path / "cut")
     assert code == 130
     assert f"python train.py --resume {tmp_path}/cut/last.pth" in out
@@ -351,11 +352,11 @@ def test_an_epoch_equals_a_loop_written_out():
     model, labels = Tiny(), np.array([0, 1] * 4)
     weights = [p for p in model.parameters() if p.requires_grad]
     velocities = [torch.zeros_like(p) for p in weights]
-    batches = data.epoch_batches(labels, 4, 2, 0, 0)
+    batches = loader.epoch_batches(labels, 4, 2, 0, 0)
     assert len(batches) > 1
     for step, rows in enumerate(batches):
         targets = torch.from_numpy(labels[rows])
-        logits, features = model(data.normalise(RandomPixels().batch(rows, None), model.mean, model.std))
+        logits, features = model(loader.normalise(RandomPixels().batch(rows, None), model.mean, model.std))
         loss = 0.5 * torch.nn.functional.cross_entropy(logits[0], targets, label_smoothing=0.2)
         loss = loss + 2 * losses.batch_hard_triplet(features[0], targets, 0.7)
         for p, velocity, gradient in zip(weights, velocities, torch.autograd.grad(loss, weights), strict=True):
@@ -384,7 +385,7 @@ def test_resume_inside_and_after_the_frozen_epochs_gives_the_same_bits(root, tmp
     order = ["epoch   2/3  step", "epoch   3/3  the base thaws", "epoch   3/3  step"]
     assert sorted(order, key=output.index) == order
     assert "--lr for classifier; 0.1 of it for all other layers" in output
-    augment, steps = data.augment, output.count("epoch   1/3  step")
+    augment, steps = loader.augment, output.count("epoch   1/3  step")
     calls = []
 
     def augment_and_press_ctrl_c(*arguments):
@@ -393,7 +394,7 @@ def test_resume_inside_and_after_the_frozen_epochs_gives_the_same_bits(root, tmp
             os.kill(os.getpid(), signal.SIGINT)
         return augment(*arguments)
 
-    monkeypatch.setattr(data, "augment", augment_and_press_ctrl_c)
+    monkeypatch.setattr(loader, "augment", augment_and_press_ctrl_c)
     last, command = tmp_path / "cut" / "last.pth", [*flags, tmp_path / "cut"]
     torch.manual_seed(0)
     fresh = models.build_model("osnet_x0_25", 6, input_size=(64, 32)).state_dict()

@@ -1,0 +1,310 @@
+"""From image files to batches: pixels that are decoded once, samplers, augmentation in batches.
+
+    pixels = load_pixels(paths, (160, 64), Path("data/.pixels"), "market1501-train")
+    for rows in epoch_batches(labels, batch_size=64, num_instances=4, seed=0, epoch=0):
+        images = augment(pixels.batch(rows, device), generator, ("flip", "translate"), mean, std)   # (B, 3, H, W)
+
+Three things differ from the usual way:
+- Images are decoded and resized once, into one array of bytes that later runs map again. What starves a trainer is
+  decoding the same JPEGs every epoch.
+- Augmentation runs on the whole batch, on the device, with parameters of its own for each image. Translation enlarges
+  the resized pixels by 1.125 and crops; the usual code enlarges the original file.
+- Nothing touches a global random generator: what an epoch draws follows from (seed, epoch, step) alone, so a run that
+  is resumed draws the same.
+"""
+
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def read_image(path, size):
+    """One image file as (H, W, 3) bytes: RGB, resized to size (H, W) by Pillow's BILINEAR, proportions not kept."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def read_or_reason(path, size):
+    """read_image, or the reason why it cannot be read as a string: a pool of threads hands back either."""
+    try:
+        return read_image(path, size)
+    except Exception as error:  # Pillow raises a dozen types for broken files
+        return f"{path}: {error}"
+
+
+def refuse_broken(reasons):
+    """ValueError that lists the files which cannot be read, if there are any."""
+    if reasons:
+        listed = "\n  ".join(reasons[:20]) + (f"\n  and {len(reasons) - 20} more" if len(reasons) > 20 else "")
+        raise ValueError(f"{len(reasons)} images cannot be read; replace or remove these files:\n  {listed}")
+
+
+class Pixels:
+    """N images as bytes (N, H, W, 3): an array of all of them, or decoded batch by batch where `array` is None."""
+
+    def __init__(self, paths, size, array=None):
+        self.paths, self.size, self.array = paths, size, array
+        self.threads = None if array is not None else ThreadPoolExecutor(os.cpu_count())
+
+    def __len__(self):
+        return len(self.paths)
+
+    def batch(self, rows, device="cpu"):
+        """rows (B,) -> uint8 (B, 3, H, W) on `device`, channels-last in memory."""
+        if isinstance(self.array, torch.Tensor):  # already on the device
+            return self.array[torch.as_tensor(rows, device=self.array.device)].permute(0, 3, 1, 2)
+        if self.array is not None:
+            images = self.array[np.asarray(rows)]
+        else:
+            paths = [self.paths[row] for row in rows]
+            images = list(self.threads.map(partial(read_or_reason, size=self.size), paths))
+            refuse_broken([image for image in images if isinstance(image, str)])
+            images = np.stack(images)
+        return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+    def to_device(self, device):
+        """Moves the array into the memory of a GPU where it takes less than half of what is free there."""
+        if device.type == "cuda" and isinstance(self.array, np.ndarray):
+            if self.array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+                self.array = torch.from_numpy(np.array(self.array)).to(device)
+        return self
+
+
+def fingerprint(paths, size):
+    """Changes with the list of files, the size or date of one of them, the image size, or the version of Pillow."""
+    digest = hashlib.sha256(f"{PIL.__version__} {tuple(size)}".encode())
+    for path in paths:
+        stat = os.stat(path)
+        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def decode_into(array, paths, size, description):
+    """Fills array (N, H, W, 3), if there is one, in threads; ValueError lists every file that cannot be read."""
+    broken = []
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        images = threads.map(partial(read_or_reason, size=size), paths)
+        for row, image in enumerate(tqdm(images, description, len(paths), unit="img", disable=None)):
+            if isinstance(image, str):
+                broken.append(image)
+            elif array is not None:
+                array[row] = image
+    refuse_broken(broken)
+
+
+def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
+    """Pixels of the files, decoded once into `cache`/NAME-HxW-PLACE-FINGERPRINT.npy, which later runs map again.
+
+    Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
+    its disk is too full, the array is kept in memory. ValueError lists unreadable images.
+    """
+    height, width = size
+    shape, gigabytes = (len(paths), height, width, 3), len(paths) * height * width * 3 / 1e9
+    if gigabytes > limit_gb:
+        print(f"{name}: {gigabytes:.1f} GB of pixels, over the limit of {limit_gb:g}: decoding batch by batch")
+        decode_into(None, paths, size, f"checking {name}")
+        return Pixels(paths, size)
+    cache = Path(cache)
+    place = hashlib.sha256(os.path.dirname(os.path.abspath(paths[0])).encode()).hexdigest()[:6]
+    stem = f"{name}-{height}x{width}-{place}"  # data sets of one name below two roots can share a cache
+    target = cache / f"{stem}-{fingerprint(paths, size)}.npy"
+    if target.is_file():
+        return Pixels(paths, size, np.load(target, mmap_mode="r"))
+    temporary = cache / f"{target.name}.{os.getpid()}.tmp"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free / 1e9
+        if free < gigabytes + 1:
+            raise OSError(f"{free:.1f} GB free, {gigabytes:.1f} needed")
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    except OSError as error:
+        print(f"{name}: {gigabytes:.2f} GB of pixels stay in memory, {cache} cannot hold them: {error}")
+        array = np.empty(shape, dtype=np.uint8)
+        decode_into(array, paths, size, f"decoding {name}")
+        return Pixels(paths, size, array)
+    print(f"{name}: decoding {len(paths)} images once, {gigabytes:.2f} GB in {cache}")
+    try:
+        decode_into(array, paths, size, f"decoding {name}")
+        array.flush()
+        os.replace(temporary, target)  # a kill before this line leaves no array that looks whole
+    finally:
+        temporary.unlink(missing_ok=True)
+    for stale in sorted(cache.glob(f"{stem}-*.npy")):
+        if stale != target:
+            stale.unlink()
+    return Pixels(paths, size, np.load(target, mmap_mode="r"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samplers: which rows make which batch. One epoch at a time, so its length is exact.
+
+
+def shuffled_batches(num_items, batch_size, rng):
+    """Every item once in random order; what is left over at the end of the epoch makes no batch."""
+    order = rng.permutation(num_items)
+    return [order[start : start + batch_size] for start in range(0, num_items - batch_size + 1, batch_size)]
+
+
+def identity_batches(labels, batch_size, num_instances, rng):
+    """P x K: batches of P = batch_size / K distinct ids with K = num_instances images of each.
+
+    Each id's images are shuffled and cut into groups of K; an id with fewer draws K with replacement, and a last
+    incomplete group waits for another epoch. Batches take P random ids with groups left until fewer than P have any.
+    """
+    rows_of = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows_of[int(label)].append(row)
+    groups = {}
+    for label, rows in sorted(rows_of.items()):
+        if len(rows) < num_instances:
+            groups[label] = [rng.choice(rows, num_instances)]
+        else:
+            whole = len(rows) - len(rows) % num_instances
+            groups[label] = list(rng.permutation(rows)[:whole].reshape(-1, num_instances))
+    batches, ids = [], batch_size // num_instances
+    while len(groups) >= ids:
+        drawn = rng.choice(sorted(groups), ids, replace=False)
+        batches.append(np.concatenate([groups[label].pop() for label in drawn]))  # (P, K) -> (B,)
+        groups = {label: left for label, left in groups.items() if left}
+    return batches
+
+
+def check_batches(labels, batch_size, num_instances=None):
+    """ValueError where no epoch can be made of these labels: before any training, with the way out."""
+    num_ids = len(set(map(int, labels)))
+    if len(labels) < batch_size:
+        raise ValueError(f"--batch-size {batch_size} is larger than the {len(labels)} training images: lower it")
+    if num_instances is None:
+        return
+    if num_instances < 2 or batch_size % num_instances:
+        raise ValueError(
+            f"--num-instances {num_instances} must be 2 or more and divide --batch-size {batch_size}: a batch holds P "
+            f"persons x K images, such as 16 x 4 = 64"
+        )
+    if batch_size == num_instances:
+        raise ValueError(f"--batch-size {batch_size} holds one person, and triplets need two: give a multiple of it")
+    if num_ids < batch_size // num_instances:
+        raise ValueError(
+            f"a batch of {batch_size // num_instances} persons x {num_instances} images needs that many persons, the "
+            f"train split has {num_ids}: lower --batch-size to {num_ids * num_instances} or less"
+        )
+
+
+def epoch_batches(labels, batch_size, num_instances, seed, epoch):
+    """The batches of one epoch, arrays of rows (B,): shuffled, or P x K where num_instances is given."""
+    rng = np.random.default_rng((seed, epoch))
+    if num_instances is None:
+        return shuffled_batches(len(labels), batch_size, rng)
+    return identity_batches(labels, batch_size, num_instances, rng)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transforms of a batch
+
+
+def uniform(generator, low, high, *shape):
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def move(images, generator, flip, translate):
+    """Horizontal flip and translation, each with probability 1/2: float images (B, C, H, W) -> the same shape.
+
+    Translation enlarges by 1.125 and crops H x W at a random whole offset. Both choose source positions on each axis,
+    so two interpolation matrices do both: rows (H x H) @ image @ columns (W x W).
+    """
+    batch, _, height, width = images.shape
+    moved = (torch.rand(batch, generator=generator) < 0.5) & translate
+    flipped = (torch.rand(batch, generator=generator) < 0.5) & flip
+    matrices = []
+    for size, flips in ((height, torch.zeros_like(flipped)), (width, flipped)):
+        slack = round(size * 1.125) - size
+        scale = torch.where(moved, 1 + slack / size, 1.0)
+        offset = torch.randint(slack + 1, (batch,), generator=generator) * moved
+        index = torch.arange(size, dtype=torch.float32)
+        source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)
+        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1).to(images.device)
+        index = index.to(images.device)  # the large matrices are made where they are used
+        matrices.append((1 - (source.unsqueeze(2) - index).abs()).clamp(min=0).to(images.dtype))
+    rows, columns = matrices  # (B, H, H), (B, W, W)
+    x = rows @ images.permute(0, 2, 3, 1).reshape(batch, height, -1)  # (B, H, W * C)
+    x = x.view(batch, height, width, -1).transpose(1, 2).reshape(batch, width, -1)
+    x = columns @ x  # (B, W, H * C)
+    return x.view(batch, width, height, -1).permute(0, 3, 2, 1)  # (B, W, H, C) -> (B, C, H, W)
+
+
+def jitter(images, generator, brightness=0.2, contrast=0.15, saturation=0.15):
+    """Brightness, contrast and saturation, each by a factor of its own per image, 1 +- the given; images in 0..1."""
+
+    def factors(strength):
+        return uniform(generator, 1 - strength, 1 + strength, len(images), 1, 1, 1).to(images.device)
+
+    def grey(x):  # ITU-R 601 luma, (B, 1, H, W)
+        weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
+        return (x * weights).sum(dim=1, keepdim=True)
+
+    images = (images * factors(brightness)).clamp(0, 1)
+    mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)
+    images = (mean + (images - mean) * factors(contrast)).clamp(0, 1)
+    middle = grey(images)
+    return (middle + (images - middle) * factors(saturation)).clamp(0, 1)
+
+
+def erasing_boxes(generator, batch, height, width, tries=100):
+    """Random erasing (Zhong et al., AAAI 2020): boxes (B, 4) top, bottom, left, right; empty where nothing is erased.
+
+    Probability 1/2, area 0.02 to 0.4 of the image, aspect 0.3 to 1/0.3, the first of 100 draws that fits inside.
+    """
+    area = uniform(generator, 0.02, 0.4, batch, tries) * height * width
+    aspect = uniform(generator, 0.3, 1 / 0.3, batch, tries)
+    box_h, box_w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (B, tries)
+    fits = (box_h < height) & (box_w < width)
+    first = fits.float().argmax(dim=1, keepdim=True)
+    box_h, box_w = box_h.gather(1, first).squeeze(1), box_w.gather(1, first).squeeze(1)  # (B,)
+    erased = (torch.rand(batch, generator=generator) < 0.5) & fits.any(dim=1)
+    top = (torch.rand(batch, generator=generator) * (height - box_h + 1)).long()
+    left = (torch.rand(batch, generator=generator) * (width - box_w + 1)).long()
+    return torch.stack([top, top + box_h, left, left + box_w], dim=1) * erased.unsqueeze(1)
+
+
+def erase(images, generator):
+    """Sets a random box of normalised images to zero, which is the mean colour."""
+    batch, _, height, width = images.shape
+    top, bottom, left, right = erasing_boxes(generator, batch, height, width).to(images.device).unsqueeze(2).unbind(1)
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
+    return images * ~(inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).unsqueeze(1)  # (B, 1, H, W)
+
+
+def normalise(images, mean, std):
+    """uint8, or float in 0..1, (B, 3, H, W) -> float32 with the given mean and deviation per channel."""
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * scale
+    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * scale
+    return (images.float() - mean).div_(std)
+
+
+AUGMENTATIONS = ("flip", "translate", "jitter", "erase")
+
+
+def augment(images, generator, names, mean, std):
+    """Bytes (B, 3, H, W) -> augmented, normalised float images; `names` out of AUGMENTATIONS, applied in that order."""
+    images = images.float().div_(255)
+    if "flip" in names or "translate" in names:
+        images = move(images, generator, "flip" in names, "translate" in names)
+    if "jitter" in names:
+        images = jitter(images, generator)
+    images = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
+    return erase(images, generator) if "erase" in names else images

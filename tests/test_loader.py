@@ -1,0 +1,469 @@
+"""Tests of loader.py: decoded pixels, samplers, transforms of a batch.
+
+python -m pytest tests/test_loader.py
+"""
+
+import os
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import draw
+from PIL import Image
+
+import loader
+import search
+
+SIZE = (32, 16)  # height, width
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def global_states():
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def paths_of(folder, count=5):
+    return [str(draw(folder / f"{number}.jpg", number, size=(20 + number, 40))) for number in range(count)]
+
+
+def expected_pixels(paths):
+    return np.stack([np.asarray(Image.open(p).convert("RGB").resize((16, 32), Image.BILINEAR)) for p in paths])
+
+
+def bytes_of(pixels, rows=None):
+    """uint8 (B, H, W, 3) as Pixels.batch gives it, after checks of its form."""
+    rows = np.arange(len(pixels)) if rows is None else rows
+    batch = pixels.batch(rows)
+    assert batch.dtype == torch.uint8 and batch.shape == (len(rows), 3, *SIZE)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    return batch.permute(0, 2, 3, 1).numpy()
+
+
+def in_cache(cache):
+    return sorted(path.name for path in cache.iterdir()) if cache.is_dir() else []
+
+
+IMAGES = {  # name -> (suffix, function of an RGB image of uint8)
+    "RGB": ("jpg", lambda image: image),
+    "L": ("png", lambda image: image.convert("L")),
+    "LA": ("png", lambda image: image.convert("LA")),
+    "RGBA": ("png", lambda image: Image.merge("RGBA", [*image.split(), image.getchannel(0)])),
+    "P": ("png", lambda image: image.quantize(17)),
+    "1": ("png", lambda image: image.convert("1")),
+    "CMYK": ("jpg", lambda image: image.convert("CMYK")),
+    "I;16": ("png", lambda image: Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 128), (16, 32), (5, 7), (121, 40), (1, 1)], ids=str)
+@pytest.mark.parametrize("mode", IMAGES)
+def test_one_way_to_make_pixels(tmp_path, mode, size):
+    suffix, convert = IMAGES[mode]
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    convert(Image.fromarray(noise)).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    pixels = loader.read_image(path, SIZE)
+    assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels, expected_pixels([path])[0])
+    assert np.array_equal(pixels, search.read_image(path, SIZE))
+    assert np.array_equal(pixels, search.to_pixels(str(path), SIZE))
+
+
+def test_pixels_are_decoded_once(tmp_path, monkeypatch):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    expected = expected_pixels(paths)
+    assert np.array_equal(bytes_of(loader.load_pixels(paths, SIZE, cache, "set")), expected)
+    (name,) = in_cache(cache)
+    assert re.fullmatch(r"set-32x16-[0-9a-f]{6}-[0-9a-f]{16}\.npy", name)
+    written = (cache / name).stat().st_mtime_ns
+
+    monkeypatch.setattr(loader, "read_image", lambda *args, **kwargs: pytest.fail("decoded again"))
+    again = loader.load_pixels(paths, SIZE, cache, "set")
+    rows = np.array([3, 0, 3])
+    assert np.array_equal(bytes_of(again, rows), expected[rows])
+    assert in_cache(cache) == [name] and (cache / name).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("change", ["pixels", "date", "list"])
+def test_changed_files_are_decoded_again(tmp_path, change):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    loader.load_pixels(paths, SIZE, cache, "set")
+    loader.load_pixels(paths, SIZE, cache, "another")
+    before = in_cache(cache)
+    if change == "pixels":
+        draw(Path(paths[2]), seed=77, size=(30, 30))
+    elif change == "date":
+        stat = os.stat(paths[2])
+        os.utime(paths[2], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    else:
+        paths = paths[::-1]
+    assert np.array_equal(bytes_of(loader.load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+    after = in_cache(cache)
+    assert len(after) == 2, "the stale array is removed"
+    assert after[0] == before[0] and after[1] != before[1], "and the array of another set is not"
+
+
+def test_each_size_has_an_array_of_its_own(tmp_path):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    for size in ((8, 4), SIZE, (8, 4)):
+        loader.load_pixels(paths, size, cache, "set")
+    assert len(in_cache(cache)) == 2
+
+
+@pytest.mark.parametrize("limit_gb", [20, 0], ids=["decoded_once", "batch_by_batch"])
+def test_unreadable_images_are_all_listed(tmp_path, limit_gb):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    whole = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(whole[: len(whole) // 2])
+    Path(paths[3]).write_text("this is no image")
+    Path(paths[4]).write_bytes(b"")
+    with pytest.raises(ValueError, match="3 images cannot be read") as error:
+        loader.load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
+    assert [path in str(error.value) for path in paths] == [False, True, False, True, True]
+    assert in_cache(cache) == []
+
+
+def test_interrupted_decoding_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+
+    def interrupted(path, size):
+        if str(path) == paths[3]:
+            raise KeyboardInterrupt
+        return np.zeros((*size, 3), np.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_image", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.load_pixels(paths, SIZE, cache, "set")
+    assert in_cache(cache) == []
+    assert np.array_equal(bytes_of(loader.load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+
+
+@pytest.mark.parametrize("problem", ["not_a_folder", "full_disk"])
+def test_cache_that_cannot_hold_pixels(tmp_path, capsys, monkeypatch, problem):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    if problem == "not_a_folder":
+        cache.write_text("a file, where a folder should be")
+    else:
+        usage = loader.shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(loader.shutil, "disk_usage", lambda path: usage)
+    pixels = loader.load_pixels(paths, SIZE, cache, "set")
+    assert np.array_equal(bytes_of(pixels), expected_pixels(paths))
+    assert "in memory" in capsys.readouterr().out and in_cache(cache) == []
+
+
+def test_batch_by_batch_gives_the_same_bytes(tmp_path):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    pixels = loader.load_pixels(paths, SIZE, cache, "set", limit_gb=0)
+    rows = np.array([4, 1, 1, 0])
+    assert pixels.array is None and len(pixels) == 5 and in_cache(cache) == []
+    assert np.array_equal(bytes_of(pixels, rows), expected_pixels(paths)[rows])
+
+
+def test_batch_by_batch_names_a_file_that_breaks_later(tmp_path):
+    paths = paths_of(tmp_path / "images")
+    pixels = loader.load_pixels(paths, SIZE, tmp_path / "cache", "set", limit_gb=0)
+    Path(paths[2]).write_bytes(Path(paths[2]).read_bytes()[:300])
+    with pytest.raises((ValueError, OSError), match=re.escape(paths[2])):
+        pixels.batch([1, 2])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samplers
+
+
+def test_shuffle_gives_every_image_once_and_drops_the_rest():
+    batches = loader.epoch_batches(np.zeros(23, np.int64), 5, None, seed=0, epoch=0)
+    assert [len(rows) for rows in batches] == [5] * 4
+    rows = np.concatenate(batches).tolist()
+    assert len(set(rows)) == 20 and set(rows) < set(range(23)) and rows != sorted(rows)
+    whole = loader.epoch_batches(np.zeros(20, np.int64), 5, None, seed=0, epoch=0)
+    assert sorted(np.concatenate(whole).tolist()) == list(range(20))
+
+
+def labels_of(counts):
+    """Labels (N,) with counts[label] images each, in mixed order."""
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+def test_identity_batches_hold_p_persons_with_k_images():
+    counts, persons, k = [8, 5, 4, 2, 1, 13, 4], 3, 4
+    labels = labels_of(counts)
+    for epoch in range(20):
+        batches = loader.epoch_batches(labels, persons * k, k, seed=0, epoch=epoch)
+        groups = Counter()
+        for rows in batches:
+            by_person = labels[rows].reshape(persons, k)
+            assert (by_person == by_person[:, :1]).all(), "images of a person stand together"
+            assert len(set(by_person[:, 0])) == persons
+            groups.update(by_person[:, 0].tolist())
+        for label, count in enumerate(counts):
+            drawn = [row for rows in batches for row in rows if labels[row] == label]
+            if count >= k:
+                assert len(set(drawn)) == len(drawn), "no image twice in an epoch"
+        # an epoch ends exactly where fewer than P persons have groups of K left
+        left = [label for label, count in enumerate(counts) if max(count // k, 1) > groups[label]]
+        assert len(left) < persons
+        assert all(groups[label] <= max(count // k, 1) for label, count in enumerate(counts))
+
+
+def test_identity_batches_of_equal_persons_use_all():
+    labels = labels_of([8, 8])
+    batches = loader.epoch_batches(labels, 8, 4, seed=3, epoch=0)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(16)) and len(batches) == 2
+
+
+def test_incomplete_groups_wait_for_another_epoch():
+    labels = labels_of([6, 6])
+    epochs = [np.concatenate(loader.epoch_batches(labels, 8, 4, 0, epoch)) for epoch in range(30)]
+    assert all(len(rows) == 8 for rows in epochs)
+    assert set(np.concatenate(epochs).tolist()) == set(range(12)), "every image has its turn"
+
+
+@pytest.mark.parametrize("k", [None, 4])
+def test_batches_follow_from_seed_and_epoch(k):
+    labels = labels_of([8, 5, 4, 2, 9, 6])
+    before = global_states()
+    one = np.concatenate(loader.epoch_batches(labels, 8, k, seed=7, epoch=2))
+    assert global_states() == before
+    np.random.seed(1)
+    assert np.array_equal(one, np.concatenate(loader.epoch_batches(labels, 8, k, seed=7, epoch=2)))
+    for seed, epoch in ((7, 3), (8, 2)):
+        other = np.concatenate(loader.epoch_batches(labels, 8, k, seed, epoch))
+        assert len(other) != len(one) or (other != one).any()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "k", "message"),
+    [
+        (10, 4, "--num-instances 4 must .* divide --batch-size 10"),
+        (4, 8, "--num-instances 8 must .* divide --batch-size 4"),
+        (8, 1, "--num-instances 1 must be 2 or more"),
+        (16, 2, "8 persons x 2 images .* train split has 6: lower --batch-size to 12"),
+        (4, 4, "person"),  # a batch of one person has no negative: its triplet loss is zero for ever
+        (40, None, "--batch-size 40 is larger than the 34 training images"),
+    ],
+)
+def test_batches_that_cannot_be_made(batch_size, k, message):
+    with pytest.raises(ValueError, match=message):
+        loader.check_batches(labels_of([8, 5, 4, 2, 9, 6]), batch_size, k)
+
+
+@pytest.mark.parametrize(("batch_size", "k"), [(34, None), (24, 4), (12, 2), (8, 4)])
+def test_batches_that_can_be_made(batch_size, k):
+    labels = labels_of([8, 5, 4, 2, 9, 6])
+    loader.check_batches(labels, batch_size, k)
+    assert loader.epoch_batches(labels, batch_size, k, 0, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Transforms
+
+
+def noise(batch, height, width, seed=0):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def candidates(image):
+    """Everything that flip and translation may make of image (3, H, W): (flipped, offset or None) -> image."""
+    _, height, width = image.shape
+    large = (round(height * 1.125), round(width * 1.125))
+    enlarged = F.interpolate(image[None], large, mode="bilinear", align_corners=False)[0]
+    crops = {None: image}
+    for top in range(large[0] - height + 1):
+        for left in range(large[1] - width + 1):
+            crops[top, left] = enlarged[:, top : top + height, left : left + width]
+    flips = {(True, key): crop.flip(2) for key, crop in crops.items()}
+    return flips | {(False, key): crop for key, crop in crops.items()}
+
+
+def what_was_done(images, moved):
+    """For each image the one candidate that it became: list of (flipped, offset or None)."""
+    found = []
+    for image, result in zip(images, moved, strict=True):
+        errors = {key: (result - value).abs().max().item() for key, value in candidates(image).items()}
+        best = min(errors, key=errors.get)
+        assert errors[best] <= (0 if best[1] is None else 2e-6), f"like nothing that it may become: {errors[best]}"
+        found.append(best)
+    return found
+
+
+@pytest.mark.parametrize("size", [(32, 16), (16, 16), (20, 12)], ids=["tall", "square", "no_multiple_of_8"])
+def test_flip_and_translation(size):
+    images = noise(400, *size)
+    done = what_was_done(images, loader.move(images, seeded(), flip=True, translate=True))
+    for share in (np.mean([flipped for flipped, _ in done]), np.mean([offset is not None for _, offset in done])):
+        assert abs(share - 0.5) < 0.1  # four standard deviations
+    both = np.mean([flipped and offset is not None for flipped, offset in done])
+    assert abs(both - 0.25) < 0.09, "flip and translation are drawn apart"
+    slack = [round(side * 1.125) - side for side in size]
+    offsets = [offset for _, offset in done if offset is not None]
+    for axis in (0, 1):
+        assert {offset[axis] for offset in offsets} == set(range(slack[axis] + 1)), "both ends belong to it"
+
+
+def test_flip_alone_is_torch_flip():
+    images = noise(64, 32, 16)
+    moved = loader.move(images, seeded(), flip=True, translate=False)
+    flips = [torch.equal(result, image.flip(2)) for image, result in zip(images, moved, strict=True)]
+    same = [torch.equal(result, image) for image, result in zip(images, moved, strict=True)]
+    assert all(a != b for a, b in zip(flips, same, strict=True)) and 16 < sum(flips) < 48
+
+
+def test_translation_alone_never_flips():
+    images = noise(64, 32, 16)
+    done = what_was_done(images, loader.move(images, seeded(), flip=False, translate=True))
+    assert not any(flipped for flipped, _ in done) and 16 < sum(offset is not None for _, offset in done) < 48
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_asked_moves_nothing(dtype):
+    images = noise(8, 24, 24).to(dtype)
+    moved = loader.move(images, seeded(), flip=False, translate=False)
+    assert moved.dtype == dtype and torch.equal(moved, images)
+
+
+def test_translation_is_that_of_pillow():
+    """On bytes, within the rounding of Pillow's two passes."""
+    pixels = (noise(40, 160, 64) * 255).byte()
+    moved = loader.move(pixels.float(), seeded(), flip=False, translate=True)
+    compared = 0
+    for image, result in zip(pixels, moved, strict=True):
+        if torch.equal(image.float(), result):
+            continue
+        enlarged = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((72, 180), Image.BILINEAR)
+        enlarged = torch.from_numpy(np.array(enlarged)).permute(2, 0, 1).float()
+        errors = [
+            (enlarged[:, top : top + 160, left : left + 64] - result).abs().max().item()
+            for top in range(21) for left in range(9)
+        ]  # fmt: skip
+        assert min(errors) <= 1.01
+        compared += 1
+    assert compared > 10
+
+
+def test_jitter_is_brightness_then_contrast_then_saturation():
+    images = 0.3 + 0.3 * noise(64, 12, 8)  # far from 0 and 1: nothing is cut off
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+
+    def grey(x):
+        return (x * luma).sum(dim=1, keepdim=True)
+
+    def factors(after, before, strength):
+        """The factor per image, (B,): one for all pixels of an image, within 1 +- strength, and of its own."""
+        ratio = after.flatten(1) / before.flatten(1)
+        certain = before.flatten(1).abs() > 0.02
+        of_image = torch.stack([r[c].median() for r, c in zip(ratio, certain, strict=True)])
+        torch.testing.assert_close(after, before * of_image.view(-1, 1, 1, 1), rtol=0, atol=1e-5)
+        assert (of_image - 1).abs().max() <= strength + 1e-4
+        assert of_image.min() < 1 - strength / 2 and of_image.max() > 1 + strength / 2
+        assert len(set(of_image.tolist())) == len(of_image)
+
+    bright = loader.jitter(images, seeded(), contrast=0, saturation=0)
+    factors(bright, images, 0.2)
+    contrasted = loader.jitter(images, seeded(), brightness=0, saturation=0)
+    mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)
+    factors(contrasted - mean, images - mean, 0.15)
+    saturated = loader.jitter(images, seeded(), brightness=0, contrast=0)
+    factors(saturated - grey(images), images - grey(images), 0.15)
+    # all three, in that order: the same draws one after the other
+    in_turn, generator = images, seeded()
+    factor = [1 + s * (2 * torch.rand(64, 1, 1, 1, generator=generator) - 1) for s in (0.2, 0.15, 0.15)]
+    in_turn = in_turn * factor[0]
+    mean = grey(in_turn).mean(dim=(1, 2, 3), keepdim=True)
+    in_turn = mean + (in_turn - mean) * factor[1]
+    in_turn = grey(in_turn) + (in_turn - grey(in_turn)) * factor[2]
+    torch.testing.assert_close(loader.jitter(images, seeded()), in_turn, rtol=0, atol=1e-6)
+
+
+def test_jitter_stays_in_range():
+    images = noise(64, 12, 8).round()  # zeros and ones
+    jittered = loader.jitter(images, seeded())
+    assert jittered.min() >= 0 and jittered.max() <= 1 and not torch.equal(jittered, images)
+
+
+def test_erasing_boxes():
+    height, width, count = 160, 64, 4000
+    boxes = loader.erasing_boxes(seeded(), count, height, width)
+    erased = boxes[:, 1] > boxes[:, 0]
+    assert abs(erased.float().mean() - 0.5) < 4 * (0.25 / count) ** 0.5
+    assert boxes[~erased].abs().max() == 0
+    top, bottom, left, right = boxes[erased].double().unbind(1)
+    box_h, box_w = bottom - top, right - left
+    assert top.min() == 0 and bottom.max() == height and left.min() == 0 and right.max() == width
+    assert box_h.max() < height and box_w.max() < width, "strictly smaller than the image"
+    # within the limits, up to the rounding of each side to whole pixels
+    assert ((box_h + 0.5) * (box_w + 0.5) >= 0.02 * height * width).all()
+    assert ((box_h - 0.5) * (box_w - 0.5) <= 0.4 * height * width).all()
+    assert ((box_h + 0.5) / (box_w - 0.5) >= 0.3).all() and ((box_h - 0.5) / (box_w + 0.5) <= 1 / 0.3).all()
+    area, aspect = box_h * box_w / (height * width), box_h / box_w
+    assert area.min() < 0.03 and area.max() > 0.37 and aspect.min() < 0.4 and aspect.max() > 3.1
+    assert len(set(map(tuple, boxes[erased].tolist()))) > 1900, "each image draws its own"
+
+
+@pytest.mark.parametrize("size", [(32, 16), (24, 24)])
+def test_erase_sets_one_box_to_zero(size):
+    images = noise(200, *size) - 2  # below zero, as normalised pixels can be
+    erased, boxes = loader.erase(images, seeded(5)), loader.erasing_boxes(seeded(5), 200, *size)
+    for image, result, (top, bottom, left, right) in zip(images, erased, boxes.tolist(), strict=True):
+        expected = image.clone()
+        expected[:, top:bottom, left:right] = 0
+        assert torch.equal(result, expected)
+    assert 0.3 < (erased == 0).any(dim=3).any(dim=2).any(dim=1).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("kind", ["bytes", "fractions"])
+def test_normalise(kind):
+    pixels = (noise(4, 6, 5) * 255).byte()
+    expected = (pixels.numpy() / 255.0 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    normalised = loader.normalise(pixels if kind == "bytes" else pixels.float() / 255, MEAN, STD)
+    assert normalised.dtype == torch.float32
+    np.testing.assert_allclose(normalised.numpy(), expected, rtol=0, atol=2e-6)
+
+
+def test_augment_applies_what_is_named_in_order():
+    pixels = (noise(16, 32, 16) * 255).byte()
+    plain = loader.normalise(pixels, MEAN, STD)
+    torch.testing.assert_close(loader.augment(pixels, seeded(), (), MEAN, STD), plain, rtol=0, atol=2e-6)
+    generator = seeded(3)
+    step = loader.jitter(loader.move(pixels.float() / 255, generator, True, True), generator)
+    step = loader.erase(loader.normalise(step, MEAN, STD), generator)
+    augmented = loader.augment(pixels, seeded(3), ("erase", "jitter", "translate", "flip"), MEAN, STD)
+    torch.testing.assert_close(augmented, step, rtol=0, atol=1e-6)
+    assert augmented.is_contiguous(memory_format=torch.channels_last) and augmented.dtype == torch.float32
+
+
+def test_augment_fills_with_the_mean_colour():
+    pixels = torch.full((64, 3, 32, 16), 250, dtype=torch.uint8)
+    augmented = loader.augment(pixels, seeded(), ("erase",), MEAN, STD)
+    white = loader.normalise(pixels[:1], MEAN, STD)
+    boxed = (augmented == 0).all(dim=1)  # (B, H, W)
+    assert 16 < boxed.any(dim=2).any(dim=1).sum() < 48
+    kept = ~boxed.unsqueeze(1).expand_as(augmented)
+    torch.testing.assert_close(augmented[kept], white.expand_as(augmented)[kept], rtol=0, atol=2e-6)
+
+
+def test_augmentation_follows_from_its_generator():
+    pixels = (noise(16, 32, 16) * 255).byte()
+    before = global_states()
+    one = loader.augment(pixels, seeded(1), loader.AUGMENTATIONS, MEAN, STD)
+    assert global_states() == before
+    torch.manual_seed(9)
+    assert torch.equal(one, loader.augment(pixels, seeded(1), loader.AUGMENTATIONS, MEAN, STD))
+    assert not torch.equal(one, loader.augment(pixels, seeded(2), loader.AUGMENTATIONS, MEAN, STD))
+    assert torch.equal(pixels, (noise(16, 32, 16) * 255).byte()), "the pixels given stay as they were"
