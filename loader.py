@@ -15,8 +15,9 @@ Three things differ from the usual way:
 
 import hashlib
 import os
+import platform
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -63,17 +64,18 @@ class Pixels:
         return len(self.paths)
 
     def batch(self, rows, device="cpu"):
-        """rows (B,) -> uint8 (B, 3, H, W) on `device`, channels-last in memory."""
+        """rows (B,), or (B, T) of clips -> uint8 (B, [T,] 3, H, W) on `device`, channels-last in memory."""
+        rows = np.asarray(rows)
         if isinstance(self.array, torch.Tensor):  # already on the device
-            return self.array[torch.as_tensor(rows, device=self.array.device)].permute(0, 3, 1, 2)
-        if self.array is not None:
-            images = self.array[np.asarray(rows)]
+            images = self.array[torch.as_tensor(rows, device=self.array.device)]
+        elif self.array is not None:
+            images = torch.from_numpy(self.array[rows]).to(device, non_blocking=True)
         else:
-            paths = [self.paths[row] for row in rows]
+            paths = [self.paths[row] for row in rows.flat]
             images = list(self.threads.map(partial(read_or_reason, size=self.size), paths))
             refuse_broken([image for image in images if isinstance(image, str)])
-            images = np.stack(images)
-        return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
+            images = torch.from_numpy(np.stack(images)).to(device, non_blocking=True).unflatten(0, rows.shape)
+        return images.movedim(-1, -3)
 
     def to_device(self, device):
         """Moves the array into the memory of a GPU where it takes less than half of what is free there."""
@@ -81,6 +83,9 @@ class Pixels:
             if self.array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
                 self.array = torch.from_numpy(np.array(self.array)).to(device)
         return self
+
+
+BLOCK = 256  # images that a thread decodes at a time: a video set has a million
 
 
 def fingerprint(paths, size):
@@ -92,17 +97,38 @@ def fingerprint(paths, size):
     return digest.hexdigest()[:16]
 
 
+def decode_block(array, paths, size, start):
+    """Fills rows of the array from `start` on; returns (how many, reasons of those that cannot be read)."""
+    broken = []
+    for row, path in enumerate(paths[start : start + BLOCK], start):
+        image = read_or_reason(path, size)
+        if isinstance(image, str):
+            broken.append(image)
+        elif array is not None:
+            array[row] = image
+    return min(BLOCK, len(paths) - start), broken
+
+
 def decode_into(array, paths, size, description):
     """Fills array (N, H, W, 3), if there is one, in threads; ValueError lists every file that cannot be read."""
     broken = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        images = threads.map(partial(read_or_reason, size=size), paths)
-        for row, image in enumerate(tqdm(images, description, len(paths), unit="img", disable=None)):
-            if isinstance(image, str):
-                broken.append(image)
-            elif array is not None:
-                array[row] = image
+    with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(desc=description, total=len(paths), disable=None) as bar:
+        for done, reasons in threads.map(partial(decode_block, array, paths, size), range(0, len(paths), BLOCK)):
+            broken += reasons
+            bar.update(done)
     refuse_broken(broken)
+
+
+def remove_abandoned(cache):
+    """Deletes what decoding was writing in processes of this machine that were killed."""
+    for path in sorted(cache.glob(f"*.npy.{platform.node()}.*.tmp")):
+        try:
+            if os.name == "posix":  # elsewhere the call would not only ask
+                os.kill(int(path.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            pass  # not ours
 
 
 def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
@@ -123,9 +149,10 @@ def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
     target = cache / f"{stem}-{fingerprint(paths, size)}.npy"
     if target.is_file():
         return Pixels(paths, size, np.load(target, mmap_mode="r"))
-    temporary = cache / f"{target.name}.{os.getpid()}.tmp"
+    temporary = cache / f"{target.name}.{platform.node()}.{os.getpid()}.tmp"
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(cache)
         free = shutil.disk_usage(cache).free / 1e9
         if free < gigabytes + 1:
             raise OSError(f"{free:.1f} GB free, {gigabytes:.1f} needed")
@@ -182,11 +209,40 @@ def identity_batches(labels, batch_size, num_instances, rng):
     return batches
 
 
-def check_batches(labels, batch_size, num_instances=None):
+def domain_batches(domains, batch_size, num_domains, rng):
+    """Batches with equal shares of images from `num_domains` of the domains (cameras, data sets); 0 means all of them.
+
+    No image comes twice in an epoch, which ends where a domain that was drawn has too few left: the smallest bounds it.
+    """
+    rows_of = {domain: rng.permutation(np.flatnonzero(domains == domain)) for domain in np.unique(domains)}
+    drawn_at_once = num_domains or len(rows_of)
+    share, used, batches = batch_size // drawn_at_once, Counter(), []
+    while True:
+        drawn = rng.choice(sorted(rows_of), drawn_at_once, replace=False)
+        if any(len(rows_of[domain]) < used[domain] + share for domain in drawn):
+            return batches
+        batches.append(np.concatenate([rows_of[domain][used[domain] : used[domain] + share] for domain in drawn]))
+        used.update({domain: share for domain in drawn})
+
+
+def check_batches(labels, batch_size, num_instances=None, domains=None, num_domains=0):
     """ValueError where no epoch can be made of these labels: before any training, with the way out."""
     num_ids = len(set(map(int, labels)))
     if len(labels) < batch_size:
         raise ValueError(f"--batch-size {batch_size} is larger than the {len(labels)} training images: lower it")
+    if domains is not None:
+        sizes = np.unique(domains, return_counts=True)[1]
+        drawn = num_domains or len(sizes)
+        if not 1 <= drawn <= len(sizes) or batch_size % drawn:
+            raise ValueError(
+                f"--num-domains {num_domains}: the train images are of {len(sizes)} domains (cameras or data sets), "
+                f"and a number up to that, which divides --batch-size {batch_size}, makes a batch; 0 means all"
+            )
+        if sizes.min() < batch_size // drawn:
+            raise ValueError(
+                f"a batch takes {batch_size // drawn} images of each of {drawn} domains (cameras or data sets), and "
+                f"one has {sizes.min()}: lower --batch-size, or raise --num-domains"
+            )
     if num_instances is None:
         return
     if num_instances < 2 or batch_size % num_instances:
@@ -203,9 +259,11 @@ def check_batches(labels, batch_size, num_instances=None):
         )
 
 
-def epoch_batches(labels, batch_size, num_instances, seed, epoch):
-    """The batches of one epoch, arrays of rows (B,): shuffled, or P x K where num_instances is given."""
+def epoch_batches(labels, batch_size, num_instances, seed, epoch, domains=None, num_domains=0):
+    """The batches of one epoch, arrays of rows (B,): shuffled, P x K where num_instances is given, or by domain."""
     rng = np.random.default_rng((seed, epoch))
+    if domains is not None:
+        return domain_batches(domains, batch_size, num_domains, rng)
     if num_instances is None:
         return shuffled_batches(len(labels), batch_size, rng)
     return identity_batches(labels, batch_size, num_instances, rng)
@@ -246,17 +304,21 @@ def move(images, generator, flip, translate):
 
 
 def jitter(images, generator, brightness=0.2, contrast=0.15, saturation=0.15):
-    """Brightness, contrast and saturation, each by a factor of its own per image, 1 +- the given; images in 0..1."""
+    """Brightness, contrast and saturation, each by a factor of its own per image, 1 +- the given; images in 0..1.
+
+    Images (B, 3, H, W), or clips (B, T, 3, H, W) with the factors of a clip for all of its frames.
+    """
 
     def factors(strength):
-        return uniform(generator, 1 - strength, 1 + strength, len(images), 1, 1, 1).to(images.device)
+        factor = uniform(generator, 1 - strength, 1 + strength, len(images))
+        return factor.view(-1, *[1] * (images.dim() - 1)).to(images.device)
 
-    def grey(x):  # ITU-R 601 luma, (B, 1, H, W)
-        weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
-        return (x * weights).sum(dim=1, keepdim=True)
+    def grey(x):  # ITU-R 601 luma, (..., 1, H, W)
+        weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)
+        return (x * weights).sum(dim=-3, keepdim=True)
 
     images = (images * factors(brightness)).clamp(0, 1)
-    mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)
+    mean = grey(images).mean(dim=(-3, -2, -1), keepdim=True)
     images = (mean + (images - mean) * factors(contrast)).clamp(0, 1)
     middle = grey(images)
     return (middle + (images - middle) * factors(saturation)).clamp(0, 1)
@@ -289,10 +351,10 @@ def erase(images, generator):
 
 
 def normalise(images, mean, std):
-    """uint8, or float in 0..1, (B, 3, H, W) -> float32 with the given mean and deviation per channel."""
+    """uint8, or float in 0..1, (..., 3, H, W) -> float32 with the given mean and deviation per channel."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    mean = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * scale
-    std = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * scale
+    mean = torch.tensor(mean, device=images.device).view(3, 1, 1) * scale
+    std = torch.tensor(std, device=images.device).view(3, 1, 1) * scale
     return (images.float() - mean).div_(std)
 
 
@@ -300,11 +362,18 @@ AUGMENTATIONS = ("flip", "translate", "jitter", "erase")
 
 
 def augment(images, generator, names, mean, std):
-    """Bytes (B, 3, H, W) -> augmented, normalised float images; `names` out of AUGMENTATIONS, applied in that order."""
+    """Bytes -> augmented, normalised float images of the same shape; `names` out of AUGMENTATIONS, in that order.
+
+    Images (B, 3, H, W) have parameters of their own; in clips (B, T, 3, H, W) all frames of one share theirs, for what
+    flips or moves between two frames is not what a camera sees.
+    """
+    shape = images.shape
     images = images.float().div_(255)
-    if "flip" in names or "translate" in names:
-        images = move(images, generator, "flip" in names, "translate" in names)
+    if "flip" in names or "translate" in names:  # frames as channels
+        images = move(images.flatten(1, -3), generator, "flip" in names, "translate" in names).reshape(shape)
     if "jitter" in names:
         images = jitter(images, generator)
-    images = normalise(images.contiguous(memory_format=torch.channels_last), mean, std)
-    return erase(images, generator) if "erase" in names else images
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
+    images = normalise(images, mean, std)
+    return erase(images.flatten(1, -3), generator).reshape(shape) if "erase" in names else images
