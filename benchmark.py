@@ -242,7 +242,7 @@ def measure_epoch(device, batch, bf16, steps=6):
         def epoch():
             state = {"epoch": 0, "step": 0, "totals": {}}
             with contextlib.redirect_stdout(io.StringIO()):
-                train.train_one_epoch(runner, pixels, labels, optimizer, device, state, args)
+                train.train_one_epoch(runner, train.TrainSet(pixels, labels), optimizer, device, state, args)
 
         images = loader.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
         step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))

@@ -59,7 +59,6 @@ class Dataset(NamedTuple):
     layout: str  # what lies in the folder, for messages
     counts: tuple | None  # of train, query, gallery: (ids, items, cameras) as published, None where nothing is
     num_splits: int = 1
-    video: bool = False
     protocol: str = "market1501"  # of metrics.py
     persons: str = ""  # sets with the same word here show the same people
     two_id_spaces: bool = False  # a number means one person in train and another one in query and gallery
@@ -637,7 +636,7 @@ def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False):
 
 def describe(splits, counts=None):
     """The table of ids, items, cameras and frames; a line more where a count is not the published one."""
-    video = any(len(item.paths) > 1 for items in splits for item in items)
+    video = has_video(splits)
     lines = [f"{'split':8} {'ids':>6} {'items':>8} {'cameras':>8}"]
     lines[0] += video * f" {'frames: min':>12} {'mean':>7} {'max':>5}"
     for (name, items), published in zip(splits._asdict().items(), counts or (None,) * 3, strict=True):
@@ -651,6 +650,20 @@ def describe(splits, counts=None):
             told = (f"{p} {unit}" for p, unit in zip(published, ("ids", "items", "cameras"), strict=True) if p)
             lines.append(f"{'':8} the published counts are {', '.join(told)}")
     return "\n".join(lines)
+
+
+def has_video(splits):
+    """Whether an item has more than one frame."""
+    return any(len(item.paths) > 1 for items in splits for item in items)
+
+
+def warn_of_shared_persons(sources, targets):
+    """Says which of the data sets to test on show people of another one that is trained on."""
+    for source in sources:
+        for target in targets:
+            people = find_dataset(source, "")[0].persons
+            if source != target and people and people == find_dataset(target, "")[0].persons:
+                print(f"warning: {source} and {target} both show people of {people}: scores on {target} may flatter")
 
 
 def relabel(items):
@@ -709,7 +722,8 @@ def read_dataset(name, root="data", *, split=0):
 def load_dataset(name, root="data", *, split=0, min_frames=0, combine=False, train=True, evaluate=True):
     """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate).
 
-    min_frames: shorter tracklets are left out; combine: the test persons are trained on too.
+    evaluate=None asks for it where there are queries or gallery images; min_frames: shorter tracklets are left out;
+    combine: the test persons are trained on too.
     """
     dataset, folder = find_dataset(name, root)
     splits = read_dataset(name, root, split=split)
@@ -718,6 +732,7 @@ def load_dataset(name, root="data", *, split=0, min_frames=0, combine=False, tra
     if min_frames:
         splits = Splits(*([item for item in items if len(item.paths) >= min_frames] for items in splits))
         print(f"with {min_frames} frames or more:\n{describe(splits)}")
+    evaluate = bool(splits.query or splits.gallery) if evaluate is None else evaluate
     try:
         checked = check_splits(splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces)
     except ValueError as error:
@@ -850,12 +865,12 @@ mars = Dataset(
     "mars", parse_mars,
     "bbox_{train,test}/0001/0001C1T0001F001.jpg, info/{train_name.txt,test_name.txt,tracks_train_info.mat,"
     "tracks_test_info.mat,query_IDX.mat}",
-    ((625, 8298, 6), (626, 1980, 6), (621, 9330, 6)), video=True, persons="Market-1501", nobody=NOBODY,
+    ((625, 8298, 6), (626, 1980, 6), (621, 9330, 6)), persons="Market-1501", nobody=NOBODY,
 )  # fmt: skip
 ilidsvid = Dataset(
     "ilids-vid", partial(parse_ilidsvid, kind="sequences"),
     "i-LIDS-VID/sequences/cam{1,2}/person001/cam1_person001_00317.png, train-test people splits/*.mat",
-    ((150, 300, 2), (150, 150, 1), (150, 150, 1)), num_splits=10, video=True, persons="iLIDS-VID",
+    ((150, 300, 2), (150, 150, 1), (150, 150, 1)), num_splits=10, persons="iLIDS-VID",
 )  # fmt: skip
 
 DATASETS = {
@@ -892,7 +907,7 @@ DATASETS = {
     "dukemtmcvidreid": Dataset(
         "dukemtmc-vidreid", parse_dukemtmcvidreid,
         "DukeMTMC-VideoReID/{train,query,gallery}/0001/0003/0001_C6_F0099_X30823.jpg",
-        ((702, 2196, 8), (702, 702, 8), (1110, 2636, 8)), video=True, persons="DukeMTMC", access=WITHDRAWN,
+        ((702, 2196, 8), (702, 702, 8), (1110, 2636, 8)), persons="DukeMTMC", access=WITHDRAWN,
     ),
     "folder": Dataset(
         "", parse_own,
@@ -910,7 +925,7 @@ DATASETS = {
     ),
     "ilidsvid": ilidsvid,
     "ilidsvid-single": ilidsvid._replace(
-        parse=partial(parse_ilidsvid, kind="images"), video=False,
+        parse=partial(parse_ilidsvid, kind="images"),
         layout="i-LIDS-VID/images/cam{1,2}/person001/cam1_person001.png, train-test people splits/*.mat",
     ),
     "market1501": market1501,
@@ -940,7 +955,7 @@ DATASETS = {
     ),
     "prid2011": Dataset(
         "prid2011", parse_prid2011, "prid_2011/multi_shot/{cam_a,cam_b}/person_0001/0001.png, splits_prid2011.json",
-        ((89, 178, 2), (89, 89, 1), (89, 89, 1)), num_splits=10, video=True, persons="PRID2011",
+        ((89, 178, 2), (89, 89, 1), (89, 89, 1)), num_splits=10, persons="PRID2011",
     ),
     "prid450s": Dataset(
         "prid450s", parse_prid450s, "{cam_a,cam_b}/img_001.png",

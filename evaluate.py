@@ -3,16 +3,19 @@
     python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501 [--out FOLDER] [--rerank]
 
 train.py calls `scores_of` after an epoch, and `run` for --evaluate: that prints all that metrics.py measures (ranking,
-verification, open set) and writes into the folder --out, where it is given,
+verification, open set) and writes into the folder --out, where it is given (for several targets, into one folder each),
     queries.csv   per query: AP, rank of the first hit, nearest right and nearest wrong answer with their distances
     scores.json   the numbers that were printed, as fractions
     cmc.png, roc.png
     maps.jpg      with --maps N: what the network looks at in N queries, taken evenly from the whole list
 """
 
+import contextlib
 import csv
 import json
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,35 +26,105 @@ import data
 import loader
 import metrics
 import models
+import video
 import visualize
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)  # false match rates of the table of verification
 FALSE_ALARMS = (0.1, 0.01)  # of the open set
 RANKS = (1, 5, 10, 20)
+SCORES = (*(f"rank{rank}" for rank in RANKS), "mAP", "mINP")
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Features and scores
+# Data sets, features and scores
 
 
-def load_pixels(items, model, name, args, device):
-    """The pixels of the first image of each item, at the size of the model, on the device where they fit."""
-    cache = args.cache or Path(args.root) / ".pixels"
-    paths = [item.paths[0] for item in items]
-    return loader.load_pixels(paths, model.input_size, cache, name, limit_gb=args.cache_limit).to_device(device)
+class Target(NamedTuple):
+    """A data set to test on: its splits, the pixels of the frames that are looked at, and which of them are of whom."""
+
+    name: str
+    splits: data.Splits
+    pixels: loader.Pixels  # of the queries first, then of the gallery
+    clips: list[np.ndarray]  # rows of `pixels` of each item
+    protocol: str
+
+
+def load_set(name, args, *, train=True, evaluate=True, combine=False):
+    """data.load_dataset with the flags of the run; says once which files are equal, until one of them changes."""
+    dataset, _ = data.find_dataset(name, args.root)
+    split = args.split if dataset.num_splits > 1 else 0
+    splits = data.load_dataset(
+        name, args.root, split=split, min_frames=args.min_frames, combine=combine, train=train, evaluate=evaluate
+    )
+    paths = sorted({path for items in splits for item in items for path in item.paths})
+    memory = pixel_folder(args) / f"{file_name(name)}-checked-{loader.fingerprint(paths, ())}.txt"
+    with contextlib.suppress(OSError):
+        print(memory.read_text(), end="")
+        return splits
+    lines, _ = data.check_files(splits, decode=False)  # decoding comes next, and lists what it cannot read
+    print("".join(f"{line}\n" for line in lines), end="")
+    with contextlib.suppress(OSError):  # a cache that cannot be written: the next run looks again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        for stale in memory.parent.glob(f"{file_name(name)}-checked-*.txt"):
+            stale.unlink()
+        memory.write_text("".join(f"{line}\n" for line in lines))
+    return splits
+
+
+def file_name(name):
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def pixel_folder(args):
+    return Path(args.cache or Path(args.root) / ".pixels")
+
+
+def load_pixels(paths, model, name, args, device):
+    """Their pixels at the size of the model, on the device where they fit."""
+    pixels = loader.load_pixels(
+        paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit
+    )  # fmt: skip
+    return pixels.to_device(device)
+
+
+def load_clips(items, model, name, args, device):
+    """(pixels of the frames that --test-sample takes of each item, rows of them per item)."""
+    rng = np.random.default_rng(0)  # every evaluation looks at the same frames
+    chosen = [video.choose_frames(len(item.paths), args.seq_len, args.test_sample, rng) for item in items]
+    paths = [item.paths[frame] for item, frames in zip(items, chosen, strict=True) for frame in frames]
+    clips = np.split(np.arange(len(paths)), np.cumsum([len(frames) for frames in chosen])[:-1])
+    return load_pixels(paths, model, name, args, device), clips
+
+
+def load_target(name, splits, model, args, device):
+    pixels, clips = load_clips(splits.query + splits.gallery, model, f"{name}-test", args, device)
+    return Target(name, splits, pixels, clips, args.protocol or data.find_dataset(name, args.root)[0].protocol)
 
 
 @torch.inference_mode()
-def extract_features(model, pixels, device, batch_size):
-    """float32 features (N, D) of all images of `pixels`, on `device`; the model is left in evaluation mode."""
+def extract_features(model, pixels, device, batch_size, clips=None):
+    """float32 features (N, D) of N items on `device`; the model is left in evaluation mode.
+
+    clips: rows of `pixels` of each item, all of them in order; None where an item is an image. What the frames of a
+    tracklet give is pooled as soon as it is complete, so a tracklet may be longer than a batch.
+    """
     bare = model.module if isinstance(model, nn.DataParallel) else model
     model.eval()
-    features = []
+    features, waiting = [], torch.empty(0)
+    ends = np.cumsum([len(rows) for rows in clips]) if clips and max(map(len, clips)) > 1 else None
     with tqdm(total=len(pixels), desc="features", unit="img", disable=None, leave=False) as bar:
         for start in range(0, len(pixels), batch_size):
             rows = np.arange(start, min(start + batch_size, len(pixels)))
             images = loader.normalise(pixels.batch(rows, device), bare.mean, bare.std)
-            features.append(model(images).float())
+            found = model(images).float()
             bar.update(len(rows))
+            if ends is None:
+                features.append(found)
+                continue
+            waiting = torch.cat([waiting.to(device), found])
+            complete = int(np.searchsorted(ends, rows[-1] + 1, side="right"))
+            for clip in clips[len(features) : complete]:
+                frames, waiting = waiting[: len(clip)].unsqueeze(0), waiting[len(clip) :]
+                features.append(bare.pool_frames(frames, torch.ones(frames.shape[:2], device=device)))
     return torch.cat(features)
 
 
@@ -60,17 +133,17 @@ def ids_of(*parts):
     return [np.array([item[i] for item in part]) for i in (1, 2) for part in parts]
 
 
-def split_features(model, splits, pixels, device, args):
-    """Features of the queries (Q, D) and of the gallery (G, D); pixels: of both, queries first."""
-    features = extract_features(model, pixels, device, args.test_batch_size)
-    return features.split([len(splits.query), len(splits.gallery)])
+def split_features(model, target, device, args):
+    """Features of the queries (Q, D) and of the gallery (G, D)."""
+    features = extract_features(model, target.pixels, device, args.test_batch_size, target.clips)
+    return features.split([len(target.splits.query), len(target.splits.gallery)])
 
 
-def scores_of(model, splits, pixels, device, args):
-    """What metrics.evaluate gives for the query split against the gallery split; pixels: of both, queries first."""
-    queries, gallery = split_features(model, splits, pixels, device, args)
-    ids = ids_of(splits.query, splits.gallery)
-    return metrics.evaluate(queries, gallery, *ids, distance=args.distance, protocol=args.protocol)
+def scores_of(model, target, device, args):
+    """What metrics.evaluate gives for the query split against the gallery split."""
+    queries, gallery = split_features(model, target, device, args)
+    ids = ids_of(target.splits.query, target.splits.gallery)
+    return metrics.evaluate(queries, gallery, *ids, distance=args.distance, protocol=target.protocol)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -88,8 +161,7 @@ def summarise(scores, dataset):
 
 def score_line(summary):
     """One line with the scores in percent, and what they were measured with."""
-    names = (*(f"rank{rank}" for rank in RANKS), "mAP", "mINP")
-    numbers = "  ".join(f"{name.replace('rank', 'rank-')} {100 * summary[name]:.1f}" for name in names)
+    numbers = "  ".join(f"{name.replace('rank', 'rank-')} {100 * summary[name]:.1f}" for name in SCORES)
     how = f"{summary['queries']} queries, {summary['distance']} distance, {summary['protocol']} protocol"
     return f"{summary['dataset']}: {numbers}  (%, {how})"
 
@@ -138,20 +210,24 @@ def write_queries(path, queries, splits):
             ])  # fmt: skip
 
 
-def pooled_queries(model, splits, args, device):
+def pooled_queries(model, target, args, device):
     """Query features for --multi-query: pooled from the images of gt_bbox."""
-    items = data.load_multi_query(args.dataset, args.root, splits.query)
-    pixels = load_pixels(items, model, f"{args.dataset}-multi-query", args, device)
-    features = extract_features(model, pixels, device, args.test_batch_size)
-    ids = *ids_of(items), *ids_of(splits.query)
+    queries = target.splits.query
+    items = data.load_multi_query(target.name, args.root, queries)
+    pixels, clips = load_clips(items, model, f"{target.name}-multi-query", args, device)
+    features = extract_features(model, pixels, device, args.test_batch_size, clips)
+    ids = *ids_of(items), *ids_of(queries)
     return metrics.multi_query(features, *ids, pool=args.multi_query, distance=args.distance)
 
 
-def draw_maps(model, splits, pixels, device, args):
-    """maps.jpg of --maps, where the network looks; pixels: of the queries first. All queries where there are fewer."""
-    count = min(args.maps, len(splits.query))
-    rows = np.arange(count) * len(splits.query) // count  # evenly: images of one person follow one another
-    images, parts = pixels.batch(rows, device), []
+def draw_maps(model, target, device, args, folder):
+    """maps.jpg of --maps: where the network looks in the middle frames of N queries, or of all if there are fewer."""
+    queries = target.splits.query
+    count = min(args.maps, len(queries))
+    drawn = np.arange(count) * len(queries) // count  # evenly: images of one person follow one another
+    middles = [target.clips[row][len(target.clips[row]) // 2] for row in drawn]
+    images, parts = target.pixels.batch(middles, device), []
+    model = model.frames if isinstance(model, video.VideoModel) else model
     for some in images.split(args.test_batch_size):
         parts.append(models.explain(model, loader.normalise(some, model.mean, model.std)))
 
@@ -160,49 +236,40 @@ def draw_maps(model, splits, pixels, device, args):
         return [torch.cat(stage).numpy() for stage in stages]
 
     visualize.maps_grid(
-        [splits.query[row].paths[0] for row in rows], images.permute(0, 2, 3, 1).cpu().numpy(),
+        [queries[row].paths[0] for row in drawn], images.permute(0, 2, 3, 1).cpu().numpy(),
         torch.cat([part["activation"] for part in parts]).numpy(), joined("attention"), joined("regions"),
-    ).save(Path(args.out) / "maps.jpg", quality=90, subsampling=0)  # fmt: skip
+    ).save(folder / "maps.jpg", quality=90, subsampling=0)  # fmt: skip
 
 
-def run(args, device):
-    """--evaluate: prints the scores of the network in --weights, and writes them into the folder --out."""
-    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
-    if info.get("skipped"):
-        print(f"{args.weights}: not used: {data.some(info['skipped'])}")
-    args.distance = args.distance or info.get("distance", "cosine")
-    splits = data.load_dataset(args.dataset, args.root, train=False)
-    if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)  # now: not after the work is done
-    pixels = load_pixels(splits.query + splits.gallery, model, f"{args.dataset}-test", args, device)
-    model = model.to(memory_format=torch.channels_last)
+def report(model, target, device, args, folder):
+    """Prints all about one target and writes it into the folder, where there is one; returns its summaries."""
     if args.maps:
-        draw_maps(model, splits, pixels, device, args)
-    queries, gallery = split_features(model, splits, pixels, device, args)
-    ids, how = ids_of(splits.query, splits.gallery), {"distance": args.distance, "protocol": args.protocol}
+        draw_maps(model, target, device, args, folder)
+    queries, gallery = split_features(model, target, device, args)
+    name, ids = target.name, ids_of(target.splits.query, target.splits.gallery)
+    how = {"distance": args.distance, "protocol": target.protocol}
 
-    rows = {args.dataset: metrics.evaluate(queries, gallery, *ids, **how)}
+    rows = {name: metrics.evaluate(queries, gallery, *ids, **how)}
     if args.multi_query:
-        pooled = pooled_queries(model, splits, args, device)
-        rows[f"{args.dataset}, multi-query ({args.multi_query})"] = metrics.evaluate(pooled, gallery, *ids, **how)
+        pooled = pooled_queries(model, target, args, device)
+        rows[f"{name}, multi-query ({args.multi_query})"] = metrics.evaluate(pooled, gallery, *ids, **how)
     if args.expand:
         expanded = metrics.expand_queries(queries, gallery, k=args.expand, distance=args.distance)
-        rows[f"{args.dataset}, queries expanded by {args.expand}"] = metrics.evaluate(expanded, gallery, *ids, **how)
+        rows[f"{name}, queries expanded by {args.expand}"] = metrics.evaluate(expanded, gallery, *ids, **how)
     if args.rerank:
         distances = metrics.rerank(queries, gallery, distance=args.distance)
-        scores = metrics.evaluate_distances(distances, *ids, protocol=args.protocol)
-        rows[f"{args.dataset}, re-ranked"] = {**scores, "distance": f"k-reciprocal {args.distance}"}
+        scores = metrics.evaluate_distances(distances, *ids, protocol=target.protocol)
+        rows[f"{name}, re-ranked"] = {**scores, "distance": f"k-reciprocal {args.distance}"}
     summaries = [summarise(scores, name) for name, scores in rows.items()]
     for summary in summaries:
         print(score_line(summary))
     roc = metrics.verification(queries, gallery, *ids, **how)
     pairs = [metrics.operating_point(roc, fmr=rate) for rate in RATES]
-    alarms = [metrics.open_set(rows[args.dataset]["queries"], far) for far in FALSE_ALARMS]
+    alarms = [metrics.open_set(rows[name]["queries"], far) for far in FALSE_ALARMS]
     print(verification_table(roc, pairs))
     print(open_set_line(alarms))
-    if args.out:
-        folder = Path(args.out)
-        write_queries(folder / "queries.csv", rows[args.dataset]["queries"], splits)
+    if folder:
+        write_queries(folder / "queries.csv", rows[name]["queries"], target.splits)
         verification = {name: roc[name] for name in ("eer", "num_genuine", "num_impostor", "resolution")}
         verification["points"] = [{"wanted": rate, **point} for rate, point in zip(RATES, pairs, strict=True)]
         content = {"ranking": summaries, "verification": verification, "open_set": alarms, "weights": args.weights}
@@ -214,4 +281,36 @@ def run(args, device):
             print(f"{folder}: {', '.join(written)}, cmc.png, roc.png")
         except ImportError as error:
             print(f"{folder}: {', '.join(written)}; no curves, as matplotlib is not installed ({error})")
-    return 0
+    return summaries
+
+
+def pool_otherwise(model, args):
+    """The model with the pooling of --temporal, which needs no weights: average and maximum can be exchanged."""
+    learned = isinstance(model, video.VideoModel) and model.pooling == "attention"
+    if args.temporal != "attention" and not learned:
+        return video.VideoModel(getattr(model, "frames", model), args.temporal).eval()
+    if args.temporal == "attention" and learned:
+        return model
+    raise ValueError(f"--temporal {args.temporal}: {args.weights} was trained with another pooling, leave it out")
+
+
+def run(args, device):
+    """--evaluate: tells how the network in --weights does on each target; returns name -> summaries."""
+    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
+    if info.get("skipped"):
+        print(f"{args.weights}: not used: {data.some(info['skipped'])}")
+    args.distance = args.distance or info.get("distance", "cosine")
+    args.split = info.get("args", {}).get("split", 0) if args.split is None else args.split
+    if args.temporal:
+        model = pool_otherwise(model, args)
+    model = model.to(memory_format=torch.channels_last)
+    found = {}
+    for name in args.target:
+        splits = load_set(name, args, train=False)
+        folder = Path(args.out, *[file_name(name)] * (len(args.target) > 1)) if args.out else None
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)  # now: not after the work is done
+        if data.has_video(splits) and not isinstance(model, video.VideoModel):
+            model = video.VideoModel(model, "avg").eval()
+        found[name] = report(model, load_target(name, splits, model, args, device), device, args, folder)
+    return found

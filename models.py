@@ -42,6 +42,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
+import video
 from backbones import IMAGENET_MEAN, IMAGENET_STD, check_images, fully_connected
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -503,11 +504,14 @@ def find_builder(arch):
     raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(MODELS)}, all others of {libraries}")
 
 
-def build_model(arch, num_ids, *, pretrained=False, **options):
+def build_model(arch, num_ids, *, pretrained=False, temporal=None, **options):
     """A network for `num_ids` classes, with fresh weights or with a backbone trained on ImageNet.
 
-    ValueError for an unknown arch, an option or a value that it does not have, weights that cannot be had.
+    temporal: how frames are pooled, avg, max or attention, makes it a video.VideoModel, for tracklets. ValueError for
+    an unknown arch, an option or a value that it does not have, weights that cannot be had.
     """
+    if temporal is not None:
+        return video.VideoModel(build_model(arch, num_ids, pretrained=pretrained, **options), temporal)
     builder = find_builder(arch)
     allowed = options_of(builder)
     unknown = sorted(set(options) - set(allowed))
@@ -632,7 +636,8 @@ def load_weights(model, weights):
     Files of torchvision, timm and the reference name the layers of a backbone without `backbone.`; they fit too.
     """
     own = model.state_dict()
-    place = {name: f"backbone.{name}" if f"backbone.{name}" in own else name for name in weights}
+    prefixes = ("", "backbone.", "frames.", "frames.backbone.")
+    place = {name: next((p + name for p in prefixes if p + name in own), name) for name in weights}
     used = [n for n, value in weights.items() if place[n] in own and own[place[n]].shape == value.shape]
     if not any(weights[name].dim() > 0 for name in used):
         raise ValueError(

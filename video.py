@@ -40,7 +40,7 @@ class VideoModel(nn.Module):
 
     Evaluation: clips (B, T, 3, H, W) and a mask (B, T), 1 for frames that count -> features (B, D). Training: clips ->
     (logits, features) of the branches, pooled over the frames. Logits are always averaged (by attention's weights):
-    with a linear classifier those are the logits of the averaged feature.
+    with a linear classifier those are the logits of the averaged feature. Images (B, 3, H, W) pass as `frames` has it.
     """
 
     def __init__(self, frames, pooling):
@@ -64,19 +64,21 @@ class VideoModel(nn.Module):
         scores = self.attention(F.normalize(features, dim=2)).squeeze(2).float()
         return scores.masked_fill(mask == 0, float("-inf")).softmax(dim=1)
 
-    def pool(self, features, mask):
+    def pool_frames(self, features, mask):
         """Features (B, T, D) of the frames that the mask (B, T) counts -> (B, D)."""
         if self.pooling == "max":
             return features.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1)
         return (features * self.weigh(features, mask).unsqueeze(2)).sum(dim=1)
 
     def forward(self, clips, mask=None):
+        if clips.dim() == 4:
+            return self.frames(clips)
         batch, length = clips.shape[:2]
         if mask is None:
             mask = torch.ones(batch, length, device=clips.device)
         out = self.frames(clips.flatten(0, 1))
         if not self.training:
-            return self.pool(out.unflatten(0, (batch, length)), mask)
+            return self.pool_frames(out.unflatten(0, (batch, length)), mask)
         logits, features = ([x.unflatten(0, (batch, length)) for x in part] for part in out)
         described = self.frames.describe([x.flatten(0, 1) for x in features]).unflatten(0, (batch, length))
         weights = self.weigh(described, mask).unsqueeze(2)  # (B, T, 1)

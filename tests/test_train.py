@@ -249,7 +249,7 @@ def train_tiny(epochs, *flags, parallel=False, bf16=False):
         history.append({name: value.clone() for name, value in model.state_dict().items()})
         state = {"epoch": epoch, "step": 0, "totals": {}}
         labels = np.array([0, 1] * 4)
-        assert train.train_one_epoch(runner, RandomPixels(), labels, optimizer, torch.device("cpu"), state, args)
+        assert train.train_one_epoch(runner, train.TrainSet(RandomPixels(), labels), optimizer, torch.device("cpu"), state, args)
         runner.eval()  # as an evaluation between two epochs does
     return model, optimizer, [*history, model.state_dict()]
 
@@ -427,10 +427,10 @@ def test_pretrained_without_a_network_is_one_clear_message(drawn_root, tmp_path,
 def test_a_checkpoint_wins_over_pretrained():
     checkpoint = {"model": models.build_model("hacnn", 2).state_dict()}
     args = argparse.Namespace(arch="hacnn", options={}, pretrained=True, weights=None, seed=0)
-    model = train.prepare_model(args, checkpoint, 2, torch.device("cpu"))
+    model = train.prepare_model(args, {}, checkpoint, 2, torch.device("cpu"))
     assert same_bits(model.state_dict(), checkpoint["model"])
     with pytest.raises(ValueError, match="hacnn has no ImageNet weights"):
-        train.prepare_model(args, None, 2, torch.device("cpu"))
+        train.prepare_model(args, {}, None, 2, torch.device("cpu"))
 
 
 def test_the_default_folder_does_not_nest(tmp_path, capsys, monkeypatch):
@@ -676,7 +676,7 @@ def test_weights_of_other_ids_start_a_run_and_foreign_files_are_evaluated(finish
     torch.save({"state_dict": {f"module.{k}": v for k, v in more.state_dict().items()}}, tmp_path / "foreign.pth")
     # pretrained would be an error without the file: hacnn has no ImageNet weights
     args = argparse.Namespace(arch="hacnn", options={}, pretrained=True, weights=tmp_path / "foreign.pth", seed=0)
-    model = train.prepare_model(args, None, 6, torch.device("cpu"))
+    model = train.prepare_model(args, {}, None, 6, torch.device("cpu"))
     assert torch.equal(model.fc_local[0].weight, checkpoint["model"]["fc_local.0.weight"])
     assert "classifier_global.weight" in capsys.readouterr().out
     flags = ["--dataset", "synthetic", "--root", drawn_root, "--cache", finished / "pixels", "--device", "cpu"]
