@@ -133,7 +133,7 @@ def circle_loss(features, labels, margin=0.25, gamma=64.0):
     push = gamma * F.relu(cosine.detach() + margin) * (cosine - margin)
     pull = pull.masked_fill(~positive, -1e9).logsumexp(1)  # (B,); a row of -inf would give NaN on the way back
     push = push.masked_fill(same, -1e9).logsumexp(1)  # (B,)
-    return mean_where(F.softplus(pull + push), positive.any(1) & ~same.all(1))  # log(1 + e^pull e^push), no overflow
+    return mean_where(F.softplus(pull + push), positive.any(1))  # log(1 + e^pull e^push) without overflow
 
 
 def draw_rows(num_ids, dim):
@@ -199,7 +199,7 @@ class MarginSoftmax(nn.Module):
         return cross_entropy(self.scale * logits, labels)
 
 
-# The margins and the scale of the papers; with few ids (hundreds) a scale of 30 is common too.
+# The margins and the scale of the papers; re-ID code often takes a scale of 30.
 ArcFace = functools.partial(MarginSoftmax, angle=0.5)
 CosFace = functools.partial(MarginSoftmax, cosine=0.35)
 
