@@ -747,7 +747,11 @@ def load_multi_query(name, root, queries):
         able = ", ".join(other for other, entry in sorted(DATASETS.items()) if entry.parse_multi_query)
         raise ValueError(f"{name} has no images for multi-query; these have: {able}")
     places = {(item.pid, item.camid) for item in queries}
-    return sorted(item for item in dataset.parse_multi_query(folder) if (item.pid, item.camid) in places)
+    try:
+        found = dataset.parse_multi_query(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}. DATASETS.md says where the images for multi-query come from") from error
+    return sorted(item for item in found if (item.pid, item.camid) in places)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

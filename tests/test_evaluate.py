@@ -149,7 +149,7 @@ def test_without_matplotlib_the_tables_are_written(root, light_weights, capsys, 
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--multi-query", "average"], 1, "/gt_bbox. DATASETS.md"),
+        (["--multi-query", "average"], 1, "/gt_bbox. DATASETS.md says"),
         (["--multi-query", "mean"], 2, "average"),
         (["--expand", "-1"], 2, "--expand must be at least 0"),
         (["--protocol", "mars"], 2, "no_camera_rule"),
