@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -89,11 +90,23 @@ class WithHead(nn.Module):
             raise ValueError(f"{self.arch} has no map of its last features, which are of shape {tuple(x.shape)}")
         return x[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, -1))  # (B, N, C) -> (B, C, h, w)
 
+    def describe(self, features):
+        """What evaluation gives, (B, D), from the list of features that training gives.
+
+        With a BNNeck that is the feature normalised by the running statistics, in training mode too: they stay as they
+        are.
+        """
+        neck = self.bnneck
+        if isinstance(neck, nn.Identity):
+            return features[0]
+        return F.batch_norm(features[0], neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps)
+
     def forward(self, x):
         check_images(self.arch, x, self.input_size)
-        feature = self.fc(self.pool(self.backbone(x)))
-        neck = self.bnneck(feature)
-        return ([self.classifier(neck)], [feature]) if self.training else neck
+        features = [self.fc(self.pool(self.backbone(x)))]
+        if not self.training:
+            return self.describe(features)
+        return [self.classifier(self.bnneck(features[0]))], features
 
 
 def create_torchvision(arch, input_size, pretrained):

@@ -6,8 +6,9 @@
     python models.py osnet_x1_0 vit_small_patch16_224      # only these; any name of torchvision or timm
 
 Every model keeps one contract: in evaluation it gives features (B, D); in training it gives
-(list of logits (B, N), list of features (B, D_i)), one entry per branch. It carries `input_size` (H, W),
-`feature_dim` D, `mean` and `std`. Input: (B, 3, H, W), RGB in 0..1, minus `mean`, divided by `std`.
+(list of logits (B, N), list of features (B, D_i)), one entry per branch, and `describe` makes of that list of features
+what evaluation would give. It carries `input_size` (H, W), `feature_dim` D, `mean` and `std`. Input: (B, 3, H, W), RGB
+in 0..1, minus `mean`, divided by `std`.
 
 HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head: backbones.py.
 
@@ -240,15 +241,17 @@ class HACNN(nn.Module):
             features.append(self.fc_local(means))
         return features
 
+    def describe(self, features):
+        """What evaluation gives, (B, D), from the list of features that training gives."""
+        return torch.cat([F.normalize(f, dim=1) for f in features], dim=1) if self.learn_region else features[0]
+
     def forward(self, x):
         check_images("HA-CNN", x, self.input_size)
         features = self.branches(x)
-        if self.training:
-            classifiers = [self.classifier_global] + ([self.classifier_local] if self.learn_region else [])
-            return [classify(f) for classify, f in zip(classifiers, features, strict=True)], features
-        if not self.learn_region:
-            return features[0]
-        return torch.cat([F.normalize(f, dim=1) for f in features], dim=1)
+        if not self.training:
+            return self.describe(features)
+        classifiers = [self.classifier_global] + ([self.classifier_local] if self.learn_region else [])
+        return [classify(f) for classify, f in zip(classifiers, features, strict=True)], features
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -293,11 +296,15 @@ class MuDeep(nn.Module):
         self.fc = fully_connected(256 * (input_size[0] // 16) * (input_size[1] // 16), self.feature_dim)
         self.classifier = nn.Linear(self.feature_dim, num_ids)
 
+    def describe(self, features):
+        """What evaluation gives, (B, D), from the list of features that training gives: the one in it."""
+        return features[0]
+
     def forward(self, x):
         check_images("MuDeep", x, self.input_size)
         x = self.block3(self.block2(self.block1(x)))  # (B, 256, H/4, W/4)
-        feature = self.fc(self.block5(self.block4(x)).flatten(1))
-        return ([self.classifier(feature)], [feature]) if self.training else feature
+        features = [self.fc(self.block5(self.block4(x)).flatten(1))]
+        return ([self.classifier(features[0])], features) if self.training else self.describe(features)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -376,12 +383,16 @@ class OSNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def describe(self, features):
+        """What evaluation gives, (B, D), from the list of features that training gives: the one in it."""
+        return features[0]
+
     def forward(self, x):
         check_images("OSNet", x, self.input_size)
         x = self.maxpool(self.conv1(x))  # (B, C, H/4, W/4)
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))  # (B, C, H/16, W/16)
-        feature = self.fc(x.mean(dim=(2, 3)))
-        return ([self.classifier(feature)], [feature]) if self.training else feature
+        features = [self.fc(x.mean(dim=(2, 3)))]
+        return ([self.classifier(features[0])], features) if self.training else self.describe(features)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -367,6 +367,34 @@ def test_every_network_evaluates_and_trains(arch):
     assert not torch.allclose(check_features(model, x), before)
 
 
+HEADS = {"bnneck": True, "embedding": 24, "pooling": "gem"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [("hacnn", {}), ("hacnn", {"learn_region": False}), ("mudeep", {}), ("osnet_x0_25", {}), ("resnet18", {}),
+     ("resnet18", HEADS), ("test_vit", {"bnneck": True}), ("swin_tiny_patch4_window7_224", {})],
+)  # fmt: skip
+def test_training_features_make_what_evaluation_gives(arch, options):
+    model = light(arch, **options)
+    x = images_for(model)
+    with torch.no_grad():
+        model(x)  # moves the running statistics
+        expected = model.eval()(x)
+        model.training = True  # of the whole alone: inside, batch norms and dropout are in evaluation
+        _, features = model(x)
+        assert torch.equal(model.describe(features), expected)
+        state = copy.deepcopy(model.state_dict())
+        described = model.train().describe(features)
+    assert torch.equal(described, expected), "in training mode describe gives the same"
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    right = torch.cat([f / f.norm(dim=1, keepdim=True) if len(features) == 2 else f for f in features], dim=1)
+    if "bnneck" in options:
+        mean, variance, scale = (state[f"bnneck.{name}"] for name in ("running_mean", "running_var", "weight"))
+        right = (right - mean) / (variance + 1e-5).sqrt() * scale
+    torch.testing.assert_close(described, right)
+
+
 def test_gradients_are_zero_only_behind_a_scale_of_zero():
     """seresnet50 as timm begins it: the last normalisation of each residual branch has scale 0 and bias 0."""
     model = light("seresnet50")
