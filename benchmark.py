@@ -41,6 +41,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import cli
 import data
 import evaluate
 import loader
@@ -234,7 +235,7 @@ def measure_epoch(device, batch, bf16, steps=6):
         pixels = loader.Pixels([""] * len(array), (160, 64), array).to_device(device)
         labels = np.arange(len(array)) % 16
         flags = ["--batch-size", str(batch), "--epochs", "9", "--log-every", "1000", "--amp", "bf16" if bf16 else "off"]
-        args = train.build_parser().parse_args(flags)
+        args = cli.build_parser().parse_args(flags)
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
         runner, optimizer = train.Runner(model, device, bf16), torch.optim.AdamW(model.parameters(), args.lr)
@@ -546,7 +547,7 @@ def build_parser():
 def main(argv=None):
     flags = vars(build_parser().parse_args(argv))
     try:
-        device = train.pick_device(flags.pop("device"))
+        device = cli.pick_device(flags.pop("device"))
         flags.pop("run")(device, **flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

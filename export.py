@@ -32,6 +32,7 @@ from torch import nn
 
 import loader
 import models
+import video
 
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
 BATCHES = (1, 2, 7, 32)
@@ -239,6 +240,12 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     try:
         model, info = models.load_checkpoint(args.ckpt, arch=args.arch, **dict(args.options))
+        if isinstance(model, video.VideoModel):
+            if model.pooling == "attention":
+                raise ValueError(f"{args.ckpt} weighs frames by a learned attention, which is not exported yet")
+            pool = {"avg": "average", "max": "maximum"}[model.pooling]
+            print(f"{args.ckpt} is of a video network: features of frames are exported, take their {pool}")
+            model = model.frames
         model.requires_grad_(False)
         out = Path(args.out or Path(args.ckpt).parent)
         out.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,12 @@ import torch
 from conftest import REPOSITORY, run_command, run_main
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import cli
 import data
 import loader
 import losses
 import models
+import recipe
 import train
 
 FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
@@ -55,37 +57,37 @@ def settings(**changed):
     ],
 )  # fmt: skip
 def test_schedules_at_points_worked_by_hand(schedule, progress, expected):
-    assert train.learning_rate(progress, settings(schedule=schedule)) == pytest.approx(expected, abs=1e-12)
+    assert recipe.learning_rate(progress, settings(schedule=schedule)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_warm_up_rises_from_a_hundredth_and_then_the_schedule_starts():
     args = settings(schedule="cosine", warmup_epochs=2.0)
-    assert [train.learning_rate(p, args) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
+    assert [recipe.learning_rate(p, args) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
 
 
 def test_loss_flag():
-    assert train.loss_weights("xent") == {"xent": 1.0}
-    assert train.loss_weights("xent+htri:0.5") == {"xent": 1.0, "htri": 0.5}
+    assert cli.loss_weights("xent") == {"xent": 1.0}
+    assert cli.loss_weights("xent+htri:0.5") == {"xent": 1.0, "htri": 0.5}
     for wrong in ("xnet", "xent+", "xent:much"):
         with pytest.raises(argparse.ArgumentTypeError):
-            train.loss_weights(wrong)
+            cli.loss_weights(wrong)
 
 
 def test_label_smooth_without_a_number_means_a_tenth():
-    parser = train.build_parser()
+    parser = cli.build_parser()
     assert parser.parse_args(["--label-smooth"]).label_smooth == 0.1
     assert parser.parse_args(["--label-smooth", "0"]).label_smooth == 0.0
 
 
 def test_every_flag_has_help():
-    assert [action.dest for action in train.build_parser()._actions if not action.help] == []
+    assert [action.dest for action in cli.build_parser()._actions if not action.help] == []
 
 
-@pytest.mark.parametrize("name", sorted(train.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(recipe.OPTIMIZERS))
 def test_every_optimizer_lowers_a_square(name):
     weight = torch.nn.Parameter(torch.tensor([3.0]))
     args = argparse.Namespace(lr=0.1, weight_decay=0.0, momentum=0.9)
-    optimizer = train.OPTIMIZERS[name]([weight], args)
+    optimizer = recipe.OPTIMIZERS[name]([weight], args)
     assert optimizer.defaults["lr"] == 0.1 and optimizer.defaults.get("amsgrad", False) == (name == "amsgrad")
     for _ in range(20):
         optimizer.zero_grad()
@@ -238,10 +240,10 @@ class RandomPixels:
 def train_tiny(epochs, *flags, parallel=False, bf16=False):
     """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
     flags = ["--batch-size", "4", "--lr", "0.1", "--augment", "--log-every", "99", *map(str, flags)]
-    args = train.build_parser().parse_args(flags)
+    args = cli.build_parser().parse_args(flags)
     torch.manual_seed(0)
     model = Tiny()
-    optimizer = train.OPTIMIZERS[args.optim](train.parameter_groups(model, args), args)
+    optimizer = recipe.OPTIMIZERS[args.optim](recipe.parameter_groups(model, args), args)
     runner = train.Runner(model, torch.device("cpu"), bf16)
     runner = torch.nn.DataParallel(runner) if parallel else runner
     history = []
@@ -265,7 +267,7 @@ STATISTICS = {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.n
 
 
 @pytest.mark.parametrize("setting", [{}, {"parallel": True}, {"bf16": True}], ids=["plain", "DataParallel", "bf16"])
-@pytest.mark.parametrize("name", sorted(train.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(recipe.OPTIMIZERS))
 def test_a_frozen_base_stands_still_to_the_bit_and_then_thaws(name, setting):
     flags = ["--optim", name, "--weight-decay", 0.1, "--warmup-epochs", 0, "--fixbase-epochs", 2]
     model, optimizer, weights = train_tiny(range(3), *flags, **setting)
@@ -295,20 +297,20 @@ def test_open_layers_choose_what_trains():
 )
 def test_the_head_of_each_network_is_what_opens_without_names(arch, options, head):
     model = models.build_model(arch, 5, **options)
-    assert train.find_layers(model, [], "--open-layers") == head
+    assert recipe.find_layers(model, [], "--open-layers") == head
     with pytest.raises(ValueError, match=f"--open-layers: no layer layer4 to train; there are: .*{', .*'.join(head)}"):
-        train.find_layers(model, [head[0], "layer4"], "--open-layers")
+        recipe.find_layers(model, [head[0], "layer4"], "--open-layers")
 
 
 @pytest.mark.parametrize(("arch", "options"), [("hacnn", {"learn_region": False}), ("resnet18", {"bnneck": True})])
 def test_thawing_spares_what_the_network_itself_freezes(arch, options):
     model = models.build_model(arch, 5, **options)
-    args = train.build_parser().parse_args([])
-    optimizer = torch.optim.SGD(train.parameter_groups(model, args), 0.1)
+    args = cli.build_parser().parse_args([])
+    optimizer = torch.optim.SGD(recipe.parameter_groups(model, args), 0.1)
     never = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert never
-    train.freeze_base(model, optimizer, ["classifier_global"])
-    train.freeze_base(model, optimizer, None)
+    recipe.freeze_base(model, optimizer, ["classifier_global"])
+    recipe.freeze_base(model, optimizer, None)
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == never
     assert all(module.training for module in model.modules())
 
@@ -369,8 +371,8 @@ def test_an_epoch_equals_a_loop_written_out():
 
 def test_staged_rates_leave_no_parameter_out():
     model = models.build_model("hacnn", 5, learn_region=False)
-    args = train.build_parser().parse_args(["--new-layers"])
-    new, base = (group["params"] for group in train.parameter_groups(model, args))
+    args = cli.build_parser().parse_args(["--new-layers"])
+    new, base = (group["params"] for group in recipe.parameter_groups(model, args))
     assert {id(p) for p in new + base} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(new) + len(base) == len({id(p) for p in new + base})
     names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
@@ -638,10 +640,10 @@ def test_a_run_older_than_a_flag_resumes_with_its_default(finished, tmp_path):
     for name in ("pretrained", "fixbase_epochs", "open_layers", "new_layers", "base_lr_mult"):
         del checkpoint["args"][name]
     torch.save(checkpoint, tmp_path / "old.pth")
-    args, _ = train.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2"])
+    args, _ = cli.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2"])
     assert args.fixbase_epochs == 0 and args.new_layers is None and args.batch_size == 16
     with pytest.raises(ValueError, match="--new-layers cannot change"):
-        train.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2", "--new-layers"])
+        cli.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2", "--new-layers"])
 
 
 def test_resume_on_other_ids(finished, root, capsys):

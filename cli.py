@@ -1,0 +1,248 @@
+"""What train.py can be told: its flags, what they mean together, and which do not fit together."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+import torch
+
+import data
+import loader
+import metrics
+import models
+import video
+from recipe import LOSSES, OPTIMIZERS, SCHEDULES
+
+
+def loss_weights(text):
+    """'xent+htri' or 'xent+htri:0.5' -> {'xent': 1.0, 'htri': 0.5}."""
+    weights = {}
+    for part in text.split("+"):
+        name, _, weight = part.partition(":")
+        if name not in LOSSES:
+            raise argparse.ArgumentTypeError(f"no loss {name!r}: sum up {', '.join(LOSSES)}, as in xent+htri:0.5")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{weight!r} is no weight for {name}; write {name}:0.5") from None
+    return weights
+
+
+def split_number(text):
+    """'3' -> 3; 'all' stays."""
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no split: a number from 0, or all")
+    return text if text == "all" else int(text)
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", nargs="+", default=["market1501"], metavar="NAME",
+        help="what to train on (default: market1501), several are put together; of: "
+        f"{', '.join(sorted(data.DATASETS))}; folder:PATH is your own")
+    add("--target", nargs="+", metavar="NAME",
+        help="what to test on, each alone (default: what is trained on, where it has queries); the first decides which "
+        "epoch is best")
+    add("--root", default="data", help="folder above the data sets' own (default: data), see DATASETS.md")
+    add("--split", type=split_number, metavar="N",
+        help="of data sets that have several (default: 0, or the checkpoint's); all: each in turn, mean and deviation. "
+        "With --evaluate, --weights can be the folder of a run over all")
+    add("--combine-all", action="store_true",
+        help="train on the test persons too, for a product; nothing is left to test on but other sets (--target)")
+    add("--min-frames", type=int, default=0, metavar="N", help="leave out shorter tracklets (default: 0)")
+    add("--cache", help="folder for decoded pixels (default: ROOT/.pixels): best on a fast disk, safe to delete")
+    add("--cache-limit", type=float, default=20, metavar="GB", help="decode batch by batch beyond this (default: 20)")
+    add = parser.add_argument_group("video, where items are tracklets of frames").add_argument
+    add("--seq-len", type=int, default=8, metavar="T", help="frames of a clip (default: 8)")
+    add("--train-sample", choices=("random", "evenly", "frames"), default="random",
+        help="frames of a clip to train on (default: random); or frames: each frame is a sample by itself")
+    add("--test-sample", choices=video.SAMPLING, default="evenly",
+        help="frames to test on (default: evenly, up to --seq-len of a tracklet)")
+    add("--temporal", choices=video.POOLING,
+        help="how frames make a feature (default: avg, or what the checkpoint says); attention is learned")
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", help="default: hacnn, or what the checkpoint holds; `python models.py` lists the usual ones, and any "
+        "name of torchvision or timm goes")
+    add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
+        help="of hacnn: learn_region=False (global branch alone), align_corners=True (old weights); of all others: "
+        "input_size=384,128; of those from torchvision and timm: pooling=gem (or avg, token), embedding=512, "
+        "bnneck=True, and for ResNets last_stride=2 (a smaller last map)")
+    add("--pretrained", action="store_true",
+        help="start from ImageNet weights, downloaded once; beside --weights or --resume nothing is: that file wins")
+    add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out")
+    add = parser.add_argument_group("fine-tuning (LAYER: a top-level child of the network)").add_argument
+    add("--fixbase-epochs", type=int, default=0, metavar="N",
+        help="in the first N of the --epochs (default: 0) only --open-layers train, the rest stays to the bit")
+    add("--open-layers", nargs="*", default=[], metavar="LAYER",
+        help="these (default, or no name: the head, so classifier*, fc*, bnneck, gem)")
+    add("--new-layers", nargs="*", metavar="LAYER",
+        help="train these (no name: the head) with --lr, and all others with --base-lr-mult of it (default: all alike)")
+    add("--base-lr-mult", type=float, default=0.1, metavar="X", help="default: 0.1, beside --new-layers")
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", type=loss_weights, default="xent", metavar="NAMES",
+        help="xent (default), or xent+htri for batch-hard triplets too; xent+htri:0.5 halves their weight")
+    add("--label-smooth", type=float, nargs="?", const=0.1, default=0.1, metavar="EPS",
+        help="share of the target spread over all classes (default: 0.1); 0 for a handful of classes")
+    add("--margin", type=float, default=0.3, help="of the triplet loss (default: 0.3), rarely worth changing")
+    add("--num-instances", type=int, default=4, metavar="K", help="images per person where htri is used (default: 4)")
+    add("--sampler", choices=("shuffle", "identity", "camera", "dataset"),
+        help="how batches are made (default: identity where htri is used, P persons x K images, else shuffle); camera, "
+        "dataset: equal shares of --num-domains of them")
+    add("--num-domains", type=int, default=0, metavar="N",
+        help="cameras or data sets in a batch of --sampler camera or dataset (default: 0, all)")
+    add = parser.add_argument_group("optimization").add_argument
+    add("--epochs", type=int, default=60, help="passes over the training images (default: 60); 300 is the long way")
+    add("--batch-size", type=int, default=64, help="images or clips per step (default: 64); change --lr in proportion")
+    add("--optim", choices=OPTIMIZERS, default="adamw", help="default: adamw; sgd with --lr 0.03 suits long runs")
+    add("--lr", type=float, default=3e-3, help="highest rate (default: 0.003 for adamw); 0.0003 for adam and amsgrad")
+    add("--weight-decay", type=float, default=0.01, help="default: 0.01 for adamw; 0.0005 for the others")
+    add("--momentum", type=float, default=0.9, help="of sgd (default: 0.9)")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls (default: cosine, to 0 at the end)")
+    add("--milestones", type=float, nargs="+", default=[20, 40], metavar="EPOCH",
+        help="where multi-step lowers the rate (default: 20 40); step lowers it every first of them")
+    add("--gamma", type=float, default=0.1, help="what step and multi-step multiply the rate by (default: 0.1)")
+    add("--warmup-epochs", type=float, default=1, metavar="N",
+        help="epochs in which the rate rises from a hundredth (default: 1); a quarter of a short run is good, 0 is off")
+    add("--augment", nargs="*", choices=loader.AUGMENTATIONS, default=["flip", "translate"], metavar="NAME",
+        help=f"of {', '.join(loader.AUGMENTATIONS)} (default: flip translate); erase pays in long runs; none: no name")
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--evaluate", action="store_true", help="only test the network in --weights; with --out, write all about it")
+    add("--eval-every", type=int, default=0, metavar="N",
+        help="test every N epochs (default: 0, after the last alone); picking the best epoch flatters the score")
+    add("--distance", choices=metrics.DISTANCES, help="between features (default: cosine, or what the checkpoint says)")
+    add("--protocol", choices=metrics.PROTOCOLS,
+        help="default: the data set's own; market1501, cuhk03 (one gallery image per person), or no_camera_rule "
+        "(images of the query's camera count too)")
+    add("--multi-query", choices=("average", "maximum"), metavar="POOL",
+        help="with --evaluate, also: queries pooled from the images of gt_bbox; of: average, maximum")
+    add("--expand", type=int, default=0, metavar="K",
+        help="with --evaluate, also: queries averaged with their K nearest gallery images; 5 is a good start")
+    add("--rerank", action="store_true", help="with --evaluate, also: k-reciprocal re-ranking (Zhong et al. 2017)")
+    add("--maps", type=int, default=0, metavar="N",
+        help="with --evaluate and --out: draw what the network looks at in N queries, up to 100, into maps.jpg")
+    add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", help="folder of the run (default: runs/ARCH-DATASET), one that holds a run is refused; with "
+        "--evaluate: folder for queries.csv, scores.json, cmc.png and roc.png (default: they are not written)")
+    add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
+    add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0); report several")
+    add("--device", default="auto", help="default: auto, all GPUs or else the CPU; cpu, cuda, or cuda:1 for one GPU")
+    add("--amp", choices=("auto", "bf16", "off"), default="auto",
+        help="mixed precision (default: auto: bf16 on GPUs and CPUs with AMX); off to compare across machines")
+    add("--log-every", type=int, default=50, metavar="STEPS", help="steps between lines of the log (default: 50)")
+    return parser
+
+
+def parse(argv):
+    """The arguments; with --resume those of the run, overridden by what is given now. Also the checkpoint, or None."""
+    parser, checkpoint = build_parser(), None
+    args = parser.parse_args(argv)
+    if args.resume:
+        checkpoint = models.read_checkpoint(args.resume)
+        if not {"args", "optimizer", "arch", "pids", "epoch", "step", "record"} <= checkpoint.keys():
+            raise ValueError(f"{args.resume} is not last.pth of a run: its weights alone go to --weights")
+        if args.arch not in (None, checkpoint["arch"]):
+            raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
+        checkpoint["args"] = {**vars(parser.parse_args([])), **checkpoint["args"]}  # an older run lacks newer flags
+        if isinstance(checkpoint["args"]["dataset"], str):  # and had one data set
+            checkpoint["args"]["dataset"] = [checkpoint["args"]["dataset"]]
+        parser.set_defaults(**{**checkpoint["args"], "out": str(Path(args.resume).parent)})  # it may have been moved
+        args = parser.parse_args(argv)
+    args.options, args.command = dict(args.options), shlex.join(argv)
+    check_flags(parser, args)
+    check_splits(args)
+    if checkpoint is not None:
+        check_resumed_flags(args, checkpoint)
+    return args, checkpoint
+
+
+def check_resumed_flags(args, checkpoint):
+    """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
+    fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
+    fixed += ["temporal", "split"]
+    if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
+        fixed += ["batch_size", "num_instances", "loss", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
+    changed = [name for name in fixed if getattr(args, name) != checkpoint["args"][name]]
+    if changed:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise ValueError(f"{names} cannot change on --resume: leave it out, or start anew with --weights {args.resume}")
+    if checkpoint["epoch"] >= args.epochs and not checkpoint["record"]:
+        raise ValueError(
+            f"{args.resume} is through with its {checkpoint['epoch']} epochs: give a larger --epochs, or test it with "
+            f"--evaluate --weights {args.resume}"
+        )
+
+
+def check_flags(parser, args):
+    """Ends the program with a usage message where flags do not fit together."""
+    at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
+    at_least |= {"eval_every": 0, "seed": 0, "expand": 0, "fixbase_epochs": 0, "seq_len": 1, "min_frames": 0}
+    at_least |= {"num_domains": 0}
+    for name, low in at_least.items():
+        if getattr(args, name) < low:
+            parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    if not 0 <= args.label_smooth < 1:
+        parser.error(f"--label-smooth must lie in 0..1, got {args.label_smooth}")
+    if args.lr <= 0 or min(args.milestones) <= 0:
+        parser.error("--lr and --milestones must be positive")
+    if not 0 <= args.warmup_epochs < args.epochs:
+        parser.error(f"--warmup-epochs must lie between 0 and --epochs {args.epochs}, got {args.warmup_epochs:g}")
+    if args.num_domains and args.sampler not in ("camera", "dataset"):
+        parser.error("--num-domains counts cameras or data sets: give --sampler camera or --sampler dataset")
+    if args.temporal == "attention" and args.train_sample == "frames" and not args.evaluate:
+        parser.error("--temporal attention is learned from clips: --train-sample random or evenly")
+    if args.combine_all and args.evaluate:
+        parser.error("--combine-all says what to train on, and --evaluate does not train")
+    if args.open_layers and not args.fixbase_epochs:
+        parser.error("--open-layers says what trains in the first epochs: give their number, --fixbase-epochs N")
+    if args.fixbase_epochs and not args.loss.get("xent"):
+        parser.error("--fixbase-epochs trains the classifier, and --loss without xent does not reach that")
+    if args.base_lr_mult <= 0 or args.base_lr_mult != 0.1 and args.new_layers is None:
+        parser.error("--base-lr-mult must be positive, and stands beside --new-layers: all layers but these take it")
+    if args.evaluate and not args.weights:
+        parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
+    if not args.evaluate and (args.multi_query or args.expand or args.rerank):
+        parser.error("--multi-query, --expand and --rerank belong to --evaluate: training ends with the plain scores")
+    if not 0 <= args.maps <= 100 or (args.maps and not (args.evaluate and args.out)):
+        parser.error("--maps takes 0 to 100 queries, and draws them into the folder --out of --evaluate: give both")
+    if args.evaluate and args.resume:
+        parser.error("--evaluate tests --weights, --resume goes on training: give one of them")
+
+
+def check_splits(args):
+    """The number of splits of --split all, or ValueError where the data sets do not have that split."""
+    names = [*args.dataset, *(args.target or [])]
+    counts = {name: data.find_dataset(name, args.root)[0].num_splits for name in names}
+    several = {name: count for name, count in counts.items() if count > 1}
+    told = ", ".join(f"{name} has {count}" for name, count in counts.items())
+    if args.split == "all" and len(set(several.values())) != 1:
+        raise ValueError(f"--split all needs data sets with several splits, the same number of them: {told}")
+    if args.split not in (None, "all") and any(args.split >= count for count in (several or counts).values()):
+        raise ValueError(f"there is no --split {args.split}, they count from 0: {told}")
+    return max(counts.values())
+
+
+def pick_device(name):
+    """auto is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is no device: auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is not supported: auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
+    return device
+
+
+def has_fast_bf16(device):
+    """Whether bf16 trains faster than fp32: on GPUs that have it and on CPUs with AMX; other CPUs are slower in it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "amx_bf16" in flags.read_text()
