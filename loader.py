@@ -14,9 +14,12 @@ Three things differ from the usual way:
 """
 
 import hashlib
+import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,25 +28,12 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 from tqdm import tqdm
+
+import decode
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Pixels
-
-
-def read_image(path, size):
-    """One image file as (H, W, 3) bytes: RGB, resized to size (H, W) by Pillow's BILINEAR, proportions not kept."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def read_or_reason(path, size):
-    """read_image, or the reason why it cannot be read as a string: a pool of threads hands back either."""
-    try:
-        return read_image(path, size)
-    except Exception as error:  # Pillow raises a dozen types for broken files
-        return f"{path}: {error}"
 
 
 def refuse_broken(reasons):
@@ -72,7 +62,7 @@ class Pixels:
             images = torch.from_numpy(self.array[rows]).to(device, non_blocking=True)
         else:
             paths = [self.paths[row] for row in rows.flat]
-            images = list(self.threads.map(partial(read_or_reason, size=self.size), paths))
+            images = list(self.threads.map(partial(decode.read_or_reason, size=self.size), paths))
             refuse_broken([image for image in images if isinstance(image, str)])
             images = torch.from_numpy(np.stack(images)).to(device, non_blocking=True).unflatten(0, rows.shape)
         return images.movedim(-1, -3)
@@ -85,9 +75,6 @@ class Pixels:
         return self
 
 
-BLOCK = 256  # images that a thread decodes at a time: a video set has a million
-
-
 def fingerprint(paths, size):
     """Changes with the list of files, the size or date of one of them, the image size, or the version of Pillow."""
     digest = hashlib.sha256(f"{PIL.__version__} {tuple(size)}".encode())
@@ -97,25 +84,43 @@ def fingerprint(paths, size):
     return digest.hexdigest()[:16]
 
 
-def decode_block(array, paths, size, start):
-    """Fills rows of the array from `start` on; returns (how many, reasons of those that cannot be read)."""
-    broken = []
-    for row, path in enumerate(paths[start : start + BLOCK], start):
-        image = read_or_reason(path, size)
-        if isinstance(image, str):
-            broken.append(image)
-        elif array is not None:
-            array[row] = image
-    return min(BLOCK, len(paths) - start), broken
+def decode_in_processes(file, blocks, size):
+    """Yields (images done, reasons) of blocks that a process per core decodes into the array in `file`."""
+    workers = []
+    try:
+        for number in range(os.cpu_count()):
+            job = {"array": str(file), "size": list(size), "blocks": blocks[number :: os.cpu_count()]}
+            command = [sys.executable, decode.__file__]
+            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            workers[-1].stdin.write(json.dumps(job) + "\n")
+            workers[-1].stdin.close()
+        for turn in range(len(blocks)):
+            worker = workers[turn % len(workers)]
+            line = worker.stdout.readline()
+            if not line:
+                raise RuntimeError(f"a process that decodes images ended with code {worker.wait()}")
+            yield json.loads(line)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
 
 
-def decode_into(array, paths, size, description):
-    """Fills array (N, H, W, 3), if there is one, in threads; ValueError lists every file that cannot be read."""
+def decode_into(array, paths, size, description, file=None):
+    """Decodes all files, into array (N, H, W, 3) where there is one; ValueError lists every one that cannot be read.
+
+    file: where the array lies on disk; then many images are decoded by a process per core.
+    """
+    blocks = [(start, paths[start : start + decode.BLOCK]) for start in range(0, len(paths), decode.BLOCK)]
     broken = []
     with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(desc=description, total=len(paths), disable=None) as bar:
-        for done, reasons in threads.map(partial(decode_block, array, paths, size), range(0, len(paths), BLOCK)):
+        if file and len(paths) >= 8 * decode.BLOCK:  # starting a process takes as long as decoding some hundred images
+            done = decode_in_processes(file, blocks, size)
+        else:
+            done = threads.map(lambda block: (len(block[1]), decode.decode_block(array, *block, size)), blocks)
+        for count, reasons in done:
             broken += reasons
-            bar.update(done)
+            bar.update(count)
     refuse_broken(broken)
 
 
@@ -164,7 +169,7 @@ def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
         return Pixels(paths, size, array)
     print(f"{name}: decoding {len(paths)} images once, {gigabytes:.2f} GB in {cache}")
     try:
-        decode_into(array, paths, size, f"decoding {name}")
+        decode_into(array, paths, size, f"decoding {name}", temporary)
         array.flush()
         os.replace(temporary, target)  # a kill before this line leaves no array that looks whole
     finally:

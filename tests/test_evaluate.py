@@ -14,6 +14,7 @@ from conftest import run_main
 from PIL import Image
 
 import data
+import decode
 import evaluate
 import loader
 import models
@@ -60,7 +61,7 @@ def features_of(items, weights):
     model, _ = models.load_checkpoint(weights)
     features = []
     for start in range(0, len(items), 12):
-        images = np.stack([loader.read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
+        images = np.stack([decode.read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
         with torch.no_grad():
             features.append(model(loader.normalise(images, model.mean, model.std)).double().numpy())
@@ -204,7 +205,7 @@ def test_maps_show_queries_of_the_whole_list(
     assert len(queries) == 16
     names, images, activation, attention, regions = drawn[0]
     assert list(names) == [queries[row].paths[0] for row in expected]
-    seen = np.stack([loader.read_image(name, (64, 32)) for name in names])
+    seen = np.stack([decode.read_image(name, (64, 32)) for name in names])
     assert (images == seen).all()
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     levels = ((seen / 255 - mean) / deviation).mean(axis=(1, 2, 3))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from conftest import draw
 from PIL import Image
 
+import decode
 import loader
 import search
 
@@ -73,7 +74,7 @@ def test_one_way_to_make_pixels(tmp_path, mode, size):
     convert(Image.fromarray(noise)).save(path)
     with Image.open(path) as image:
         assert image.mode == mode
-    pixels = loader.read_image(path, SIZE)
+    pixels = decode.read_image(path, SIZE)
     assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels, expected_pixels([path])[0])
     assert np.array_equal(pixels, search.read_image(path, SIZE))
@@ -88,7 +89,7 @@ def test_pixels_are_decoded_once(tmp_path, monkeypatch):
     assert re.fullmatch(r"set-32x16-[0-9a-f]{6}-[0-9a-f]{16}\.npy", name)
     written = (cache / name).stat().st_mtime_ns
 
-    monkeypatch.setattr(loader, "read_image", lambda *args, **kwargs: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode, "read_image", lambda *args, **kwargs: pytest.fail("decoded again"))
     again = loader.load_pixels(paths, SIZE, cache, "set")
     rows = np.array([3, 0, 3])
     assert np.array_equal(bytes_of(again, rows), expected[rows])
@@ -143,7 +144,7 @@ def test_interrupted_decoding_leaves_nothing_that_looks_whole(tmp_path, monkeypa
         return np.zeros((*size, 3), np.uint8)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "read_image", interrupted)
+        patch.setattr(decode, "read_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             loader.load_pixels(paths, SIZE, cache, "set")
     assert in_cache(cache) == []

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import cli
 import data
+import decode
 import loader
 import losses
 import models
@@ -105,7 +106,7 @@ def test_two_identities_are_learnt_by_heart(drawn_root):
     two = sorted({item.pid for item in items})[:2]
     items = [item for pid in two for item in [i for i in items if i.pid == pid][:6]]
     labels = torch.from_numpy(data.relabel(items)[0])
-    pixels = np.stack([loader.read_image(item.paths[0], (160, 64)) for item in items])
+    pixels = np.stack([decode.read_image(item.paths[0], (160, 64)) for item in items])
     torch.manual_seed(0)
     model = models.build_model("hacnn", 2).train()
     images = loader.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), model.mean, model.std)
