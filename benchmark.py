@@ -3,6 +3,7 @@
     python benchmark.py speed                  # extraction, training step, epoch; ratios measured side by side
     python benchmark.py networks               # images/s of light networks in fp32 and bf16; or of those you name
     python benchmark.py baselines --dataset synthetic
+    python benchmark.py data                   # parsing, decoding, training from a cache larger than memory should be
     python benchmark.py ranking                # metrics.evaluate at Market-1501's size
     python benchmark.py distractors            # with 500,000 distractors, in a file of 2.1 GB
     python benchmark.py rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
@@ -512,6 +513,85 @@ def measure_baselines(device, dataset, root):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Data: parsing, decoding, and training from more pixels than fit into memory
+
+
+def fake_msmt17(folder):
+    """Lists of MSMT17's length and the files that they name, all empty, below `folder`."""
+    base = folder / "msmt17" / "MSMT17_V1"
+    for part, images, persons, count in (
+        ("train", "train", 1041, 30248), ("val", "train", 1041, 2373),
+        ("query", "test", 3060, 11659), ("gallery", "test", 3060, 82161),
+    ):  # fmt: skip
+        for pid in range(persons):
+            (base / images / f"{pid:04}").mkdir(parents=True, exist_ok=True)
+        pids = [n % persons for n in range(count)]
+        names = [f"{pid:04}/{pid:04}_{n:06}_{n % 15 + 1:02}_0303morning_{part}_0.jpg" for n, pid in enumerate(pids)]
+        for name in names:
+            open(base / images / name, "w").close()
+        lines = (f"{name} {pid}\n" for name, pid in zip(names, pids, strict=True))
+        (base / f"list_{part}.txt").write_text("".join(lines))
+
+
+def decode_plainly(paths, size):
+    """One process, one image after the other."""
+    array = np.empty((len(paths), *size, 3), dtype=np.uint8)
+    for row, path in enumerate(paths):
+        with Image.open(path) as image:
+            array[row] = np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
+    return array
+
+
+def measure_data(device, dataset, root, gigabytes):
+    size = (160, 64)
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(folder)
+        fake_msmt17(folder)
+        parsing = medians(
+            [lambda: data.read_dataset(dataset, root), lambda: data.read_dataset("msmt17", folder)], device
+        )  # fmt: skip
+        splits = data.read_dataset(dataset, root)
+        paths = [path for items in splits for item in items for path in item.paths]
+
+        def decode():
+            loader.load_pixels(paths, size, folder / "pixels", "decoded")
+            shutil.rmtree(folder / "pixels")
+
+        decoding = medians([decode, lambda: decode_plainly(paths, size)], device, rounds=3)
+        batches = np.random.default_rng(0).permutation(len(paths))[: len(paths) // 64 * 64].reshape(-1, 64)[:100]
+        each_time = loader.Pixels(paths, size)
+        by_batch = medians([lambda: [each_time.batch(rows) for rows in batches]], device, rounds=3)[0]
+    print(f"parsing {dataset}, {sum(map(len, splits)):,} items: {parsing[0]:.2f} s; MSMT17's lists: {parsing[1]:.2f} s")
+    report(f"decoding {dataset} into the cache", len(paths), decoding, ("all cores", "plain loop"))
+    print(f"decoding batch by batch, beyond --cache-limit: {batches.size / by_batch:.0f} images/s")
+    measure_large_cache(device, gigabytes)
+
+
+def measure_large_cache(device, gigabytes, size=(160, 64), batch=32, steps=20):
+    """Training steps on rows spread over a cache of that size on disk; prints the anonymous memory of the process."""
+    count = int(gigabytes * 1e9 / (3 * size[0] * size[1]))
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder:
+        array = np.lib.format.open_memmap(f"{folder}/a.npy", "w+", np.uint8, (count, *size, 3))
+        rng = np.random.default_rng(0)
+        for start in range(0, count, 1000):
+            array[start : start + 1000] = rng.integers(0, 256, array[start : start + 1000].shape, dtype=np.uint8)
+        array = array[:: count // (batch * steps)]  # a view: every so many rows of the file
+        args = cli.build_parser().parse_args(["--batch-size", str(batch), "--log-every", "1000"])
+        model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), args.lr)
+        samples = train.TrainSet(loader.Pixels([""] * len(array), size, array), np.arange(len(array)) % 16)
+        state = {"epoch": 0, "step": 0, "totals": {}}
+        bf16 = cli.has_fast_bf16(device)  # as --amp auto
+        runner = train.Runner(model, device, bf16)
+        epoch = partial(train.train_one_epoch, runner, samples, optimizer, device, state, args)
+        before = anonymous_memory()
+        with contextlib.redirect_stdout(io.StringIO()):
+            peak = before + watch(epoch, device).anonymous
+    print(f"training from a cache of {gigabytes:g} GB, batch {batch}, {'bf16' if bf16 else 'fp32'}: "
+          f"at most {peak / 1e9:.2f} GB of anonymous memory in the process")  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def build_parser():
@@ -535,6 +615,10 @@ def build_parser():
     add = command("baselines", measure_baselines, "scores of features that nobody trained")
     add("--dataset", default="synthetic", help="a name train.py knows (default: synthetic)")
     add("--root", default="data", help="folder above the data set's own (default: data)")
+    add = command("data", measure_data, "parsing, decoding, and training from a large cache below TMPDIR")
+    add("--dataset", default="market1501", help="what is parsed and decoded (default: market1501)")
+    add("--root", default="data", help="folder above the data set's own (default: data)")
+    add("--gigabytes", type=float, default=5, help="of the large cache (default: 5)")
     add = command("ranking", measure_ranking, "metrics.evaluate at Market-1501's size beside the usual way")
     add("--peer-rank", metavar="FILE", help="torchreid/metrics/rank.py of deep-person-reid: it too")
     command("distractors", measure_distractors, "it with 500,000 distractors, in a file of 2.1 GB below TMPDIR")
