@@ -1,6 +1,8 @@
-"""Draws a small person re-identification data set on disk, in the layout and with the file names of Market-1501.
+"""Draws a small person re-identification data set on disk: pictures in the layout and with the file names of
+Market-1501, or tracklets (the pictures of one walk past one camera) in those of MARS.
 
-    python synthetic.py                                         # data/synthetic: 300 people to train on, 100 to test
+    python synthetic.py                       # data/synthetic: pictures of 300 people to train on, 100 to test
+    python synthetic.py --video               # data/synthetic-video: tracklets of 100 people to train on, 50 to test
     python synthetic.py --name tiny --train-ids 8 --test-ids 4 --distractors 6 --junk 3 --seed 1
 
 Nobody in it exists. A person is an articulated 2.5-D figure (3-D joints, every body part a shaded tube on the image
@@ -8,13 +10,18 @@ plane, with the pattern of the cloth wrapped around it); six cameras differ in c
 background, boxes and occlusion. The set is made so that colour alone does not solve it: clothes come from one small
 wardrobe, some people wear the same colours and differ in pattern, cut, hair, hat, bag and build.
 
-Every picture depends on (seed, pid, camera, shot) alone. The same seed therefore gives the same files for any number
-of processes, and person k looks the same in a set of 10 and in a set of 500. Odd pids train, even pids test.
+In a tracklet the person walks: gait, place in the box, size, light and focus change smoothly from picture to picture,
+the detector's box jumps, and now and then something passes in front. No picture shows all, so pooling several helps.
+
+Every picture depends on (seed, pid, camera, shot) alone, that of a tracklet on (seed, pid, camera, tracklet, frame).
+The same seed therefore gives the same files for any number of processes, and person k looks the same in a set of 10
+and in a set of 500. Odd pids train, even pids test.
 """
 
 import argparse
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -33,13 +40,21 @@ WIDTH, HEIGHT = 64, 128  # of the files, as in Market-1501
 SCALE = 2  # supersampling of the drawing
 VERSION_FOLDER = "Market-1501-v15.09.15"
 SPLITS = ("bounding_box_train", "bounding_box_test", "query")
+VIDEO_PARTS = ("bbox_train", "bbox_test", "info")
 STAMP = "synthetic.json"  # what the set was drawn with
 MAX_IDS = 4999  # of odd or of even pids that fit into four digits
+MAX_TRACKLETS = 9999  # of distractors or of junk: tracklets have four digits, too
 JUNK_SHOT = 1000  # first shot of junk, beyond those of real visits
 README = """Synthetic person re-identification data set, drawn by synthetic.py: nobody in it exists.
 Layout and file names are those of Market-1501: 0002_c1s1_000451_01.jpg is person 2, camera 1, sequence 1, frame 451.
 bounding_box_train: odd pids. query and bounding_box_test: even pids; 0000 are distractors (strangers, background,
 parts of people), -1 is junk (bad boxes around people of the test) that scoring ignores.
+"""
+VIDEO_README = """Synthetic video person re-identification data set, drawn by synthetic.py: nobody in it exists.
+Layout and file names are those of MARS: 0002C1T0001F012.jpg is person 2, camera 1, tracklet 1, frame 12.
+bbox_train: odd pids. bbox_test: even pids; 0000 are distractors (strangers, background, parts of people), 00-1 is junk
+(bad boxes around people of the test) that scoring ignores. info: the file names, and the tracklets as rows of (first
+line, last line, pid, camera) in them, all counted from 1; query_IDX holds the rows of tracks_test_info to ask for.
 """
 
 # Difficulty. The first three are factors: 0 switches the effect off, 1 is harsh.
@@ -49,9 +64,14 @@ BOX_JITTER = 0.7  # detector boxes: shifted, loose, tight
 OCCLUSION_RATE = 0.15  # share of shots with something in front of the person
 LOOKALIKES = 3  # people whose numbers follow each other and who wear the same colours
 TRAIN_SHOTS, TEST_SHOTS = (1, 3), (3, 5)  # least and most pictures of a person in one camera
+TRAIN_TRACKS, TEST_TRACKS = (1, 2), (2, 3)  # the same of tracklets
+DRIFT = 1.0  # how far light, view and focus wander within a tracklet: a factor as above
+PASSING_RATE = 0.5  # share of walks that meet something in front, should the tracklet last so long
+MISS_RATE = 0.12  # share of a tracklet's pictures where the detector's box is far off
 
 PASSER_BY, STRANGER = 10_000, 20_000  # first pids, beyond those of the files, of people in front and of distractors
-LOOK, GROUP, ROUTE, VISIT, SHOT, SCENE = range(6)  # what a generator is for: the first number of its key
+# What a generator is for: the first number of its key
+LOOK, GROUP, ROUTE, VISIT, SHOT, SCENE, LENGTH, WALK, FRAME, LENS = range(10)
 
 
 def rgb(*codes):
@@ -530,28 +550,30 @@ def dull_colour(rng):
     return (rng.uniform(0.2, 0.65) + rng.normal(0, 0.05, 3)).astype(np.float32)
 
 
-def paint_obstacle(canvas, seed, camera, rng, feet, size):
-    """Something in front of the person: a pole, a bush, a wall, another person."""
+def paint_obstacle(canvas, seed, camera, rng, feet, size, shift=0.0):
+    """Something in front of the person, moved right by shift pixels: a pole, a bush, a wall, another person."""
     h, w = canvas.shape[:2]
     kind = rng.choice(("pole", "bush", "wall", "person"), p=(0.2, 0.2, 0.2, 0.4))
     if kind == "pole":
-        x, half = rng.uniform(0.15, 0.85) * w, rng.uniform(4, 10)
+        x, half = rng.uniform(0.15, 0.85) * w + shift, rng.uniform(4, 10)
         ends = np.array([[x, -20.0], [x, h + 20.0]])
         paint_tube(canvas, *ends, np.full(2, half), dull_colour(rng), 1, camera.light)
     elif kind == "bush":
-        centre, spread = rng.uniform(0, w), rng.uniform(0.2, 0.45) * w
+        centre, spread = rng.uniform(0, w) + shift, rng.uniform(0.2, 0.45) * w
         for _ in range(14):
             at = np.array([centre + rng.normal(0, spread * 0.5), h - abs(rng.normal(0, 0.1)) * h])
             colour = np.array([0.16, 0.34, 0.13], np.float32) * np.float32(rng.uniform(0.7, 1.3))
             paint_tube(canvas, at, at + 1, np.full(2, rng.uniform(8, 20)), colour, 1, camera.light)
     elif kind == "wall":
-        ends = np.array([[w / 2, h * rng.uniform(0.68, 0.85)], [w / 2, h * 2.0]])
+        x = w / 2 + shift
+        ends = np.array([[x, h * rng.uniform(0.68, 0.85)], [x, h * 2.0]])
         paint_tube(canvas, *ends, np.full(2, w * 2.0), dull_colour(rng), 9, camera.light)
     else:
         look = random_look(seed, PASSER_BY + int(rng.integers(5000)))
-        aside = rng.choice((-1, 1)) * rng.uniform(0.24, 0.4) * size
-        paint_person(canvas, look, random_pose(rng, rng.uniform(-np.pi, np.pi)), camera,
-                     feet=feet + [aside, 0.05 * size], size=size * rng.uniform(1.0, 1.15))  # fmt: skip
+        aside = rng.choice((-1, 1)) * rng.uniform(0.24, 0.4) * size + shift
+        pose = random_pose(rng, rng.uniform(-np.pi, np.pi))
+        pose.phase += 8 * shift / size
+        paint_person(canvas, look, pose, camera, feet=feet + [aside, 0.05 * size], size=size * rng.uniform(1.0, 1.15))
 
 
 def random_pose(rng, yaw):
@@ -565,8 +587,9 @@ def random_pose(rng, yaw):
     )
 
 
-def through_lens(image, camera, rng, exposure):
-    """Picture as it is -> uint8 (H, W, 3) as this camera records it."""
+def through_lens(canvas, camera, rng, exposure, grain):
+    """What is drawn -> uint8 (HEIGHT, WIDTH, 3) as this camera records it; grain: the generator of the noise."""
+    image = Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
     power, spread = CAMERA_STRENGTH, SHOT_STRENGTH
     gain = np.array(camera.gain) ** power * np.exp(rng.normal(0, 0.05 * spread, 3) + exposure)
     pixels = np.asarray(image, np.float32) / 255 * gain.astype(np.float32)
@@ -581,7 +604,7 @@ def through_lens(image, camera, rng, exposure):
         small = (round(image.width * detail), round(image.height * detail))
         image = image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.BILINEAR)
     image = image.filter(ImageFilter.GaussianBlur(power * camera.blur * rng.uniform(0.6, 1.5)))
-    noise = rng.normal(0, power * camera.noise, (*pixels.shape[:2], 3))
+    noise = grain.normal(0, power * camera.noise, (*pixels.shape[:2], 3))
     return np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
 
 
@@ -622,8 +645,45 @@ def draw_shot(seed, pid, camid, shot, kind="good"):
         paint_person(canvas, random_look(seed, pid), pose, camera, feet=feet, size=size)
     if rng.random() < OCCLUSION_RATE:
         paint_obstacle(canvas, seed, camera, rng, feet, size)
-    image = Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-    return through_lens(image, camera, rng, where.exposure), int(camera.quality + rng.integers(-6, 7))
+    return through_lens(canvas, camera, rng, where.exposure, rng), int(camera.quality + rng.integers(-6, 7))
+
+
+def wander(rng, frame, period):
+    """A number around 0, of deviation 1, that changes smoothly with the frame; period: frames there and back."""
+    speed, phase = rng.uniform(0.6, 1.4, 3), rng.uniform(0, 2 * np.pi, 3)
+    return float(np.sqrt(2 / 3) * np.sin(2 * np.pi * speed * frame / period + phase).sum())
+
+
+def draw_frame(seed, pid, camid, track, frame, kind="good"):
+    """One picture of a tracklet, in the way of draw_shot. How the person walks depends on the tracklet alone."""
+    walk, now = generator(WALK, seed, pid, camid, track), generator(FRAME, seed, pid, camid, track, frame)
+    camera, where = CAMERAS[camid], visit(seed, pid, camid)
+    camera = camera._replace(blur=camera.blur + 4 * DRIFT * max(0.0, wander(walk, frame, 30) - 0.4))
+    exposure = where.exposure + DRIFT * (walk.normal(0, 0.08) + 0.12 * wander(walk, frame, 40))
+    yaw = where.yaw + walk.normal(0, 0.25)
+    pose = random_pose(walk, yaw + 0.3 * DRIFT * wander(walk, frame, 50))
+    pose.stride = max(pose.stride, 0.15)
+    pose.phase += frame * walk.uniform(0.25, 0.45)
+    w, h = round(WIDTH * SCALE * walk.uniform(0.76, 0.94)), HEIGHT * SCALE
+    pan = np.sin(yaw) * walk.uniform(1, 3)  # the box follows the walker, so the background moves
+    left = int(np.clip(where.corner[0] + 30 + pan * frame, 0, where.scene.shape[1] - w))
+    canvas = where.scene[where.corner[1] : where.corner[1] + h, left : left + w].copy()
+
+    jitter = BOX_JITTER * (1 if kind == "good" else 4)
+    miss = 3 if now.random() < MISS_RATE else 1
+    grow, aside, down = (wander(walk, frame, 30) + 0.5 * miss * now.normal() for _ in range(3))
+    size = h * camera.zoom * np.exp(0.05 * jitter * grow) * 1.03
+    feet = np.array([w * (0.5 + 0.04 * jitter * aside), h * (0.965 + 0.02 * jitter * down)])
+    if kind == "junk":
+        feet[0] += walk.choice((-1, 1)) * w * walk.uniform(0.3, 0.55)
+    if kind != "background":
+        paint_person(canvas, random_look(seed, pid), pose, camera, feet=feet, size=size)
+    passes, speed = walk.random() < PASSING_RATE, walk.choice((-1, 1)) * walk.uniform(0.15, 0.4)
+    shift = w * speed * (frame - walk.uniform(0, 30))
+    if passes and abs(shift) < 3 * w:
+        paint_obstacle(canvas, seed, camera, walk, feet, size, shift)
+    lens = generator(LENS, seed, pid, camid, track)
+    return through_lens(canvas, camera, lens, exposure, now), camera.quality
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -638,13 +698,13 @@ def plan_route(seed, pid, shots):
 
 
 def plan_dataset(num_train_ids, num_test_ids, num_distractors, num_junk, seed):
-    """List of (file name below the set's folder, arguments of draw_shot)."""
+    """List of (file name below the set's folder, (draw_shot, *its arguments))."""
     plan = []
 
     def add(folder, name, frame, *arguments):
         seed, pid, camid, _, _ = arguments
         sequence = visit(seed, pid, camid).sequence
-        plan.append((f"{folder}/{name}_c{camid + 1}s{sequence}_{frame:06d}_01.jpg", arguments))
+        plan.append((f"{folder}/{name}_c{camid + 1}s{sequence}_{frame:06d}_01.jpg", (draw_shot, *arguments)))
 
     def add_person(pid, shots, folders):
         for camid, count in plan_route(seed, pid, shots):
@@ -666,14 +726,86 @@ def plan_dataset(num_train_ids, num_test_ids, num_distractors, num_junk, seed):
     return plan
 
 
+class Tracklet(NamedTuple):
+    folder: str  # bbox_train or bbox_test
+    label: str  # four characters: 0000 a distractor, 00-1 junk, else the pid
+    camid: int
+    number: int  # counts the tracklets of this label and camera from 1
+    frames: int
+    query: bool
+    shown: int  # pid of the person that is drawn
+    track: int  # which walk of theirs
+    kind: str  # see draw_shot
+
+
+def plan_video(num_train_ids, num_test_ids, num_distractors, num_junk, seed):
+    """List of Tracklet in the order of the file names. The first of a test person in each camera is a query. One test
+    person in 25, from the third on, is seen once only: a query without a match, as MARS has them, too."""
+    tracklets = []
+
+    def add(folder, label, camid, number, query, shown, track, kind):
+        rng = generator(LENGTH, seed, shown, camid, track)
+        frames = int(min(4 + rng.exponential(6), 40)) if rng.random() > 0.04 else int(rng.integers(2, 4))
+        tracklets.append(Tracklet(folder, label, camid, number, frames, query, shown, track, kind))
+
+    for index in range(num_train_ids):
+        pid = 2 * index + 1
+        for camid, count in plan_route(seed, pid, TRAIN_TRACKS):
+            for track in range(count):
+                add("bbox_train", f"{pid:04d}", camid, track + 1, False, pid, track, "good")
+    for index in range(num_test_ids):
+        pid, once = 2 * index + 2, index % 25 == 2
+        for camid, count in plan_route(seed, pid, TEST_TRACKS)[: 1 if once else None]:
+            for track in range(1 if once else count):
+                add("bbox_test", f"{pid:04d}", camid, track + 1, track == 0, pid, track, "good")
+    for index in range(num_distractors):
+        kind, camid = ("good", "background", "junk")[index % 3], index // 3 % len(CAMERAS)
+        add("bbox_test", "0000", camid, index + 1, False, STRANGER + index, 0, kind)
+    for index in range(num_junk):
+        pid, camid = 2 * (index % num_test_ids) + 2, index % len(CAMERAS)
+        add("bbox_test", "00-1", camid, index + 1, False, pid, JUNK_SHOT + index, "junk")
+    return sorted(tracklets)
+
+
+def mat_file(name, values):
+    """The bytes of a .mat file with one variable."""
+    from scipy.io import savemat  # not above: pictures do without
+
+    written = io.BytesIO()
+    savemat(written, {name: values})
+    return b"MATLAB 5.0 MAT-file, drawn by synthetic.py".ljust(116) + written.getvalue()[116:]  # it says when, else
+
+
+def plan_video_files(**sizes):
+    """The plan of a video set, as plan_dataset gives it, and its other files {name below the set's folder: bytes}."""
+    plan, others = [], {"readme.txt": VIDEO_README.encode()}
+    tracklets = plan_video(**sizes)
+    for part in ("train", "test"):
+        lines, rows, queries = [], [], []
+        for track in tracklets:
+            if track.folder != f"bbox_{part}":
+                continue
+            pid = -1 if track.label == "00-1" else int(track.label)
+            rows.append((len(lines) + 1, len(lines) + track.frames, pid, track.camid + 1))
+            queries += [len(rows)] * track.query
+            for frame in range(track.frames):
+                lines.append(f"{track.label}C{track.camid + 1}T{track.number:04d}F{frame + 1:03d}.jpg")
+                arguments = (draw_frame, sizes["seed"], track.shown, track.camid, track.track, frame, track.kind)
+                plan.append((f"{track.folder}/{track.label}/{lines[-1]}", arguments))
+        others[f"info/{part}_name.txt"] = "".join(line + "\r\n" for line in lines).encode()
+        others[f"info/tracks_{part}_info.mat"] = mat_file(f"track_{part}_info", np.array(rows, np.int32))
+    others["info/query_IDX.mat"] = mat_file("query_IDX", np.array([queries], np.uint16))
+    return plan, others
+
+
 def draw_file(task):
-    path, arguments = task
-    pixels, quality = draw_shot(*arguments)
+    path, (draw, *arguments) = task
+    pixels, quality = draw(*arguments)
     Image.fromarray(pixels).save(path, quality=quality)
 
 
 def draw_files(tasks, processes):
-    """Draw and save all (path, arguments of draw_shot); a generator that yields once per file."""
+    """Draw and save all (path, (draw_shot or draw_frame, *its arguments)); a generator that yields once per file."""
     if processes == 1 or len(tasks) < 100:  # starting processes would take longer
         yield from map(draw_file, tasks)
         return
@@ -695,43 +827,40 @@ def read_stamp(folder):
     return json.loads((folder / STAMP).read_text())
 
 
-def count_files(folder):
-    return {name: len(list((folder / VERSION_FOLDER / name).glob("*.jpg"))) for name in SPLITS}
+def count_files(home, parts):
+    kinds = (".jpg", ".mat", ".txt")
+    return {part: sum(path.suffix in kinds for path in (home / part).rglob("*")) for part in parts}
 
 
-def write_dataset(
-    folder, *, num_train_ids=300, num_test_ids=100, num_distractors=150, num_junk=50, seed=0, processes=None
-):
-    """Draw a set into folder and return the number of files in each part; a finished set of the same kind is reused.
+def write_set(folder, home, parts, make_plan, sizes, processes):
+    """What write_dataset and write_video_dataset share.
 
-    It appears under its name only when it is complete. A set of other parameters that this file wrote is replaced;
-    a folder of anyone else raises FileExistsError.
+    home: the folder below the set's that holds the parts. make_plan(**sizes) gives what is drawn and the other files.
     """
     folder = Path(folder).resolve()
-    sizes = {"num_train_ids": num_train_ids, "num_test_ids": num_test_ids}
-    for name, value in sizes.items():
-        if not 1 <= value <= MAX_IDS:
-            raise ValueError(f"{name} is {value}: give 1 to {MAX_IDS}, as file names hold four digits of a pid")
-    sizes.update(num_distractors=num_distractors, num_junk=num_junk, seed=seed)
+    for name in ("num_train_ids", "num_test_ids"):
+        if not 1 <= sizes[name] <= MAX_IDS:
+            raise ValueError(f"{name} is {sizes[name]}: give 1 to {MAX_IDS}, as file names hold four digits of a pid")
     if min(sizes.values()) < 0:
         raise ValueError(f"negative number in {sizes}: give 0 or more")
     wanted = {**sizes, "drawn_by": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}
     found = read_stamp(folder)
-    if found and found["parameters"] == wanted and found["files"] == count_files(folder):
+    if found and found["parameters"] == wanted and found["files"] == count_files(folder / home, parts):
         return found["files"]
 
-    plan = plan_dataset(**sizes)
+    plan, others = make_plan(**sizes)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         drawing = Path(temporary, "new")
-        for name in SPLITS:
-            (drawing / VERSION_FOLDER / name).mkdir(parents=True)
-        tasks = [(drawing / VERSION_FOLDER / name, arguments) for name, arguments in plan]
+        for parent in sorted({(drawing / home / name).parent for name in [*dict(plan), *others]}):
+            parent.mkdir(parents=True, exist_ok=True)
+        tasks = [(drawing / home / name, arguments) for name, arguments in plan]
         files = draw_files(tasks, processes or os.cpu_count())
         for _ in tqdm(files, f"drawing {folder.name}", len(tasks), unit=" images", disable=None):
             pass
-        (drawing / VERSION_FOLDER / "readme.txt").write_text(README)
-        stamp = {"parameters": wanted, "files": count_files(drawing)}
+        for name, content in others.items():
+            (drawing / home / name).write_bytes(content)
+        stamp = {"parameters": wanted, "files": count_files(drawing / home, parts)}
         (drawing / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         if found:
             folder.rename(Path(temporary, "old"))
@@ -739,31 +868,60 @@ def write_dataset(
     return stamp["files"]
 
 
+def write_dataset(
+    folder, *, num_train_ids=300, num_test_ids=100, num_distractors=150, num_junk=50, seed=0, processes=None
+):
+    """Draw a set of pictures into folder and return the number of files in each part.
+
+    A finished set of the same kind is reused. A set appears under its name only when it is complete. One of other
+    parameters that this file wrote is replaced; a folder of anyone else raises FileExistsError.
+    """
+
+    def make_plan(**sizes):
+        return plan_dataset(**sizes), {"readme.txt": README.encode()}
+
+    sizes = {"num_train_ids": num_train_ids, "num_test_ids": num_test_ids, "num_distractors": num_distractors}
+    sizes.update(num_junk=num_junk, seed=seed)
+    return write_set(folder, VERSION_FOLDER, SPLITS, make_plan, sizes, processes)
+
+
+def write_video_dataset(
+    folder, *, num_train_ids=100, num_test_ids=50, num_distractors=30, num_junk=10, seed=0, processes=None
+):
+    """write_dataset for a set of tracklets; distractors and junk are counted in tracklets."""
+    for name, value in {"num_distractors": num_distractors, "num_junk": num_junk}.items():
+        if value > MAX_TRACKLETS:
+            raise ValueError(f"{name} is {value}: give 0 to {MAX_TRACKLETS}, as file names hold four digits of it")
+    sizes = {"num_train_ids": num_train_ids, "num_test_ids": num_test_ids, "num_distractors": num_distractors}
+    sizes.update(num_junk=num_junk, seed=seed)
+    return write_set(folder, "", VIDEO_PARTS, plan_video_files, sizes, processes)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Draw a synthetic person re-ID data set in Market-1501's layout.")
+    parser = argparse.ArgumentParser(description="Draw a synthetic person re-ID data set, as Market-1501 or MARS is.")
+    parser.add_argument("--video", action="store_true", help="tracklets as MARS has them, not pictures")
     parser.add_argument("--root", default="data", help="folder that holds the data sets")
-    parser.add_argument("--name", default="synthetic", help="folder of this set below --root")
+    parser.add_argument("--name", help="folder of this set below --root; default: synthetic, synthetic-video")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other people under the same cameras")
-    parser.add_argument("--train-ids", type=int, default=300, help="people to train on, about 8 pictures each")
-    parser.add_argument("--test-ids", type=int, default=100, help="people to test on, about 18 pictures each")
-    parser.add_argument("--distractors", type=int, default=150, help="gallery pictures of nobody asked for (pid 0000)")
-    parser.add_argument("--junk", type=int, default=50, help="gallery pictures that scoring ignores (pid -1)")
+    numbers = {
+        "--train-ids": ("num_train_ids", "people to train on; default: 300, of a video set 100"),
+        "--test-ids": ("num_test_ids", "people to test on; default: 100, of a video set 50"),
+        "--distractors": ("num_distractors", "in the gallery of nobody asked for (pid 0); default: 150, tracklets 30"),
+        "--junk": ("num_junk", "in the gallery and ignored by scoring (pid -1); default: 50, tracklets 10"),
+    }
+    for flag, (name, text) in numbers.items():
+        parser.add_argument(flag, type=int, dest=name, metavar="N", help=text)
     parser.add_argument("--processes", type=int, help="processes that draw; default: one per core")
     args = parser.parse_args(argv)
-    folder = Path(args.root, args.name)
+    folder = Path(args.root, args.name or ("synthetic-video" if args.video else "synthetic"))
+    given = {name: getattr(args, name) for name, _ in numbers.values() if getattr(args, name) is not None}
+    write = write_video_dataset if args.video else write_dataset
     try:
-        files = write_dataset(
-            folder,
-            num_train_ids=args.train_ids,
-            num_test_ids=args.test_ids,
-            num_distractors=args.distractors,
-            num_junk=args.junk,
-            seed=args.seed,
-            processes=args.processes,
-        )
+        files = write(folder, **given, seed=args.seed, processes=args.processes)
     except (OSError, ValueError) as error:
         raise SystemExit(f"synthetic.py: {error}") from None
-    print(f"{folder / VERSION_FOLDER}: " + ", ".join(f"{count} in {name}" for name, count in files.items()))
+    home = folder if args.video else folder / VERSION_FOLDER
+    print(f"{home}: " + ", ".join(f"{count} in {name}" for name, count in files.items()))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,16 @@ def drawn_root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def video_root(tmp_path_factory):
+    """A root with a tiny synthetic set of tracklets, drawn once; do not write into it."""
+    root = tmp_path_factory.mktemp("video")
+    synthetic.write_video_dataset(
+        root / "synthetic-video", num_train_ids=3, num_test_ids=3, num_distractors=3, num_junk=2, seed=0, processes=1
+    )
+    return root
+
+
 @pytest.fixture
 def root(drawn_root, tmp_path):
     """A copy of the tiny set that a test may spoil."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import loadmat
 
 import synthetic
 
@@ -19,9 +20,14 @@ NAME = re.compile(r"^(-1|\d{4})_c([1-6])s(\d)_(\d{6})_(\d{2})\.jpg$")
 SMALL = {"num_train_ids": 4, "num_test_ids": 3, "num_distractors": 6, "num_junk": 3}
 
 
-def digests(folder):
-    """{path below folder: hash of its bytes} of the JPEG files."""
-    files = sorted(Path(folder).rglob("*.jpg"))
+VIDEO_NAME = re.compile(r"^(\d{4}|00-1)C([1-6])T(\d{4})F(\d{3})\.jpg$")
+VIDEO_SMALL = {"num_train_ids": 3, "num_test_ids": 3, "num_distractors": 3, "num_junk": 2}  # that of video_root
+VIDEO_ONE = {"num_train_ids": 1, "num_test_ids": 1, "num_distractors": 0, "num_junk": 0, "processes": 1}
+
+
+def digests(folder, pattern="*.jpg"):
+    """{path below folder: hash of its bytes} of the files of this name."""
+    files = [path for path in sorted(Path(folder).rglob(pattern)) if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -211,3 +217,190 @@ def test_command_says_where_the_files_are(tmp_path, capsys):
     stamp = json.loads((tmp_path / "tiny" / "synthetic.json").read_text())
     assert stamp["parameters"]["seed"] == 0
     assert f"{stamp['files']['query']} in query" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def video(video_root):
+    return video_root / "synthetic-video"
+
+
+def read_tracklets(folder, part):
+    """(lines of PART_name.txt, rows of tracks_PART_info.mat), both read without synthetic.py."""
+    content = (folder / "info" / f"{part}_name.txt").read_bytes()
+    assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
+    rows = loadmat(folder / "info" / f"tracks_{part}_info.mat")[f"track_{part}_info"]
+    assert rows.dtype == np.int32 and rows.shape[1] == 4
+    return content.decode().split("\r\n")[:-1], rows
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_video_rows_tile_the_name_file_and_every_name_is_a_file(video, part):
+    names, rows = read_tracklets(video, part)
+    assert names == [path.name for path in sorted((video / f"bbox_{part}").rglob("*.jpg"))]
+    assert all((video / f"bbox_{part}" / name[:4] / name).is_file() for name in names)
+    assert rows[0, 0] == 1 and rows[-1, 1] == len(names)
+    assert (rows[1:, 0] == rows[:-1, 1] + 1).all() and (rows[:, 1] > rows[:, 0]).all()
+    seen = set()
+    for start, end, pid, camera in rows:
+        matches = [VIDEO_NAME.match(name) for name in names[start - 1 : end]]
+        ((label, shown, number),) = {match.group(1, 2, 3) for match in matches}  # one tracklet per row
+        assert (int(label.replace("00-1", "-1")), int(shown)) == (pid, camera)
+        assert [int(match[4]) for match in matches] == list(range(1, end - start + 2))
+        seen.add((label, shown, number))
+    assert len(seen) == len(rows)
+
+
+def test_video_identities_and_queries(video):
+    (_, train), (_, test) = (read_tracklets(video, part) for part in ("train", "test"))
+    index = loadmat(video / "info" / "query_IDX.mat")["query_IDX"]
+    assert index.shape[0] == 1 and len(set(index[0])) == index.shape[1]
+    query = test[index[0].astype(int) - 1]
+    gallery = np.delete(test, index[0].astype(int) - 1, axis=0)
+    assert set(train[:, 2]) == {1, 3, 5} and set(query[:, 2]) == {2, 4, 6}
+    assert len({(pid, camera) for _, _, pid, camera in query}) == len(query)
+    assert (gallery[:, 2] == 0).sum() == 3 and (gallery[:, 2] == -1).sum() == 2
+    for _, _, pid, camera in query:
+        others = set(gallery[gallery[:, 2] == pid, 3]) - {camera}
+        assert bool(others) == (pid != 6), f"query of person {pid} in camera {camera}"  # person 6 is seen once
+
+
+def test_video_files_are_small_jpegs(video):
+    for path in sorted(video.rglob("*.jpg")):
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128)), path
+    assert "drawn by synthetic.py" in (video / "readme.txt").read_text()
+
+
+def test_video_default_set():
+    """Checked on the plan alone."""
+    tracklets = synthetic.plan_video(100, 50, 30, 10, 0)
+    assert 8000 <= sum(track.frames for track in tracklets) <= 10000
+    lengths = [track.frames for track in tracklets]
+    assert min(lengths) == 2 and 20 < max(lengths) <= 40 and 5 <= np.median(lengths) <= 12
+    keys = [(track.folder, track.label, track.camid, track.number) for track in tracklets]
+    assert len(set(keys)) == len(keys)
+    cameras = defaultdict(set)
+    for track in tracklets:
+        if track.label not in ("0000", "00-1"):
+            cameras[track.label].add(track.camid)
+    alone = {label for label, seen in cameras.items() if len(seen) == 1}
+    assert len(cameras) == 150 and len(alone) == 2
+    assert {track.label for track in tracklets if track.query} == {f"{pid:04d}" for pid in range(2, 101, 2)}
+    in_gallery = {track.label for track in tracklets if track.folder == "bbox_test" and not track.query}
+    assert not in_gallery & alone
+    train = [(track.label, track.camid) for track in tracklets if track.folder == "bbox_train"]
+    assert 0.2 * len(train) < len(train) - len(set(train))  # several tracklets of a person in a camera
+
+
+def test_video_same_bytes_for_any_number_of_processes_and_others_for_another_seed(video, tmp_path):
+    assert len(digests(video)) >= 100  # else draw_files stays in this process
+    synthetic.write_video_dataset(tmp_path / "again", **VIDEO_SMALL, processes=2)
+    assert digests(tmp_path / "again", "*") == digests(video, "*")
+    synthetic.write_video_dataset(tmp_path / "other", **VIDEO_ONE, seed=1)
+    other = digests(tmp_path / "other")
+    assert other and not set(other.values()) & set(digests(video).values())
+    for path in sorted((video / "info").glob("*.mat")):
+        assert b"Created" not in path.read_bytes()  # scipy writes the time of day
+
+
+def test_video_person_looks_the_same_in_a_smaller_set(video, tmp_path):
+    synthetic.write_video_dataset(tmp_path / "part", **VIDEO_ONE)
+    part = digests(tmp_path / "part")
+    assert part and part.items() < digests(video).items()
+
+
+def test_video_neighbouring_frames_differ_and_resemble_each_other(video):
+    """Mean absolute difference of the pixels: no neighbours are copies, they are closer than frames 8 apart, and both
+    closer than two persons in one camera."""
+    names, rows = read_tracklets(video, "train")
+    tracks = []
+    for start, end, _, _ in rows:
+        paths = [video / "bbox_train" / name[:4] / name for name in names[start - 1 : end]]
+        tracks.append([np.asarray(Image.open(path)).astype(float) for path in paths])
+    near = [np.abs(a - b).mean() for track in tracks for a, b in zip(track, track[1:], strict=False)]
+    apart = [np.abs(a - b).mean() for track in tracks for a, b in zip(track, track[8:], strict=False)]
+    strangers = [
+        np.abs(first[0] - second[0]).mean()
+        for first, (_, _, pid, camera) in zip(tracks, rows, strict=True)
+        for second, (_, _, other, where) in zip(tracks, rows, strict=True)
+        if pid < other and camera == where
+    ]
+    assert min(near) > 1 and len(apart) > 10 and len(strangers) > 5
+    assert 1.5 * np.median(near) < np.median(apart) < np.median(strangers)
+    assert 2 * np.median(near) < np.median(strangers)
+
+
+def test_video_person_walks(monkeypatch):
+    """The pose of the person that is drawn, frame by frame: steps at an even pace, turns slowly, moves in the box."""
+    drawn = []
+    monkeypatch.setattr(synthetic, "paint_person", lambda *arguments, **at: drawn.append((*arguments, at)))
+    poses, places = [], []
+    for frame in range(12):
+        drawn.clear()
+        synthetic.draw_frame(0, 1, 1, 0, frame)
+        poses.append(drawn[0][2])
+        places.append([*drawn[0][4]["feet"], drawn[0][4]["size"]])
+    steps = np.diff([pose.phase for pose in poses])
+    assert np.allclose(steps, steps[0]) and 0.25 <= steps[0] <= 0.45
+    turns = np.diff([pose.yaw for pose in poses])
+    assert 0 < np.abs(turns).max() < 0.15
+    assert len({(pose.stride, pose.lift, pose.lifted, pose.splay) for pose in poses}) == 1
+    assert (np.ptp(places, axis=0) > 0.5).all()
+
+
+def test_video_something_passes_in_front(monkeypatch):
+    """An obstacle comes at an even pace from one side and leaves on the other, and remains what it is."""
+    passes = defaultdict(list)
+    monkeypatch.setattr(
+        synthetic,
+        "paint_obstacle",
+        lambda canvas, seed, camera, rng, feet, size, shift: passes[track].append((shift, rng.random())),
+    )
+    for track in range(8):
+        for frame in range(0, 40, 2):
+            synthetic.draw_frame(0, 1, 0, track, frame)
+    assert 1 <= len(passes) < 8
+    for met in passes.values():
+        shifts, first_numbers = zip(*met, strict=True)
+        assert np.allclose(np.diff(shifts), np.diff(shifts)[0]) and len(set(first_numbers)) == 1
+    assert any(min(met)[0] < 0 < max(met)[0] for met in passes.values())
+
+
+def test_video_command(tmp_path, capsys):
+    sizes = ["--train-ids", "1", "--test-ids", "1", "--distractors", "0", "--junk", "0"]
+    synthetic.main(["--video", "--root", str(tmp_path), *sizes])
+    folder = tmp_path / "synthetic-video"
+    stamp = json.loads((folder / "synthetic.json").read_text())
+    said = [f"{count} in {part}" for part, count in stamp["files"].items()]
+    assert said[2] == "5 in info" and f"{folder}: {', '.join(said)}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["synthetic-video"]
+    before = digests(folder, "*")
+    (folder / "info" / "query_IDX.mat").unlink()
+    synthetic.main(["--video", "--root", str(tmp_path), *sizes])
+    assert digests(folder, "*") == before
+    synthetic.main(["--root", str(tmp_path), "--name", "synthetic-video", *sizes])  # pictures, the same numbers
+    assert sorted(path.name for path in folder.iterdir()) == [synthetic.VERSION_FOLDER, "synthetic.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train-ids", "0"], "num_train_ids is 0: give 1 to 4999"),
+        (["--test-ids", "5000"], "num_test_ids is 5000: give 1 to 4999"),
+        (["--junk", "-1"], "negative number .*num_junk.*give 0 or more"),
+        (["--distractors", "10000"], "num_distractors is 10000: give 0 to 9999"),
+        (["--seed", "-1"], "negative number .*seed"),
+    ],
+)
+def test_video_command_refuses_impossible_numbers(tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        synthetic.main(["--video", "--root", str(tmp_path), *flags])
+    assert not any(tmp_path.iterdir())
+
+
+def test_video_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "mars").mkdir()
+    (tmp_path / "mars" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(SystemExit, match="not written by synthetic.py"):
+        synthetic.main(["--video", "--root", str(tmp_path), "--name", "mars"])
+    assert (tmp_path / "mars" / "mine.jpg").read_bytes() == b"mine"
