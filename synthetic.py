@@ -730,7 +730,7 @@ class Tracklet(NamedTuple):
     folder: str  # bbox_train or bbox_test
     label: str  # four characters: 0000 a distractor, 00-1 junk, else the pid
     camid: int
-    number: int  # counts the tracklets of this label and camera from 1
+    number: int  # no other tracklet of this label and camera has it
     frames: int
     query: bool
     shown: int  # pid of the person that is drawn
@@ -773,7 +773,8 @@ def mat_file(name, values):
 
     written = io.BytesIO()
     savemat(written, {name: values})
-    return b"MATLAB 5.0 MAT-file, drawn by synthetic.py".ljust(116) + written.getvalue()[116:]  # it says when, else
+    title = b"MATLAB 5.0 MAT-file, drawn by synthetic.py"  # scipy's holds the time of day, so no two files were alike
+    return title.ljust(116) + written.getvalue()[116:]
 
 
 def plan_video_files(**sizes):

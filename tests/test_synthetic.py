@@ -392,7 +392,8 @@ def test_video_command(tmp_path, capsys):
         (["--seed", "-1"], "negative number .*seed"),
     ],
 )
-def test_video_command_refuses_impossible_numbers(tmp_path, flags, message):
+def test_video_command_refuses_impossible_numbers(tmp_path, monkeypatch, flags, message):
+    monkeypatch.setattr(synthetic, "plan_video_files", None)  # refused before anything is planned
     with pytest.raises(SystemExit, match=message):
         synthetic.main(["--video", "--root", str(tmp_path), *flags])
     assert not any(tmp_path.iterdir())
