@@ -1367,6 +1367,35 @@ def test_persons_of_two_id_spaces_do_not_overlap(forest, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+def combined(name, root, split=0):
+    return data.load_dataset(name, root, split=split, combine=True)
+
+
+def test_combining_trains_on_the_test_persons_too(forest):
+    """Each image once; but for nobody: distractors, and the persons of PRID that one camera saw."""
+    whole = data.read_dataset("market1501", forest)
+    found = combined("market1501", forest)
+    assert found.train == sorted(i for part in whole for i in part if i.pid != 0)
+    assert found[1:] == whole[1:]
+    assert persons(combined("grid", forest).train) == {1, 2, 4, 250}
+    assert persons(combined("prid", forest).train) == {1, 2, 3, 5, 200}
+    for split in range(4):  # 0 is a person in VIPeR
+        assert combined("viper", forest, split).train == all_images(forest, "viper")
+    classic = data.read_dataset("cuhk03-classic", forest)  # where an image is both query and gallery
+    assert combined("cuhk03-classic", forest).train == sorted(classic.train + classic.gallery)
+
+
+def test_combining_two_id_spaces_and_the_validation_images(forest):
+    """MSMT17: 0 of the test is a person of its own; list_val is of the training's persons."""
+    found = combined("msmt17", forest)
+    names = [[Path(i.paths[0]).relative_to(forest / "msmt17/MSMT17_V1").parts[:2] for i in found.train if i.pid == pid]
+             for pid in sorted(persons(found.train))]  # fmt: skip
+    assert [sorted(set(name)) for name in names] == [
+        [("train", "0000")], [("train", "0001")], [("test", "0000")], [("test", "0002")]]  # fmt: skip
+    assert [len(name) for name in names] == [3, 1, 2, 2]
+    assert len(data.load_dataset("msmt17", forest).train) == 3
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # python data.py --check
 
@@ -1415,6 +1444,14 @@ def test_check_of_a_split_that_is_not_there(forest, capsys):
     assert check(capsys, "--check", "viper", "--root", forest, "--split", 19)[0] == 0
     code, printed = check(capsys, "--check", "viper", "--root", forest, "--split", 20)
     assert code == 1 and "19" in printed
+
+
+def test_check_tells_each_finding_once(tmp_path, capsys):
+    mars(tmp_path)
+    market1501(tmp_path)
+    draw(tmp_path / "market1501/Market-1501-v15.09.15/query/stranger.jpg", 5)
+    printed = check(capsys, "--check", "market1501", "mars", "--root", tmp_path)[1]
+    assert printed.count("stranger.jpg") == printed.count("0006C5T0001F001.jpg") == 1
 
 
 @pytest.fixture
