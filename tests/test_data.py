@@ -149,13 +149,13 @@ def test_multi_query_takes_persons_under_the_cameras_of_their_queries(tmp_path):
     )  # fmt: skip
 
 
-def test_multi_query_without_its_images(tmp_path, monkeypatch):
+def test_multi_query_without_its_images(tmp_path):
     tree(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"gt_bbox.*DATASETS\.md"):
         data.load_multi_query("market1501", tmp_path, [])
-    monkeypatch.setitem(data.DATASETS, "other", data.Dataset("market1501", data.parse_market1501, None))
-    with pytest.raises(ValueError, match="other has no images for multi-query; these have: market1501, synthetic"):
-        data.load_multi_query("other", tmp_path, [])
+    able = "market1501, market1501-500k, synthetic"
+    with pytest.raises(ValueError, match=f"viper has no images for multi-query; these have: {able}$"):
+        data.load_multi_query("viper", tmp_path, [])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1368,6 +1368,22 @@ def test_persons_of_two_id_spaces_do_not_overlap(forest, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+def test_evaluation_where_there_is_something_to_evaluate(forest):
+    assert data.load_dataset("cuhksysu", forest, evaluate=None).train
+    assert len(data.load_dataset("mars", forest, evaluate=None).query) == 1
+
+
+@pytest.mark.parametrize("source, target, people", [
+    ("cuhk01", "cuhk02", "CUHK campus"), ("market1501", "mars", "Market-1501"), ("prid", "prid2011", "PRID2011"),
+    ("dukemtmcreid", "occluded_duke", "Duke"), ("cuhk03", "cuhk03-np", "CUHK03"), ("viper", "viper", None),
+    ("synthetic", "market1501", None), ("folder:x", "synthetic", None), ("synthetic", "synthetic-video", None),
+])  # fmt: skip
+def test_sets_that_show_the_same_people(capsys, source, target, people):
+    data.warn_of_shared_persons([source], [target])
+    printed = capsys.readouterr().out
+    assert (f"{source} and {target}" in printed and people in printed) if people else not printed
+
+
 def combined(name, root, split=0):
     return data.load_dataset(name, root, split=split, combine=True)
 
@@ -1639,9 +1655,9 @@ def test_published_counts(tmp_path, capsys):
     assert re.search("751 ids.*12936", capsys.readouterr().out)
 
 
-def test_kinds_of_the_data_sets():
-    assert {name for name, row in data.DATASETS.items() if row.video} == {
-        "mars", "ilidsvid", "prid2011", "dukemtmcvidreid", "synthetic-video"}  # fmt: skip
+def test_kinds_of_the_data_sets(forest):
+    assert {name for name in BUILDERS if data.has_video(data.read_dataset(name, forest))} == {
+        "mars", "ilidsvid", "prid2011", "dukemtmcvidreid", "synthetic-video", "folder:own/listed"}  # fmt: skip
     assert {name for name, row in data.DATASETS.items() if row.protocol != "market1501"} == {
         "cuhk03-classic", "cuhk03-classic-labeled"}  # fmt: skip
     several = {name: row.num_splits for name, row in data.DATASETS.items() if row.num_splits > 1}
