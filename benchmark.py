@@ -567,7 +567,7 @@ def measure_data(device, dataset, root, gigabytes):
     measure_large_cache(device, gigabytes)
 
 
-def measure_large_cache(device, gigabytes, size=(160, 64), batch=32, steps=20):
+def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
     """Training steps on rows spread over a cache of that size on disk; prints the anonymous memory of the process."""
     count = int(gigabytes * 1e9 / (3 * size[0] * size[1]))
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:

@@ -1,28 +1,18 @@
-"""Data sets, images and video: parsers, protocols, checks of what was found.
+"""Data sets, images and video: the table of them, and checks of what was found.
 
     splits = load_dataset("market1501", root="data")        # .train .query .gallery: sorted lists of Item
     python data.py --check market1501 mars --root data      # what is there, and what is wrong with it
 
-An Item is a tracklet of one or more image files; an image is a tracklet of one. A parser is a function of the data
-set's folder and the number of the split, and a data set is a row of the table at the end of this file; a variant, such
-as the hand-drawn boxes of CUHK03, is a row of its own. DATASETS.md says where each set comes from.
-
-Splits that the authors left to chance are drawn here from a private generator that is seeded by their number: the same
-on every machine, in any order of calls, and nothing is stored beside the data. Other code drew others, so scores on
-such sets compare as means over all splits.
+An Item is a tracklet of one or more image files; an image is a tracklet of one. A data set is a row of the table at the
+end of this file; a variant, such as the hand-drawn boxes of CUHK03, is a row of its own. parsers.py reads the folders,
+DATASETS.md says where each set comes from.
 """
 
 import argparse
-import contextlib
-import csv
 import difflib
 import hashlib
 import io
-import json
 import os
-import random
-import re
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -35,22 +25,32 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What passes between the rooms
-
-
-class Item(NamedTuple):
-    """A tracklet of one or more image files of one person (pid as the data set names it) under one camera (0-based)."""
-
-    paths: tuple[str, ...]
-    pid: int
-    camid: int
-
-
-class Splits(NamedTuple):
-    train: list[Item]
-    query: list[Item]
-    gallery: list[Item]
+from parsers import (
+    DUKE_NAME,
+    MARKET_PARTS,
+    Item,
+    Splits,
+    parse_cuhk01,
+    parse_cuhk02,
+    parse_cuhk03,
+    parse_dukemtmcvidreid,
+    parse_grid,
+    parse_ilids,
+    parse_ilidsvid,
+    parse_market1501,
+    parse_market1501_boxes,
+    parse_mars,
+    parse_msmt17,
+    parse_msmt17_validation,
+    parse_named,
+    parse_occluded_reid,
+    parse_own,
+    parse_prid,
+    parse_prid450s,
+    parse_prid2011,
+    parse_viper,
+    some,
+)
 
 
 class Dataset(NamedTuple):
@@ -65,535 +65,7 @@ class Dataset(NamedTuple):
     nobody: frozenset | range = frozenset()  # pids that are no person to learn: distractors
     access: str = "free for research from its authors"
     parse_multi_query: Callable | None = None  # folder -> items, images that multi-query pools
-
-
-def some(names, limit=5):
-    """The first few of many names, for a message."""
-    return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading folders and files
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
-
-def list_folder(folder, wanted):
-    """Sorted names in `folder` of the entries that are `wanted`, hidden ones (.name, ._name of macOS) left out."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"not found: {folder}")
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and wanted(entry))
-
-
-def list_images(folder):
-    """Sorted names of the image files directly in `folder`; ValueError where there are none."""
-    names = list_folder(folder, lambda entry: entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file())
-    if not names:
-        raise ValueError(f"no images in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return names
-
-
-def list_folders(folder, pattern=""):
-    """Sorted names of the folders in `folder` that begin like `pattern`; ValueError where there are none."""
-    names = list_folder(folder, lambda entry: re.match(pattern, entry.name) and entry.is_dir())
-    if not names:
-        raise ValueError(f"no folders in {folder}" + (f" with names such as {pattern}" if pattern else ""))
-    return names
-
-
-def match_names(folder, names, pattern):
-    """(name, match) of the names that begin like `pattern`; a printed line tells which do not."""
-    pattern = re.compile(pattern, re.IGNORECASE)
-    matches = [(name, pattern.match(name)) for name in names]
-    strangers = [name for name, match in matches if match is None]
-    if strangers:
-        print(f"{folder}: {len(strangers)} images left out, not named by the data set's rule: {some(strangers)}")
-    return [(name, match) for name, match in matches if match]
-
-
-def camera_from_one(match):
-    return int(match[2]) - 1
-
-
-def by_name(folder, pattern, camid=camera_from_one, junk=()):
-    """An item for each image in `folder` whose name begins like `pattern` -> (pid, ...), without pids in `junk`."""
-    found = match_names(folder, list_images(folder), pattern)
-    return [
-        Item((os.path.join(folder, name),), int(match[1]), camid(match))
-        for name, match in found
-        if int(match[1]) not in junk
-    ]
-
-
-def tracklet(folder, pattern, pid, camid):
-    """The images in `folder` as one item; `pattern` finds the number of the frame, which makes the order."""
-    frames = match_names(folder, list_images(folder), pattern)
-    frames = sorted(frames, key=lambda frame: (int(frame[1][1] or 0), frame[0]))
-    return Item(tuple(os.path.join(folder, name) for name, _ in frames), pid, camid)
-
-
-def read_lines(path):
-    """(line number from 1, text) of the lines of a text file that hold anything; CRLF or LF."""
-    if not path.is_file():
-        raise FileNotFoundError(f"not found: {path}")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def read_mat(path, name):
-    """The variable `name` of a MATLAB file (version 5) as numpy gives it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"not found: {path}")
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(f"{path} is read with scipy, which is not installed: pip install scipy") from error
-    try:
-        content = loadmat(path)
-    except Exception as error:  # scipy raises a dozen types for broken files
-        raise ValueError(f"{path} is broken or no MATLAB file, get it anew: {error}") from error
-    if name not in content:
-        names = [key for key in sorted(content) if not key.startswith("__")]
-        raise ValueError(f"{path} has no variable {name}, only {', '.join(names) or 'none'}: is it the right file?")
-    return content[name]
-
-
-def integers(array):
-    """A MATLAB array of any shape and type as int64 (N,): their unsigned numbers would wrap around below zero."""
-    return np.asarray(array).ravel().astype(np.int64)
-
-
-def require_files(source, paths):
-    """FileNotFoundError where a list names files that are not there; one look at each folder, not at each file."""
-    there = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    absent = [path for path in paths if os.path.basename(path) not in there[os.path.dirname(path)]]
-    if absent:
-        raise FileNotFoundError(f"not found: {len(absent)} of the {len(paths)} files in {source}: {some(absent)}")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Protocols: who is trained on, who is searched
-
-
-def halve(pids, number):
-    """Random half of the persons for training (the smaller one where they are odd), by a generator of its own.
-
-    Of Python's generator only random() is used: its sequence for a seed is promised to stay the same.
-    """
-    draw = random.Random(number).random
-    order = sorted(sorted(set(pids)), key=lambda _: draw())
-    return set(order[: len(order) // 2])
-
-
-def across_views(items, train, test, query_camid=0):
-    """Train items of both views; queries are the test persons in one view, the gallery shows them in the other."""
-    return Splits(
-        [item for item in items if item.pid in train],
-        [item for item in items if item.pid in test and item.camid == query_camid],
-        [item for item in items if item.pid in test and item.camid != query_camid],
-    )
-
-
-def paired(views):
-    """(items, persons) of those who are seen in both of two views."""
-    persons = {item.pid for item in views[0]} & {item.pid for item in views[1]}
-    return [item for view in views for item in view if item.pid in persons], persons
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Parsers: folders of images whose names tell person and camera
-
-MARKET_NAME = r"(-1|\d{4})_c([1-6])(?!\d)"  # 0002_c1s1_000451_03.jpg; ends differ, 18 real files end in .jpg.jpg
-DUKE_NAME = r"(\d{4})_c([1-8])(?!\d)"  # 0019_c1_f0051230.jpg
-
-
-def parse_named(folder, split, *, parts, pattern, inner="", camid=camera_from_one, junk=()):
-    """Images in the folders `parts` of each split, below `inner` where that is there.
-
-    Train images may be missing: who tests a network does without, and training stops at the empty split.
-    """
-    base = folder / inner if (folder / inner).is_dir() else folder
-    missing = [str(base / name) for names in parts for name in names if not (base / name).is_dir()]
-    found = []
-    for names in parts:
-        try:
-            found.append([item for name in names for item in by_name(base / name, pattern, camid, junk)])
-        except (FileNotFoundError, ValueError) as error:
-            if found or not any(parts[1:]) or missing == [str(base / name) for part in parts for name in part]:
-                raise type(error)(f"not found: {', '.join(missing)}" if missing else str(error)) from error
-            print(f"no train images: {error}")
-            found.append([])
-    return Splits(*found)
-
-
-MARKET_PARTS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
-parse_market1501 = partial(
-    parse_named, parts=MARKET_PARTS, pattern=MARKET_NAME, inner="Market-1501-v15.09.15", junk={-1}
-)
-
-
-def parse_market1501_boxes(folder):
-    """The boxes drawn by hand, of all persons: several per person and camera, which multi-query pools."""
-    return parse_market1501(folder, 0, parts=((), ("gt_bbox",), ())).query
-
-
-def parse_occluded_reid(folder, split):
-    """Whole bodies are searched for with occluded ones; a folder is a person."""
-    base = folder / "Occluded_REID" if (folder / "Occluded_REID").is_dir() else folder
-    views = []
-    for camid, view in enumerate(("occluded_body_images", "whole_body_images")):
-        names = list_folders(base / view, r"\d+$")
-        views.append([
-            Item((str(base / view / name / image),), int(name), camid)
-            for name in names for image in list_images(base / view / name)
-        ])  # fmt: skip
-    return Splits([], *views)
-
-
-def parse_cuhk02(folder, split):
-    """Five pairs of cameras with people of their own: four to train on, the fifth to test."""
-    views = []
-    for pair in range(1, 6):
-        for view in (1, 2):
-            images = by_name(folder / "Dataset" / f"P{pair}" / f"cam{view}", r"(\d+)_", lambda _: 0)
-            views.append([Item(i.paths, pair * 10000 + i.pid, (pair - 1) * 2 + view - 1) for i in images])
-    return Splits([item for view in views[:8] for item in view], views[8], views[9])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Parsers: two views, and random halves of the persons
-
-
-def two_views(folder, pattern):
-    """Items of the images in the folders cam_a (camera 0) and cam_b (camera 1)."""
-    return [by_name(folder / name, pattern, lambda _, c=camid: c) for camid, name in enumerate(("cam_a", "cam_b"))]
-
-
-def parse_viper(folder, split):
-    """The angle behind the number differs between the views. An odd split is the one before with the views swapped."""
-    items, persons = paired(two_views(folder / "VIPeR", r"(\d{3})_\d"))
-    train = halve(persons, split // 2)
-    return across_views(items, train, persons - train, split % 2)
-
-
-def parse_cuhk01(folder, split):
-    """0001003.png: person 1, image 3; images 1 and 2 are of one view, 3 and 4 of the other. Directions as in VIPeR."""
-    items = by_name(folder / "campus", r"(\d{4})(\d{3})\.", lambda match: (int(match[2]) - 1) // 2)
-    persons = {item.pid for item in items}
-    train = halve(persons, split // 2)
-    return across_views(items, train, persons - train, split % 2)
-
-
-def parse_prid450s(folder, split):
-    """Queries are of view a. The folders also hold masks, which are named otherwise."""
-    items, persons = paired(two_views(folder, r"img_(\d+)\.png$"))
-    train = halve(persons, split)
-    return across_views(items, train, persons - train)
-
-
-PRID_SHARED = range(1, 201)  # the persons under both cameras; beyond, a number is another person in each view
-
-
-def parse_prid(folder, split):
-    """Single shots: 100 persons are searched among themselves and the 549 whom camera b alone saw."""
-    views = two_views(folder / "prid_2011" / "single_shot", r"person_(\d{4})\.")
-    items = [item for view in views for item in view if item.pid in PRID_SHARED]
-    persons = {item.pid for item in items}
-    train = halve(persons, split)
-    found = across_views(items, train, persons - train)
-    return found._replace(gallery=found.gallery + [item for item in views[1] if item.pid not in PRID_SHARED])
-
-
-def parse_ilids(folder, split):
-    """QMUL's i-LIDS. No cameras are known, so each image counts as one; two of each test person are drawn."""
-    items = by_name(folder / "i-LIDS_Pedestrian" / "Persons", r"(\d{4})(\d{3})\.")
-    images_of = defaultdict(list)
-    for item in items:
-        images_of[item.pid].append(item)
-    train = halve(images_of, split)
-    draw = random.Random(1000 + split).random
-    pairs = [sorted(images, key=lambda _: draw())[:2] for pid, images in sorted(images_of.items()) if pid not in train]
-    pairs = [pair for pair in pairs if len(pair) == 2]
-    train = [item for item in items if item.pid in train]
-    return Splits(train, [first for first, _ in pairs], [second for _, second in pairs])
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Parsers: lists, and MATLAB files with splits
-
-
-def parse_msmt17(folder, split):
-    """`0000/0000_000_01_0303morning_0015_0.jpg 0` per line: the third field of the name is the camera."""
-    versions = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
-    present = [name for name in versions if (folder / name).is_dir()]
-    if not present:
-        raise FileNotFoundError(f"not found: {' or '.join(str(folder / name) for name in versions)}")
-    base, (train, test) = folder / present[0], versions[present[0]]
-    return Splits(*(read_msmt17_list(base / f"list_{name}.txt", base / images)
-                    for name, images in (("train", train), ("query", test), ("gallery", test))))  # fmt: skip
-
-
-def read_msmt17_list(path, images):
-    items, prefix = [], f"{images}{os.sep}"
-    for number, line in read_lines(path):
-        name, _, pid = line.rpartition(" ")
-        fields = name.rpartition("/")[2].split("_")
-        if not (len(fields) > 3 and fields[2].isdecimal() and pid.isdecimal()):
-            raise ValueError(f"{path}, line {number}: {line!r} is not of the form 0000/0000_000_01_..._0.jpg 0")
-        items.append(Item((prefix + name,), int(pid), int(fields[2]) - 1))
-    require_files(path, [item.paths[0] for item in items])
-    return items
-
-
-def parse_grid(folder, split):
-    """Ten splits in features_and_partitions.mat; 775 people of the gallery, all of number 0, have no query."""
-    base = folder / "underground_reid"
-    mat = base / "features_and_partitions.mat"
-    trials = read_mat(mat, "trainIdxAll").ravel()
-    try:
-        train = set(integers(trials[split].ravel()[0][2]).tolist())  # the third field of the struct
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{mat}: split {split} of trainIdxAll has no list of persons: {error}") from error
-    probe, gallery = (by_name(base / name, r"(\d{4})_(\d)_") for name in ("probe", "gallery"))
-    return Splits(
-        [item for item in probe + gallery if item.pid in train],
-        [item for item in probe if item.pid not in train],
-        [item for item in gallery if item.pid not in train],
-    )
-
-
-CUHK03_NAME = r"([1-5])_(\d{3})_([12])_(\d{2})\.png$"  # pair of cameras, person of that pair, view, image
-
-
-def parse_cuhk03(folder, split, *, boxes, classic):
-    """Zhong's new split of 767 / 700 persons, or the classic 20 splits of 1,367 / 100; boxes detected or labeled.
-
-    The images lie in a MATLAB file, and are written once into images_detected or images_labeled beside it. A pid is
-    1000 * pair of cameras + person, for persons are numbered anew in each pair.
-    """
-    mat, images = folder / "cuhk03_release" / "cuhk-03.mat", folder / f"images_{boxes}"
-    if not images.is_dir():
-        extract_cuhk03(mat, boxes, images)
-    of_name = {}
-    for name, match in match_names(images, list_images(images), CUHK03_NAME):
-        of_name[name] = Item((str(images / name),), 1000 * int(match[1]) + int(match[2]), int(match[3]) - 1)
-    if classic:
-        test = {1000 * pair + person for pair, person in read_cuhk03_test_set(mat, split)}
-        items = list(of_name.values())
-        searched = [item for item in items if item.pid in test]
-        return Splits([item for item in items if item.pid not in test], searched, searched)
-    config = folder / f"cuhk03_new_protocol_config_{boxes}.mat"
-    names = [str(np.ravel(cell)[0]) for cell in read_mat(config, "filelist").ravel()]
-    parts = [integers(read_mat(config, f"{part}_idx")) - 1 for part in ("train", "query", "gallery")]  # MATLAB: from 1
-    if any(len(rows) and not 0 <= rows.min() <= rows.max() < len(names) for rows in parts):
-        raise ValueError(f"{config}: an index points outside of the {len(names)} names in filelist, get the file anew")
-    listed = [[names[row] for row in rows] for rows in parts]
-    absent = [name for part in listed for name in part if name not in of_name]
-    if absent:
-        raise FileNotFoundError(
-            f"not found: {len(absent)} of the images in {config}: {some(absent)}. Delete {images}, and they are "
-            "written anew from cuhk-03.mat"
-        )
-    return Splits(*([of_name[name] for name in part] for part in listed))
-
-
-@contextlib.contextmanager
-def open_cuhk03(mat):
-    """The HDF5 file that MATLAB 7.3 wrote, where every axis is reversed and a cell is a reference."""
-    if not mat.is_file():
-        raise FileNotFoundError(f"not found: {mat}")
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(f"{mat} is read with h5py, which is not installed: pip install h5py") from error
-    try:
-        with h5py.File(mat, "r") as file:
-            yield file
-    except (KeyError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None and "HDF5" not in str(error):
-            raise  # of the disk that is written to
-        raise ValueError(f"{mat} is broken or another file, get it anew: {error}") from error
-
-
-def read_cuhk03_test_set(mat, split):
-    """(pair, person) of the 100 test persons of a classic split."""
-    with open_cuhk03(mat) as file:
-        return [tuple(map(int, row)) for row in file[file["testsets"][0, split]][()].T]
-
-
-def extract_cuhk03(mat, boxes, images):
-    """Writes the images of cuhk-03.mat as PAIR_PERSON_VIEW_IMAGE.png; all of them, or none where it is interrupted."""
-    temporary = images.with_name(f"{images.name}.{os.getpid()}.tmp")
-    try:
-        with open_cuhk03(mat) as file:
-            temporary.mkdir(parents=True)
-            for pair, reference in enumerate(file[boxes][0], 1):
-                cells = file[reference][()].T  # (persons, 10): five images of one view, then five of the other
-                for person, row in enumerate(tqdm(cells, f"{images.name}, pair {pair}", disable=None), 1):
-                    for image, cell in enumerate(row, 1):
-                        pixels = file[cell][()]
-                        if pixels.ndim == 3:  # MATLAB's empty cell is a vector of two zeros
-                            name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
-                            Image.fromarray(pixels.transpose(2, 1, 0)).save(temporary / name)
-        os.replace(temporary, images)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Parsers: video
-
-
-def parse_mars(folder, split):
-    """Tracklets are runs of lines in the lists of names; rows of the .mat files are first line, last line, pid, camera.
-
-    Junk, -1, is left out; the gallery is what is no query. 140 of the 1,980 queries have no match.
-    """
-    parts = {}
-    for part in ("train", "test"):
-        names = folder / "info" / f"{part}_name.txt"
-        prefix = f"{folder / f'bbox_{part}'}{os.sep}"
-        lines = [f"{prefix}{name[:4]}{os.sep}{name}" for _, name in read_lines(names)]
-        require_files(names, lines)
-        mat = folder / "info" / f"tracks_{part}_info.mat"
-        rows = read_mat(mat, f"track_{part}_info").astype(np.int64)
-        if rows.ndim != 2 or rows.shape[1] != 4 or (rows[:, 0] < 1).any() or (rows[:, 1] > len(lines)).any():
-            raise ValueError(f"{mat}: rows of 4 numbers that point into the {len(lines)} lines of {names} are expected")
-        parts[part] = []
-        for first, last, pid, camera in rows.tolist():
-            if mixed := [line for line in lines[first - 1 : last] if not tells_mars(line, pid, camera)]:
-                raise ValueError(f"{mat}: a tracklet of person {pid}, camera {camera} holds {some(mixed)}")
-            frames = sorted(lines[first - 1 : last], key=lambda line: (len(line), line))  # F999 before F1000
-            parts[part].append(Item(tuple(frames), pid, camera - 1))
-    mat = folder / "info" / "query_IDX.mat"
-    is_query = np.zeros(len(parts["test"]) + 1, dtype=bool)
-    try:
-        is_query[integers(read_mat(mat, "query_IDX"))] = True
-    except IndexError as error:
-        raise ValueError(f"{mat} points outside of the {len(parts['test'])} test tracklets: {error}") from error
-    test = [(item, query) for item, query in zip(parts["test"], is_query[1:], strict=True) if item.pid != -1]
-    return Splits(parts["train"], [item for item, query in test if query], [item for item, query in test if not query])
-
-
-def tells_mars(path, pid, camera):
-    """Whether the file's name, 0001C1T0001F001.jpg, tells this person and camera; 00-1 is -1."""
-    name = os.path.basename(path)
-    return name.startswith(f"{'00-1' if pid == -1 else f'{pid:04}'}C{camera}")
-
-
-def read_trials(mat, count):
-    """ls_set (trials, persons): places from 1 in the sorted list of persons; the first half is for testing."""
-    trials = read_mat(mat, "ls_set").astype(np.int64)
-    if trials.ndim != 2 or sorted(trials[0].tolist()) != list(range(1, count + 1)):
-        raise ValueError(f"{mat}: ls_set {trials.shape} does not number the {count} persons found: is one missing?")
-    return trials - 1
-
-
-def parse_ilidsvid(folder, split, *, kind):
-    """Ten splits of 150 / 150 persons; kind: sequences, or images, the single shots. Queries are of camera 1."""
-    base, items, persons = folder / "i-LIDS-VID" / kind, [], []
-    for camid, view in enumerate(("cam1", "cam2")):
-        persons = list_folders(base / view, r"person\d+$")
-        pattern = r"cam[12]_person\d+(?:_(\d+))?\."
-        items += [tracklet(base / view / name, pattern, int(name[6:]), camid) for name in persons]
-    mat = folder / "train-test people splits" / "train_test_splits_ilidsvid.mat"
-    trials, pids = read_trials(mat, len(persons)), np.array([int(name[6:]) for name in persons])
-    test, train = np.split(pids[trials[split]], 2)
-    return across_views(items, set(train.tolist()), set(test.tolist()))
-
-
-PRID2011_FRAMES = 27  # in both views: 178 of the 200 persons have them
-
-
-def parse_prid2011(folder, split):
-    """Ten splits of 89 / 89 persons, from splits_prid2011.json or the .mat file that comes with iLIDS-VID."""
-    views = []
-    for camid, view in enumerate(("cam_a", "cam_b")):
-        base = folder / "prid_2011" / "multi_shot" / view
-        names = [name for name in list_folders(base, r"person_\d{4}$") if int(name[7:]) in PRID_SHARED]
-        views.append([tracklet(base / name, r"(\d{4})\.", int(name[7:]), camid) for name in names])
-    listed = folder / "splits_prid2011.json"
-    if listed.is_file():
-        try:
-            trial = json.loads(listed.read_text())[split]
-            train, test = ({int(name.rpartition("_")[2]) for name in trial[part]} for part in ("train", "test"))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            form = '{"train": ["person_0001", ...], "test": [...]}'
-            raise ValueError(f"{listed}: split {split} is not of the form {form}: {error}") from error
-    else:
-        items, persons = paired([[item for item in view if len(item.paths) >= PRID2011_FRAMES] for view in views])
-        name = "train_test_splits_prid.mat"
-        places = [folder / name, folder.parent / "ilids-vid" / "train-test people splits" / name]
-        mat = next((place for place in places if place.is_file()), None)
-        if mat is None:
-            raise FileNotFoundError(f"not found: {listed}, nor {' or '.join(map(str, places))}")
-        pids = np.array(sorted(persons))
-        test, train = (set(half.tolist()) for half in np.split(pids[read_trials(mat, len(pids))[split]], 2))
-    return across_views([item for view in views for item in view], train, test)
-
-
-def parse_dukemtmcvidreid(folder, split):
-    """A folder per person, and in it one per tracklet. Some tracklets do not start at frame 1, some have holes."""
-    base = folder / "DukeMTMC-VideoReID" if (folder / "DukeMTMC-VideoReID").is_dir() else folder
-    parts = []
-    for part in ("train", "query", "gallery"):
-        items = []
-        for person in list_folders(base / part, r"\d+$"):
-            for name in list_folders(base / part / person):
-                pattern = r"\d{4}_?C[1-8]_?F(\d+)_?[XD]\d+\."  # 0001_C6_F0099_X30823.jpg, or without underscores
-                item = tracklet(base / part / person / name, pattern, int(person), 0)
-                cameras = {int(os.path.basename(path)[4:].lstrip("_")[1]) for path in item.paths}
-                if len(cameras) != 1:
-                    raise ValueError(f"{base / part / person / name}: cameras {sorted(cameras)} in one tracklet")
-                items.append(item._replace(camid=cameras.pop() - 1))
-        parts.append(items)
-    return Splits(*parts)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Parser of a user's own images
-
-
-def parse_own(folder, split):
-    """items.csv, or folders train, query and gallery (those that there are) of images named PID_cCAMERA....
-
-    The header of items.csv is path,pid,camid[,tracklet][,split]: path relative to the folder, cameras from 1, split
-    train (also where there is no such column), query or gallery. Rows of one split with the same tracklet, pid and
-    camid are the frames of one item, in the order of the file; an empty tracklet is an item of its own.
-    """
-    if (folder / "items.csv").is_file():
-        return read_own_list(folder / "items.csv")
-    parts = ("train", "query", "gallery")
-    there = [(part,) if (folder / part).is_dir() else () for part in parts]
-    if not any(there):
-        raise FileNotFoundError(f"not found: {folder / 'items.csv'}, nor a folder of {', '.join(parts)} in {folder}")
-    return parse_named(folder, split, parts=there, pattern=r"(\d+)_c([1-9]\d*)(?!\d)")
-
-
-def read_own_list(path):
-    items = {part: {} for part in Splits._fields}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = {"path", "pid", "camid"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
-        for row in rows:
-            part, pid, camid = row.get("split") or "train", row["pid"] or "", row["camid"] or ""
-            if not (row["path"] and part in items and pid.isdecimal() and camid.isdecimal() and int(camid)):
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: pid is a number, camid a number from 1, split one of "
-                    f"{', '.join(items)}; got {', '.join(f'{k} {v!r}' for k, v in row.items())}"
-                )
-            key = (int(pid), int(camid) - 1, row.get("tracklet") or rows.line_num)
-            items[part].setdefault(key, []).append(os.path.join(path.parent, row["path"]))
-    splits = Splits(*([Item(tuple(v), *key[:2]) for key, v in part.items()] for part in items.values()))
-    if not any(splits):
-        raise ValueError(f"{path} lists no images")
-    require_files(path, [name for part in splits for item in part for name in item.paths])
-    return splits
+    parse_more: Callable | None = None  # folder -> train items that the protocol leaves aside
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -683,13 +155,14 @@ def merge(parts):
     return merged
 
 
-def combine_all(splits, dataset):
-    """The splits with query and gallery persons in train too, but for those of `nobody`."""
+def combine_all(splits, dataset, folder):
+    """All there is to train on: persons of query and gallery too, but for those of `nobody`, and images left aside."""
+    more = dataset.parse_more(folder) if dataset.parse_more else []
     test = [item for item in splits.query + splits.gallery if item.pid not in dataset.nobody]
     if dataset.two_id_spaces:
         first = max((item.pid for item in splits.train), default=-1) + 1
         test = [item._replace(pid=item.pid + first) for item in test]
-    return splits._replace(train=sorted({*splits.train, *test}))  # an image can be both query and gallery
+    return sorted({*splits.train, *more, *test})  # an image can be both query and gallery
 
 
 def find_dataset(name, root):
@@ -714,7 +187,7 @@ def read_dataset(name, root="data", *, split=0):
         return Splits(*map(sorted, dataset.parse(folder, split)))
     except (FileNotFoundError, ValueError) as error:
         drawn = "; `python synthetic.py` draws a small one" if isinstance(error, FileNotFoundError) else ""
-        raise type(error)(
+        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(
             f"{error}. Expected in {folder}: {dataset.layout}. {name} is {dataset.access}, see DATASETS.md{drawn}"
         ) from error
 
@@ -722,8 +195,8 @@ def read_dataset(name, root="data", *, split=0):
 def load_dataset(name, root="data", *, split=0, min_frames=0, combine=False, train=True, evaluate=True):
     """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate).
 
-    evaluate=None asks for it where there are queries or gallery images; min_frames: shorter tracklets are left out;
-    combine: the test persons are trained on too.
+    None asks for what the data set is there for; min_frames: shorter tracklets are left out; combine: the test persons
+    are trained on too.
     """
     dataset, folder = find_dataset(name, root)
     splits = read_dataset(name, root, split=split)
@@ -732,12 +205,14 @@ def load_dataset(name, root="data", *, split=0, min_frames=0, combine=False, tra
     if min_frames:
         splits = Splits(*([item for item in items if len(item.paths) >= min_frames] for items in splits))
         print(f"with {min_frames} frames or more:\n{describe(splits)}")
-    evaluate = bool(splits.query or splits.gallery) if evaluate is None else evaluate
+    meant = dataset.counts or splits
+    train = bool(meant[0]) if train is None else train
+    evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
     try:
         checked = check_splits(splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces)
     except ValueError as error:
         raise ValueError(f"{name} in {folder}: {error}. Expected: {dataset.layout}, see DATASETS.md") from error
-    return combine_all(checked, dataset) if combine else checked
+    return checked._replace(train=combine_all(splits, dataset, folder)) if combine else checked
 
 
 def load_multi_query(name, root, queries):
@@ -750,7 +225,8 @@ def load_multi_query(name, root, queries):
     try:
         found = dataset.parse_multi_query(folder)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{error}. DATASETS.md says where the images for multi-query come from") from error
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{error}. DATASETS.md says where the images for multi-query come from") from error
     return sorted(item for item in found if (item.pid, item.camid) in places)
 
 
@@ -810,16 +286,12 @@ def check_files(splits, decode=True):
 
 
 def check(name, root, split, min_frames):
-    """Prints what is there and what is wrong with it; whether it can be used for what it is meant for."""
-    dataset, folder = find_dataset(name, root)
-    splits = read_dataset(name, root, split=split)
-    meant = dataset.counts or [bool(items) for items in splits]
-    train, evaluate = bool(meant[0]), bool(meant[1] or meant[2])
-    load_dataset(name, root, split=split, min_frames=min_frames, train=train, evaluate=evaluate)
+    """Prints what is there and what is wrong with it; ValueError where it cannot be used for what it is there for."""
+    splits = load_dataset(name, root, split=split, min_frames=min_frames, train=None, evaluate=None)
     lines, broken = check_files(splits)
     print("\n".join(lines) or "all files can be read, no two are equal")
     if broken:
-        raise ValueError(f"{name} in {folder} holds files that cannot be read, and training would stop at them")
+        raise ValueError(f"{name}: training would stop at the files that cannot be read")
 
 
 def main(argv=None):
@@ -943,6 +415,7 @@ DATASETS = {
         "MSMT17_V1/{train,test}/0000/*.jpg (of V2: MSMT17_V2/{mask_train_v2,mask_test_v2}), "
         "list_{train,query,gallery}.txt",
         ((1041, 30248, 15), (3060, 11659, 15), (3060, 82161, 15)), two_id_spaces=True, access=AGREED,
+        parse_more=parse_msmt17_validation,
     ),
     "occluded_duke": dukemtmcreid._replace(
         folder="occluded_duke", parse=partial(dukemtmcreid.parse, inner="Occluded_Duke"),
