@@ -12,6 +12,8 @@ Annotation", TPAMI 2019.
 
 import contextlib
 import functools
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,29 @@ class WithHead(nn.Module):
         else:
             x = x[:, self.num_prefix_tokens :].transpose(1, 2)  # (B, N, C) -> (B, C, N without class token)
         return self.gem(x) if self.gem else x.mean(-1)
+
+    def adopt(self, weights):
+        """({name in a file: our name}, weights) for a file of other code.
+
+        Libraries write no `backbone.`; old ResNets of the field count their layers, base.0 (conv1) to base.7 (layer4).
+        Positions that a transformer learned on another grid of patches, a square one, are resampled to ours.
+        """
+        own, names = self.state_dict(), {}
+        numbered = {f"base.{number}": name for number, (name, _) in enumerate(self.backbone.named_children())}
+        for name in weights:
+            ours = re.sub(r"^base\.\d+", lambda found: numbered.get(found[0], found[0]), name)
+            names[name] = f"backbone.{ours}" if f"backbone.{ours}" in own else ours
+        grid = getattr(getattr(self.backbone, "patch_embed", None), "grid_size", None)
+        position = own.get("backbone.pos_embed") if grid else None  # (1, class and register tokens + patches, C)
+        for name, value in weights.items() if position is not None else ():
+            if names[name] == "backbone.pos_embed" and value.dim() == 3 and value.shape != position.shape:
+                from timm.layers import resample_abs_pos_embed  # here: what has a grid is timm's
+
+                prefix = position.shape[1] - grid[0] * grid[1]
+                count = value.shape[1] - prefix
+                if count > 0 and math.isqrt(count) ** 2 == count:
+                    weights = {**weights, name: resample_abs_pos_embed(value, grid, num_prefix_tokens=prefix)}
+        return names, weights
 
     def lay_out(self, x):
         """The backbone's last features as maps (B, C, h, w), with patches where they lie in the image."""

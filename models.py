@@ -558,11 +558,16 @@ def find_weights(checkpoint):
 def load_weights(model, weights):
     """Copies the tensors whose name and shape fit; returns (unused, unfilled) names. ValueError where none fits.
 
-    Files of torchvision, timm and the reference name the layers of a backbone without `backbone.`; they fit too.
+    Files of other code name the layers of a backbone in ways of their own, or hold positions for images of another
+    size: see WithHead.adopt.
     """
     own = model.state_dict()
-    prefixes = ("", "backbone.", "frames.", "frames.backbone.")
-    place = {name: next((p + name for p in prefixes if p + name in own), name) for name in weights}
+    if isinstance(model, video.VideoModel) and not any(name.startswith("frames.") for name in weights):
+        unused, unfilled = load_weights(model.frames, weights)  # of a network for images
+        return unused, sorted([f"frames.{name}" for name in unfilled] + [n for n in own if n.startswith("attention")])
+    place = {name: name for name in weights}
+    if isinstance(model, backbones.WithHead):
+        place, weights = model.adopt(weights)
     used = [n for n, value in weights.items() if place[n] in own and own[place[n]].shape == value.shape]
     if not any(weights[name].dim() > 0 for name in used):
         raise ValueError(

@@ -118,7 +118,7 @@ def test_root_without_the_parts_names_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"DATASETS\.md") as error:
         data.load_dataset("market1501", tmp_path)
     for part in ("bounding_box_train", "query", "bounding_box_test"):
-        assert str(tmp_path / "market1501" / part) in str(error.value)
+        assert str(tmp_path / "market1501" / "Market-1501-v15.09.15" / part) in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["train", "query", "gallery"])

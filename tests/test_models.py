@@ -736,6 +736,52 @@ def test_backbone_weights_of_other_code(tmp_path, prefix):
     assert info["skipped"] == [] and loaded.classifier.out_features == 9
 
 
+def test_a_resnet_whose_layers_are_counted(tmp_path):
+    """base.0 to base.7: what nn.Sequential makes of the children of torchvision's ResNet without its last two."""
+    original = torchvision.models.resnet18(num_classes=9)
+    network = nn.Module()
+    network.base, network.classifier = nn.Sequential(*list(original.children())[:-2]), original.fc
+    names = set(network.state_dict())
+    assert {"base.0.weight", "base.1.running_var", "base.4.0.conv1.weight", "base.7.1.bn2.bias"} < names
+    path = saved(tmp_path, {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}})
+    loaded, info = models.load_checkpoint(path, arch="resnet18", last_stride=2, input_size=(64, 32))
+    assert info["skipped"] == [] and loaded.classifier.out_features == 9
+    x = images_for(loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.classifier(loaded(x)), original.eval()(x))
+
+
+def test_a_layer_counted_beyond_the_last_is_skipped():
+    weights = {**light("resnet18").state_dict(), "base.8.weight": torch.zeros(3), "base.0": torch.zeros(3)}
+    skipped, missing = models.load_weights(light("resnet18"), weights)
+    assert (skipped, missing) == (["base.0", "base.8.weight"], [])
+
+
+@pytest.mark.parametrize("square", [224, 96, 64])
+def test_positions_of_another_grid_are_resampled(square):
+    """As timm resamples them when a network of its own is to take another size."""
+    source = timm.create_model("test_vit", num_classes=0, img_size=square)
+    nn.init.normal_(source.pos_embed)
+    weights = {name: value.clone() for name, value in source.state_dict().items()}
+    model = models.build_model("test_vit", 5, input_size=(128, 64))
+    assert models.load_weights(model, weights) == ([], ["classifier.bias", "classifier.weight"])
+    source.set_input_size(img_size=(128, 64))
+    assert source.pos_embed.shape == (1, 1 + 8 * 4, 64)
+    assert torch.equal(model.backbone.pos_embed, source.pos_embed)
+
+
+@pytest.mark.parametrize("shape", [(1, 1 + 8, 64), (1, 1, 64), (1, 1 + 16, 32), (65,)])
+def test_positions_that_do_not_tell_their_grid_are_skipped(shape):
+    weights = {**light("test_vit").state_dict(), "backbone.pos_embed": torch.ones(shape)}
+    model = models.build_model("test_vit", 5, input_size=(128, 64))
+    before = model.backbone.pos_embed.clone()
+    assert models.load_weights(model, weights) == (["backbone.pos_embed"], ["backbone.pos_embed"])
+    assert torch.equal(model.backbone.pos_embed, before)
+    swin = light("swin_tiny_patch4_window7_224")  # a grid, and no positions
+    more = {**swin.state_dict(), "backbone.pos_embed": torch.ones(shape)}
+    assert models.load_weights(swin, more) == (["backbone.pos_embed"], [])
+
+
 def test_our_checkpoint_of_a_library_s_network(tmp_path):
     options = {"input_size": (64, 32), "pooling": "gem", "bnneck": True}
     model = models.build_model("test_vit", 5, **options).eval()
