@@ -63,7 +63,7 @@ class Dataset(NamedTuple):
     persons: str = ""  # sets with the same word here show the same people
     two_id_spaces: bool = False  # a number means one person in train and another one in query and gallery
     nobody: frozenset | range = frozenset()  # pids that are no person to learn: distractors
-    access: str = "free for research from its authors"
+    access: str = "given out by its authors for research"
     parse_multi_query: Callable | None = None  # folder -> items, images that multi-query pools
     parse_more: Callable | None = None  # folder -> train items that the protocol leaves aside
 
@@ -186,7 +186,7 @@ def read_dataset(name, root="data", *, split=0):
             raise FileNotFoundError(f"the folder of {name} is not there: {folder} (--root is the folder above it)")
         return Splits(*map(sorted, dataset.parse(folder, split)))
     except (FileNotFoundError, ValueError) as error:
-        drawn = "; `python synthetic.py` draws a small one" if isinstance(error, FileNotFoundError) else ""
+        drawn = "" if folder.is_dir() else ". `python synthetic.py` draws a small set to try things with"
         raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(
             f"{error}. Expected in {folder}: {dataset.layout}. {name} is {dataset.access}, see DATASETS.md{drawn}"
         ) from error
@@ -296,7 +296,7 @@ def check(name, root, split, min_frames):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Checks data sets: counts, queries without match, files.")
-    parser.add_argument("--check", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(sorted(DATASETS))}")
+    parser.add_argument("--check", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(sorted(DATASETS))}; folder:PATH")
     parser.add_argument("--root", default="data", help="folder above the data sets' own (default: data)")
     parser.add_argument("--split", type=int, default=0, help="number of the split, from 0 (default: 0)")
     parser.add_argument("--min-frames", type=int, default=0, help="leave out tracklets with fewer (default: 0)")
