@@ -220,9 +220,6 @@ def check_splits(args):
     told = ", ".join(f"{name} has {count}" for name, count in counts.items())
     if args.split == "all" and len(set(several.values())) != 1:
         raise ValueError(f"--split all needs data sets with several splits, the same number of them: {told}")
-    if args.split == "all" and not args.evaluate and not set(several) & set(args.dataset):
-        raise ValueError(f"--split all would train the same network again and again: {told}. Train once, then "
-                         "--evaluate --split all")  # fmt: skip
     if args.split not in (None, "all") and any(args.split >= count for count in (several or counts).values()):
         raise ValueError(f"there is no --split {args.split}, they count from 0: {told}")
     return max(counts.values())

@@ -296,7 +296,8 @@ def check(name, root, split, min_frames):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Checks data sets: counts, queries without match, files.")
-    parser.add_argument("--check", nargs="+", required=True, metavar="NAME", help=f"of {', '.join(sorted(DATASETS))}; folder:PATH")
+    names = f"of {', '.join(sorted(DATASETS))}; folder:PATH"
+    parser.add_argument("--check", nargs="+", required=True, metavar="NAME", help=names)
     parser.add_argument("--root", default="data", help="folder above the data sets' own (default: data)")
     parser.add_argument("--split", type=int, default=0, help="number of the split, from 0 (default: 0)")
     parser.add_argument("--min-frames", type=int, default=0, help="leave out tracklets with fewer (default: 0)")
