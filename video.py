@@ -68,7 +68,8 @@ class VideoModel(nn.Module):
         """Features (B, T, D) of the frames that the mask (B, T) counts -> (B, D)."""
         if self.pooling == "max":
             return features.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1)
-        return (features * self.weigh(features, mask).unsqueeze(2)).sum(dim=1)
+        weights = self.weigh(features, mask).unsqueeze(2)
+        return (features.masked_fill(mask.unsqueeze(2) == 0, 0) * weights).sum(dim=1)  # 0 * nan would be nan
 
     def forward(self, clips, mask=None):
         if clips.dim() == 4:
@@ -84,5 +85,5 @@ class VideoModel(nn.Module):
         weights = self.weigh(described, mask).unsqueeze(2)  # (B, T, 1)
         logits = [(x * weights).sum(dim=1) for x in logits]
         if self.pooling == "max":
-            return logits, [x.amax(dim=1) for x in features]
+            return logits, [x.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1) for x in features]
         return logits, [(x * weights).sum(dim=1) for x in features]
