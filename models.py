@@ -515,7 +515,8 @@ def parse_option(text):
 def count_parameters(model):
     """(all, without classifiers): what training holds, and what a deployed feature extractor holds."""
     every = sum(p.numel() for p in model.parameters())
-    heads = sum(p.numel() for name, p in model.named_parameters() if name.startswith("classifier"))
+    named = [(name.removeprefix("frames."), p.numel()) for name, p in model.named_parameters()]  # of video.VideoModel
+    heads = sum(count for name, count in named if name.startswith("classifier"))
     return every, every - heads
 
 
