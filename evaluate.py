@@ -55,8 +55,9 @@ def load_set(name, args, *, train=True, evaluate=True, combine=False):
     splits = data.load_dataset(
         name, args.root, split=split, min_frames=args.min_frames, combine=combine, train=train, evaluate=evaluate
     )
-    paths = sorted({path for items in splits for item in items for path in item.paths})
-    memory = pixel_folder(args) / f"{file_name(name)}-checked-{loader.fingerprint(paths, ())}.txt"
+    paths = [path for items in splits for item in items for path in item.paths]
+    roles = [[(item.pid, len(item.paths)) for item in items] for items in splits]  # equal files of whom, in which split
+    memory = pixel_folder(args) / f"{file_name(name)}-checked-{loader.fingerprint(paths, roles)}.txt"
     with contextlib.suppress(OSError):
         print(memory.read_text(), end="")
         return splits
