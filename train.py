@@ -266,9 +266,9 @@ def load_sets(args):
         trains = name in args.dataset
         tests = name in args.target if args.target else False if args.combine_all else None
         found[name] = evaluate.load_set(name, args, train=trains, evaluate=tests, combine=trains and args.combine_all)
-    data.warn_of_shared_persons(args.dataset, args.target or [])
     parts = [found[name].train for name in args.dataset]
     targets = args.target or [name for name in args.dataset if found[name].query and not args.combine_all]
+    data.warn_of_shared_persons(args.dataset, targets)
     return data.merge(parts), np.repeat(np.arange(len(parts)), list(map(len, parts))), {n: found[n] for n in targets}
 
 
