@@ -194,8 +194,14 @@ def check_flags(parser, args):
         parser.error("--num-domains counts cameras or data sets: give --sampler camera or --sampler dataset")
     if args.temporal == "attention" and args.train_sample == "frames" and not args.evaluate:
         parser.error("--temporal attention is learned from clips: --train-sample random or evenly")
+    twice = [name for name in dict.fromkeys(args.dataset) if args.dataset.count(name) > 1]
+    if twice:
+        parser.error(f"--dataset names {', '.join(twice)} twice, and its persons would count as others: once is enough")
     if args.combine_all and args.evaluate:
         parser.error("--combine-all says what to train on, and --evaluate does not train")
+    both = [name for name in args.target or [] if name in args.dataset]
+    if args.combine_all and both:
+        parser.error(f"--combine-all trains on the test persons of {', '.join(both)}: leave it out of --target")
     if args.open_layers and not args.fixbase_epochs:
         parser.error("--open-layers says what trains in the first epochs: give their number, --fixbase-epochs N")
     if args.fixbase_epochs and not args.loss.get("xent"):
