@@ -6,6 +6,9 @@ python -m pytest tests/test_loader.py
 import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import draw
+from conftest import draw, run_command
 from PIL import Image
 
 import decode
@@ -180,6 +183,61 @@ def test_batch_by_batch_names_a_file_that_breaks_later(tmp_path):
         pixels.batch([1, 2])
 
 
+@pytest.mark.parametrize("limit_gb", [20, 0], ids=["decoded_once", "batch_by_batch"])
+def test_clips_have_a_shape_of_their_own(tmp_path, limit_gb):
+    paths = paths_of(tmp_path / "images")
+    pixels = loader.load_pixels(paths, SIZE, tmp_path / "cache", "set", limit_gb=limit_gb)
+    rows = np.array([[4, 1, 1], [0, 2, 3]])
+    clips = pixels.batch(rows)
+    assert clips.dtype == torch.uint8 and clips.shape == (2, 3, 3, *SIZE)
+    assert np.array_equal(clips.permute(0, 1, 3, 4, 2).numpy(), expected_pixels(paths)[rows])
+
+
+@pytest.mark.parametrize("broken", [[], [5, 1]])
+def test_blocks_of_images_come_to_the_same(tmp_path, monkeypatch, broken):
+    """More images than a thread decodes at a time, and a last block that is not full."""
+    monkeypatch.setattr(loader, "BLOCK", 3)
+    paths = paths_of(tmp_path / "images", 8)
+    for number in broken:
+        Path(paths[number]).write_bytes(b"no image")
+    if broken:
+        with pytest.raises(ValueError, match="2 images cannot be read") as error:
+            loader.load_pixels(paths, SIZE, tmp_path / "cache", "set")
+        assert str(error.value).index(paths[1]) < str(error.value).index(paths[5]), "in the order of the files"
+    else:
+        assert np.array_equal(
+            bytes_of(loader.load_pixels(paths, SIZE, tmp_path / "cache", "set")), expected_pixels(paths)
+        )
+
+
+def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
+    """SIGKILL with half of the images decoded: nothing of that try stays, or is taken for whole."""
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    script = (
+        "import os, signal, sys; import loader; read = loader.read_image\n"
+        "def killed(path, size):\n"
+        "    if path == sys.argv[4]: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return read(path, size)\n"
+        "loader.read_image = killed\n"
+        "loader.load_pixels(sys.argv[2:], (32, 16), sys.argv[1], 'set')"
+    )
+    done = run_command("-c", script, cache, *paths)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = in_cache(cache)
+    assert left.endswith(".tmp")
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # another one that decodes
+    node = left.split(".")[-3]
+    others = [f"set.npy.{node}.{running.pid}.tmp", "set.npy.elsewhere.1.tmp", "set.npy.strange.tmp", "notes.tmp"]
+    for name in others:
+        (cache / name).touch()
+    try:
+        pixels = loader.load_pixels(paths, SIZE, cache, "set")
+    finally:
+        running.communicate()
+    assert np.array_equal(bytes_of(pixels), expected_pixels(paths))
+    assert [name for name in in_cache(cache) if not name.endswith(".npy")] == sorted(others)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Samplers
 
@@ -266,6 +324,72 @@ def test_batches_that_can_be_made(batch_size, k):
     labels = labels_of([8, 5, 4, 2, 9, 6])
     loader.check_batches(labels, batch_size, k)
     assert loader.epoch_batches(labels, batch_size, k, 0, 0)
+
+
+DOMAINS = np.random.default_rng(1).permutation(np.repeat([0, 3, 4], [11, 30, 17]))  # cameras with gaps in their numbers
+
+
+def drawn_by_domain(num_domains, batch_size=6, seed=0, epoch=0):
+    return loader.epoch_batches(np.zeros(len(DOMAINS)), batch_size, None, seed, epoch, DOMAINS, num_domains)
+
+
+@pytest.mark.parametrize(("num_domains", "drawn"), [(0, 3), (3, 3), (2, 2), (1, 1)])
+def test_batches_by_domain_have_equal_shares(num_domains, drawn):
+    share, chosen = 6 // drawn, Counter()
+    for epoch in range(20):
+        batches = drawn_by_domain(num_domains, epoch=epoch)
+        rows = np.concatenate(batches)
+        assert len(set(rows.tolist())) == len(rows), "no image twice in an epoch"
+        used = Counter()
+        for batch in batches:
+            counts = Counter(DOMAINS[batch].tolist())
+            assert len(batch) == 6 and list(counts.values()) == [share] * drawn
+            used.update(counts)
+            chosen[tuple(sorted(counts))] += 1
+        # the epoch ends where one that was drawn has too few: so no batch could have been made of it
+        assert any(used[domain] + share > count for domain, count in ((0, 11), (3, 30), (4, 17)))
+        if drawn == 3:
+            assert len(batches) == 11 // 2, "the smallest domain bounds the epoch"
+    assert len(chosen) == {3: 1, 2: 3, 1: 3}[drawn], "every choice of domains has its turn"
+
+
+def test_batches_by_domain_follow_from_seed_and_epoch():
+    before = global_states()
+    one = np.concatenate(drawn_by_domain(2, seed=7, epoch=2))
+    assert global_states() == before
+    assert np.array_equal(one, np.concatenate(drawn_by_domain(2, seed=7, epoch=2)))
+    for seed, epoch in ((7, 3), (8, 2)):
+        other = np.concatenate(drawn_by_domain(2, seed=seed, epoch=epoch))
+        assert len(other) != len(one) or (other != one).any()
+
+
+def test_images_left_over_have_their_turn_in_another_epoch():
+    seen = {row for epoch in range(30) for batch in drawn_by_domain(0, epoch=epoch) for row in batch.tolist()}
+    assert seen == set(range(len(DOMAINS)))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_domains", "fragments"),
+    [
+        (12, 4, ["--num-domains 4", "of 3 domains", "0 means all"]),
+        (10, 0, ["--num-domains 0", "3 domains", "divides --batch-size 10"]),
+        (9, 2, ["--num-domains 2", "divides --batch-size 9"]),
+        (36, 3, ["12 images of each of 3", "one has 11", "lower --batch-size"]),
+        (12, 1, ["12 images of each of 1", "one has 11", "raise --num-domains"]),
+        (60, 0, ["--batch-size 60 is larger than the 58"]),
+    ],
+)
+def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragments):
+    with pytest.raises(ValueError) as error:
+        loader.check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize(("batch_size", "num_domains"), [(12, 0), (33, 3), (22, 2), (11, 1)])
+def test_batches_by_domain_that_can_be_made(batch_size, num_domains):
+    loader.check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
+    assert all(drawn_by_domain(num_domains, batch_size, epoch=epoch) for epoch in range(5))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -468,3 +592,39 @@ def test_augmentation_follows_from_its_generator():
     assert torch.equal(one, loader.augment(pixels, seeded(1), loader.AUGMENTATIONS, MEAN, STD))
     assert not torch.equal(one, loader.augment(pixels, seeded(2), loader.AUGMENTATIONS, MEAN, STD))
     assert torch.equal(pixels, (noise(16, 32, 16) * 255).byte()), "the pixels given stay as they were"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Clips: all frames of one share what is drawn, and different clips differ
+
+
+CHOICES = [(name,) for name in loader.AUGMENTATIONS] + [("flip", "translate"), loader.AUGMENTATIONS]
+
+
+@pytest.mark.parametrize("names", CHOICES, ids="+".join)
+def test_a_clip_of_one_frame_is_augmented_as_an_image(names):
+    pixels = (noise(16, 32, 16) * 255).byte()
+    images = loader.augment(pixels, seeded(3), names, MEAN, STD)
+    clips = loader.augment(pixels[:, None], seeded(3), names, MEAN, STD)
+    assert clips.shape == (16, 1, 3, 32, 16)
+    torch.testing.assert_close(clips[:, 0], images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", CHOICES, ids="+".join)
+def test_equal_frames_of_a_clip_stay_equal_and_equal_clips_do_not(names):
+    pixels = (noise(1, 32, 16) * 255).byte().expand(24, 4, 3, 32, 16)
+    clips = loader.augment(pixels, seeded(3), names, MEAN, STD)
+    assert clips.shape == pixels.shape and clips.dtype == torch.float32
+    assert torch.equal(clips, clips[:, :1].expand_as(clips))
+    different = {clip.numpy().tobytes() for clip in clips[:, 0].contiguous()}
+    assert len(different) == 2 if names == ("flip",) else len(different) > 8
+
+
+def test_frames_of_a_clip_are_augmented_each_by_its_own_content():
+    """What is drawn belongs to the clip, what it is done to belongs to the frame: as an image in the same place."""
+    pixels = (noise(24, 32, 16, seed=1) * 255).byte().view(6, 4, 3, 32, 16)
+    for names in (("flip", "translate"), ("erase",), ("jitter",), loader.AUGMENTATIONS):
+        clips = loader.augment(pixels, seeded(5), names, MEAN, STD)
+        for frame in range(4):
+            images = loader.augment(pixels[:, frame], seeded(5), names, MEAN, STD)
+            torch.testing.assert_close(clips[:, frame], images, rtol=0, atol=1e-6)
