@@ -227,7 +227,7 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
     assert left.endswith(".tmp")
     running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # another one that decodes
     node = left.split(".")[-3]
-    others = [f"set.npy.{node}.{running.pid}.tmp", "set.npy.elsewhere.1.tmp", "set.npy.strange.tmp", "notes.tmp"]
+    others = [f"set.npy.{node}.{running.pid}.tmp", left.replace(f".{node}.", ".elsewhere."), f"a.npy.{node}.b.tmp"]
     for name in others:
         (cache / name).touch()
     try:

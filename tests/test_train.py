@@ -4,6 +4,7 @@ python -m pytest tests/test_train.py
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -16,17 +17,20 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run_command, run_main
+from conftest import REPOSITORY, draw, run_command, run_main
+from test_data import BUILDERS
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import cli
 import data
 import decode
+import evaluate
 import loader
 import losses
 import models
 import recipe
 import train
+import visualize
 
 FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
          "--log-every", "1"]  # fmt: skip
@@ -441,6 +445,356 @@ def test_the_default_folder_does_not_nest(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_main(capsys, *FLAGS, "--root", "nowhere", "--arch", "timm/convnext_tiny")[0] == 1
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["timm-convnext_tiny-synthetic"]
+
+
+# Data sets, targets, splits -------------------------------------------------------------------------------------------
+
+LIGHT = ["--arch", "osnet_x0_25", "--options", "input_size=64,32", "--epochs", "1", "--batch-size", "2",
+         "--warmup-epochs", "0", "--device", "cpu", "--amp", "off"]  # fmt: skip
+PLANTED = ("market1501", "prid450s", "msmt17", "grid", "mars", "cuhksysu")
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory):
+    """A root with a miniature tree of one set of each shape; do not spoil it."""
+    root = tmp_path_factory.mktemp("forest")
+    for name in PLANTED:
+        BUILDERS[name](root)
+    lines = ["path,pid,camid,tracklet,split"]  # a user's own: persons 1 and 2, then 3 and 4, in two cameras
+    for pid, camid, frame in itertools.product((1, 2, 3, 4), (1, 2), (1, 2)):
+        split = "train" if pid < 3 else "query" if camid == 1 else "gallery"
+        draw(root / "shop" / f"{pid}-{camid}-{frame}.jpg", 100 * pid + 10 * camid + frame)
+        lines.append(f"{pid}-{camid}-{frame}.jpg,{pid},{camid},{pid}{camid},{split}")
+    (root / "shop" / "items.csv").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No pictures, and no rows in the table of verification, whose intervals take long."""
+    monkeypatch.setattr(visualize, "training_curves", lambda *_: None)
+    monkeypatch.setattr(visualize, "cmc_curves", lambda *_: None)
+    monkeypatch.setattr(visualize, "roc_curve", lambda *_: None)
+    monkeypatch.setattr(evaluate, "RATES", ())
+
+
+def arguments(root, *flags):
+    return cli.parse([*LIGHT, "--root", str(root), *map(str, flags)])[0]
+
+
+def sets_of(root, *flags):
+    """What train.load_sets gives for these flags, as train.execute would call it."""
+    args = arguments(root, *flags)
+    args.split = args.split or 0
+    return train.load_sets(args)
+
+
+def score_lines(out):
+    return [line for line in out.splitlines() if ": rank-1 " in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "ids", "queries", "flags"),
+    [
+        ("market1501", 2, 2, []),
+        ("prid450s", 3, 4, ["--split", 2]),
+        ("msmt17", 2, 2, []),
+        ("grid", 2, 2, ["--split", 9]),
+        ("folder:shop", 2, 2, ["--train-sample", "evenly"]),
+        ("mars", 2, 1, ["--seq-len", 2, "--temporal", "attention"]),
+    ],
+)
+def test_every_shape_of_data_set_is_trained_on_and_evaluated(
+    forest, tmp_path, capsys, quick, name, ids, queries, flags
+):
+    code, out, err = run_main(capsys, *LIGHT, "--dataset", name, "--root", forest, "--out", tmp_path / "run", *flags)
+    assert code == 0, err
+    (line,) = score_lines(out)
+    assert line.startswith(f"{name}: ") and f"{queries} queries" in line
+    info = models.read_checkpoint(tmp_path / "run" / "best.pth")
+    assert info["num_ids"] == ids == len(info["pids"]) and info["dataset"] == name
+    assert info["options"].get("temporal") == {"folder:shop": "avg", "mars": "attention"}.get(name)
+    again = ["--evaluate", "--weights", tmp_path / "run" / "best.pth", "--dataset", name, "--root", forest]
+    again += flags[:2] if "--seq-len" in flags else []  # the split and the pooling are the checkpoint's
+    code, out, err = run_main(capsys, *again, "--device", "cpu")
+    assert code == 0 and score_lines(out) == [line], err
+
+
+def test_persons_and_cameras_of_several_sets_do_not_meet(forest):
+    names = ["market1501", "grid", "mars"]
+    items, sources, _ = sets_of(forest, "--dataset", *names)
+    alone = [data.read_dataset(name, forest).train for name in names]
+    assert sources.tolist() == [number for number, part in enumerate(alone) for _ in part]
+    assert [item.paths for item in items] == [item.paths for part in alone for item in part]
+    for field in (1, 2):  # pid, camid
+        found = [item[field] for item in items]
+        own = [(number, item[field]) for number, part in enumerate(alone) for item in part]
+        pairs = set(zip(found, own, strict=True))
+        assert len(pairs) == len(set(found)) == len(set(own)), "one number for each, and for no other"
+    assert len({item.pid for item in items}) == 2 + 2 + 2 and len({item.camid for item in items}) == 3 + 4 + 3
+
+
+@pytest.mark.parametrize("sampler", ["camera", "dataset"])
+@pytest.mark.parametrize("sample", ["random", "frames"])
+def test_domains_of_samples(forest, sampler, sample):
+    args = arguments(forest, "--dataset", "market1501", "mars", "--sampler", sampler, "--train-sample", sample)
+    args.split = 0
+    items, sources, _ = train.load_sets(args)
+    pixels = [(number, item) for number, item in enumerate(items) for _ in item.paths]
+    train_set = train.build_train_set(items, sources, pixels, args)
+    samples = pixels if sample == "frames" else list(enumerate(items))
+    numbers = {pid: label for label, pid in enumerate(sorted({item.pid for item in items}))}
+    assert train_set.labels.tolist() == [numbers[item.pid] for _, item in samples]
+    expected = [item.camid if sampler == "camera" else sources[number] for number, item in samples]
+    assert train_set.domains.tolist() == expected and len(set(expected)) == (6 if sampler == "camera" else 2)
+    rows = train_set.rows(np.arange(len(samples)), args, 0)
+    for (number, _), some in zip(samples, rows, strict=True):
+        assert {pixels[row][0] for row in np.atleast_1d(some)} == {number}
+
+
+def test_clips_to_train_on():
+    tracklets = [np.arange(0, 2), np.arange(2, 22), np.arange(22, 23)]
+    train_set = train.TrainSet(None, np.array([0, 1, 2]), tracklets)
+    args = argparse.Namespace(seq_len=4, train_sample="evenly")
+    assert train_set.rows(np.array([2, 1, 0]), args, 0).tolist() == [[22] * 4, [2, 7, 12, 17], [0, 1, 1, 1]]
+    args.train_sample = "random"
+    drawn = {seed: train_set.rows(np.array([1, 1]), args, seed).tolist() for seed in (1, 2)}
+    assert drawn[1] == train_set.rows(np.array([1, 1]), args, 1).tolist() != drawn[2]
+    assert drawn[1][0] != drawn[1][1], "a tracklet that comes twice shows other frames"
+    assert all(clip == sorted(set(clip)) and set(clip) <= set(range(2, 22)) for clip in drawn[1] + drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "targets"),
+    [
+        (["--dataset", "market1501"], ["market1501"]),
+        (["--dataset", "grid", "market1501"], ["grid", "market1501"]),
+        (["--dataset", "cuhksysu", "market1501"], ["market1501"]),  # what has no queries is trained on alone
+        (["--dataset", "cuhksysu"], []),
+        (["--dataset", "cuhksysu", "--target", "mars", "grid"], ["mars", "grid"]),
+        (["--dataset", "market1501", "--target", "grid", "market1501"], ["grid", "market1501"]),
+        (["--dataset", "market1501", "--combine-all"], []),
+        (["--dataset", "market1501", "--combine-all", "--target", "grid"], ["grid"]),
+    ],
+)
+def test_what_is_tested_on(forest, flags, targets):
+    assert list(sets_of(forest, *flags)[2]) == targets
+
+
+def test_several_targets_score_as_each_alone(forest, tmp_path, capsys, quick):
+    flags = ["--dataset", "market1501", "grid", "--target", "mars", "grid", "--root", forest]
+    code, trained, err = run_main(capsys, *LIGHT, *flags, "--sampler", "dataset", "--out", tmp_path / "run")
+    assert code == 0, err
+    lines = score_lines(trained)
+    assert [line.split(":")[0] for line in lines] == ["mars", "grid"]
+    evaluation = ["--evaluate", "--weights", tmp_path / "run" / "best.pth", "--root", forest, "--device", "cpu"]
+    both = run_main(capsys, *evaluation, "--target", "mars", "grid", "--out", tmp_path / "report")[1]
+    alone = [run_main(capsys, *evaluation, "--target", name)[1] for name in ("mars", "grid")]
+    assert score_lines(both) == lines == [score_lines(out)[0] for out in alone]
+    record = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert list(record["targets"]) == ["mars", "grid"] and record["dataset"] == "mars"
+    assert record["mAP"] == record["targets"]["mars"]["mAP"]
+    for name in ("mars", "grid"):
+        content = json.loads((tmp_path / "report" / name / "scores.json").read_text())
+        assert content["ranking"] == [record["targets"][name]]
+
+
+def test_the_first_target_decides_which_epoch_is_best(forest, tmp_path, capsys, quick, monkeypatch):
+    scores = {"grid": [0.5, 0.7, 0.6], "market1501": [0.9, 0.1, 0.95]}
+
+    def scores_of(model, target, device, args):
+        value = scores[target.name].pop(0)
+        how = {"num_valid_queries": 2, "distance": "cosine", "protocol": target.protocol}
+        return {"cmc": torch.full((50,), value), "mAP": value, "mINP": value, **how}
+
+    monkeypatch.setattr(evaluate, "scores_of", scores_of)
+    flags = ["--dataset", "market1501", "--target", "grid", "market1501", "--epochs", 3, "--eval-every", 1]
+    code, out, _ = run_main(capsys, *LIGHT, *flags, "--root", forest, "--out", tmp_path / "run")
+    assert code == 0 and scores == {"grid": [], "market1501": []} and "mAP 70.0 % on grid" in out
+    best = models.read_checkpoint(tmp_path / "run" / "best.pth")
+    assert best["epoch"] == 2 and best["scores"]["market1501"]["mAP"] == 0.1
+
+
+def test_a_set_without_test_images_alone(forest, tmp_path, capsys, quick):
+    code, out, _ = run_main(capsys, *LIGHT, "--dataset", "cuhksysu", "--root", forest, "--out", tmp_path / "run")
+    assert code == 0 and "no data set to test it on" in out and score_lines(out) == []
+    model, info = models.load_checkpoint(tmp_path / "run" / "best.pth")
+    assert info["num_ids"] == 2 and info["epoch"] == 1
+
+
+@pytest.mark.parametrize(("name", "ids"), [("market1501", 4), ("msmt17", 4)])
+def test_combine_all_trains_on_test_persons_and_is_not_tested_on_them(forest, tmp_path, capsys, quick, name, ids):
+    """Market-1501: persons 2 and 1500, 1 and 1488, without 0, who is nobody. MSMT17: 0 and 1, and another 0, and 2."""
+    flags = ["--dataset", name, "--combine-all", "--root", forest, "--out"]
+    code, out, _ = run_main(capsys, *LIGHT, *flags, tmp_path / "run")
+    assert code == 0 and score_lines(out) == [] and "no data set to test it on" in out
+    assert models.read_checkpoint(tmp_path / "run" / "best.pth")["num_ids"] == ids
+    code, _, err = run_main(capsys, *LIGHT, *flags, tmp_path / "other", "--target", "grid", name)
+    assert code == 2 and f"trains on the test persons of {name}" in err
+
+
+def test_min_frames_leaves_out_short_tracklets(forest):
+    items, _, tests = sets_of(forest, "--dataset", "mars", "--min-frames", 2)
+    assert [len(item.paths) for item in items] == [2, 3, 2]
+    assert [(item.pid, len(item.paths)) for item in tests["mars"].query] == [(2, 2)]  # 6 has no match
+    assert [(item.pid, len(item.paths)) for item in tests["mars"].gallery] == [(0, 2), (2, 2)]
+    with pytest.raises(ValueError, match="at least 2 persons"):
+        sets_of(forest, "--dataset", "mars", "--min-frames", 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--dataset", "mars", "--target", "market1501"], "mars and market1501"),
+        (["--dataset", "market1501", "mars"], "market1501 and mars"),
+        (["--dataset", "market1501", "--target", "grid"], None),
+        (["--dataset", "market1501"], None),
+    ],
+)
+def test_sets_that_show_the_same_people_are_told_of(forest, capsys, flags, names):
+    sets_of(forest, *flags)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "both show people" in line]
+    assert bool(warnings) == bool(names) and all("Market-1501" in line for line in warnings)
+    assert names is None or names in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "fragments"),
+    [
+        (["--dataset", "grid", "--split", 10], 1, ["no --split 10", "count from 0", "grid has 10"]),
+        (["--dataset", "market1501", "--split", 1], 1, ["no --split 1", "market1501 has 1"]),
+        (["--dataset", "grid", "--target", "viper", "--split", 10], 1, ["no --split 10", "viper has 20"]),
+        (["--dataset", "grid", "--split", "-1"], 2, ["--split"]),
+        (["--dataset", "grid", "--split", "one"], 2, ["'one' is no split", "all"]),
+        (["--dataset", "market1501", "--split", "all"], 1, ["several splits", "market1501 has 1"]),
+        (["--dataset", "grid", "--target", "viper", "--split", "all"], 1, ["grid has 10", "viper has 20"]),
+        (["--dataset", "grid", "market1501", "grid"], 2, ["--dataset names grid twice"]),
+        (["--dataset", "market1501", "--temporal", "max"], 1, ["--temporal max", "single images"]),
+        (["--dataset", "mars", "--temporal", "attention", "--train-sample", "frames"], 2, ["learned from clips"]),
+        (["--dataset", "mars", "--temporal", "mean"], 2, ["attention"]),
+        (["--dataset", "mars", "--seq-len", 0], 2, ["--seq-len must be at least 1"]),
+        (["--dataset", "market1501", "--num-domains", 2], 2, ["--sampler camera or --sampler dataset"]),
+        (["--dataset", "market1501", "--sampler", "camera"], 1, ["3 domains", "--batch-size 2"]),
+        (["--dataset", "market1501", "--sampler", "identity"], 1, ["--num-instances 4", "--batch-size 2"]),
+        (["--dataset", "grid", "--combine-all", "--evaluate", "--weights", "x"], 2, ["--evaluate does not train"]),
+        (["--dataset", "grid", "--target", "cuhksysu"], 1, ["cuhksysu", "query split"]),
+        (["--dataset", "grid", "--target", "mrs"], 1, ["'mrs'", "mars"]),
+    ],
+)
+def test_sets_and_splits_that_do_not_fit(forest, tmp_path, capsys, flags, code, fragments):
+    got, out, err = run_main(capsys, *LIGHT, "--root", forest, "--out", tmp_path / "run", *flags)
+    assert got == code and "step" not in out.replace("step=", "").replace("multi-step", "")
+    for fragment in fragments:
+        assert fragment in err
+
+
+def test_all_splits(forest, tmp_path, capsys, quick, monkeypatch):
+    """Four instead of ten, to be quick: their mean and deviation, and going on where one is missing."""
+    monkeypatch.setitem(data.DATASETS, "prid450s", data.DATASETS["prid450s"]._replace(num_splits=4))
+    epochs, train_one_epoch = [], train.train_one_epoch
+    monkeypatch.setattr(train, "train_one_epoch", lambda *given: epochs.append(given) or train_one_epoch(*given))
+    runs = tmp_path / "runs"
+    command = [*LIGHT, "--dataset", "prid450s", "--split", "all", "--root", forest, "--out", runs]
+    code, out, err = run_main(capsys, *command)
+    assert code == 0 and len(epochs) == 4, err
+    assert sorted(path.name for path in runs.iterdir()) == [*(f"split-{n}" for n in range(4)), "summary.json"]
+    records = [json.loads((runs / f"split-{n}" / "log.jsonl").read_text()) for n in range(4)]
+    assert [models.read_checkpoint(runs / f"split-{n}" / "best.pth")["args"]["split"] for n in range(4)] == [0, 1, 2, 3]
+    assert len({record["mAP"] for record in records}) > 1, "splits that score alike would show nothing"
+    summary = json.loads((runs / "summary.json").read_text())
+    assert list(summary) == ["prid450s"]
+    for name in ("rank1", "rank5", "mAP", "mINP"):
+        values = [record[name] for record in records]
+        assert summary["prid450s"][name]["splits"] == values
+        assert summary["prid450s"][name]["mean"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert summary["prid450s"][name]["deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    values = [100 * record["mAP"] for record in records]
+    last = out.splitlines()[-1]
+    assert f"mAP {np.mean(values):.1f} +- {np.std(values, ddof=1):.1f}" in last and "4 splits" in last
+
+    weights = weights_of(runs / "split-2" / "last.pth")
+    shutil.rmtree(runs / "split-2")
+    code, again, _ = run_main(capsys, *command)
+    assert code == 0 and len(epochs) == 5 and again.count("is finished") == 3
+    assert same_bits(weights, weights_of(runs / "split-2" / "last.pth"))
+    assert again.splitlines()[-1] == last and json.loads((runs / "summary.json").read_text()) == summary
+
+    flags = ["--dataset", "prid450s", "--split", "all", "--root", forest, "--device", "cpu"]
+    code, evaluated, err = run_main(capsys, "--evaluate", "--weights", runs, *flags, "--out", tmp_path / "report")
+    assert code == 0 and evaluated.splitlines()[-1] == last, err
+    assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
+    assert (tmp_path / "report" / "split-3" / "queries.csv").exists()
+    code, _, err = run_main(capsys, *command, "--lr", 0.1)
+    assert code == 1 and "another lr" in err and "--out" in err
+    assert len(epochs) == 5
+    (runs / "split-1" / "best.pth").unlink()
+    code, _, err = run_main(capsys, "--evaluate", "--weights", runs, *flags)
+    assert code == 1 and str(runs / "split-1" / "best.pth") in err
+
+
+def test_all_splits_go_on_inside_one_that_was_interrupted(forest, tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setitem(data.DATASETS, "prid450s", data.DATASETS["prid450s"]._replace(num_splits=2))
+    augment, calls = loader.augment, []
+
+    def augment_and_press_ctrl_c(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # three steps in each epoch: the first of the second split
+            os.kill(os.getpid(), signal.SIGINT)
+        return augment(*arguments)
+
+    monkeypatch.setattr(loader, "augment", augment_and_press_ctrl_c)
+    command = [*LIGHT, "--dataset", "prid450s", "--split", "all", "--root", forest, "--out"]
+    assert run_main(capsys, *command, tmp_path / "cut")[0] == 130
+    assert models.read_checkpoint(tmp_path / "cut" / "split-1" / "last.pth")["step"] == 1
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert run_main(capsys, *command, tmp_path / "cut")[0] == 0 and len(calls) == 6
+    assert run_main(capsys, *command, tmp_path / "straight")[0] == 0
+    for split in ("split-0", "split-1"):
+        cut, straight = (weights_of(tmp_path / run / split / "last.pth") for run in ("cut", "straight"))
+        assert same_bits(cut, straight)
+
+
+@pytest.mark.parametrize("temporal", ["attention", "avg"])
+def test_an_interrupted_video_run_goes_on_to_the_same_bits(forest, tmp_path, capsys, quick, monkeypatch, temporal):
+    flags = [*LIGHT, "--dataset", "mars", "--epochs", 2, "--seq-len", 2, "--root", forest]
+    flags += ["--temporal", temporal, "--augment", "flip", "translate", "jitter", "erase", "--loss", "xent+htri"]
+    flags += ["--sampler", "shuffle"]
+    assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
+    augment, calls = loader.augment, []
+
+    def augment_and_press_ctrl_c(images, *arguments):
+        calls.append(images.shape)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return augment(images, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
+        assert run_main(capsys, *flags, "--out", tmp_path / "cut")[0] == 130
+    assert calls == [(2, 2, 3, 64, 32)] * 3
+    last = tmp_path / "cut" / "last.pth"
+    saved = models.read_checkpoint(last)
+    assert (saved["epoch"], saved["step"], saved["options"]["temporal"]) == (1, 1, temporal)
+    for flag, value in (("--seq-len", 3), ("--train-sample", "evenly"), ("--temporal", "max"), ("--sampler", "camera")):
+        code, _, err = run_main(capsys, "--resume", last, flag, value)
+        assert code == 1 and f"{flag} cannot change" in err
+    assert run_main(capsys, "--resume", last)[0] == 0
+    assert same_bits(weights_of(last), weights_of(tmp_path / "straight" / "last.pth"))
+    moved = changed(saved["model"], weights_of(last))
+    assert any(name.startswith("attention") for name in moved) == (temporal == "attention")
+
+
+def test_clips_and_single_frames_are_both_trained_on(forest, tmp_path, capsys, quick, monkeypatch):
+    augment, shapes = loader.augment, []
+    monkeypatch.setattr(loader, "augment", lambda x, *rest: shapes.append(x.shape[:-3]) or augment(x, *rest))
+    for sample, flags, expected in (
+        ("random", ["--seq-len", 3], [(2, 3)] * 2),  # 4 tracklets
+        ("evenly", ["--seq-len", 5], [(2, 5)] * 2),
+        ("frames", [], [(2,)] * 4),  # 8 frames
+    ):
+        shapes.clear()
+        out = ["--train-sample", sample, "--dataset", "mars", "--root", forest, "--out", tmp_path / sample]
+        assert run_main(capsys, *LIGHT, *out, *flags)[0] == 0 and shapes == expected
 
 
 # Files of a run -------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def test_one_frame_and_an_image_give_what_the_network_gives(arch, pooling):
 
 def test_attention_starts_as_the_average():
     torch.manual_seed(0)
-    model = models.build_model("osnet_x0_25", 3, temporal="attention", input_size=(64, 32)).eval()
+    model = video.VideoModel(Projection(), "attention").eval()
     clips = clips_of(model, 2, 5)
     with torch.no_grad():
         found, average = model(clips), model.frames(clips.flatten(0, 1)).view(2, 5, -1).mean(dim=1)
