@@ -3,21 +3,25 @@
 python -m pytest tests/test_evaluate.py
 """
 
+import argparse
 import csv
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_main
+from conftest import draw, run_main
 from PIL import Image
+from test_data import BUILDERS
 
 import data
 import decode
 import evaluate
 import loader
 import models
+import video
 import visualize
 
 
@@ -239,3 +243,141 @@ def test_rates_that_so_few_pairs_cannot_show_are_not_printed():
     lines = evaluate.verification_table(roc, [point] * 4).splitlines()
     assert "75.00 %" in lines[2] and "60.0..80.0 %" in lines[2] and "1.00e-02..3.00e-02" in lines[3]
     assert all("cannot be measured" in line for line in lines[4:]) and len(lines) == 6
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tracklets
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A root with a user's own tracklets of 1 to 11 frames: six persons in two cameras, and weights for them."""
+    root, lines = tmp_path_factory.mktemp("shop"), ["path,pid,camid,tracklet,split"]
+    for pid, camid in itertools.product(range(1, 7), (1, 2)):
+        for frame in range((5 * pid + camid) % 11 + 1):
+            name = f"{pid}-{camid}-{frame:02}.png"
+            draw(root / "shop" / name, 1000 * pid + 20 * camid + frame)
+            lines.append(f"{name},{pid},{camid},{pid}{camid},{'query' if camid == 1 else 'gallery'}")
+    (root / "shop" / "items.csv").write_text("\n".join(lines))
+    return root, write_weights(root / "image.pth", "osnet_x0_25", input_size=(64, 32))
+
+
+def rows_of(folder):
+    with open(folder / "queries.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("flags", "seq_len", "pool"),
+    [
+        ([], 8, np.mean),  # a network for images tests tracklets by the average
+        (["--temporal", "max", "--test-batch-size", 3], 8, np.max),
+        (["--temporal", "avg", "--seq-len", 2], 2, np.mean),
+        (["--test-sample", "all", "--seq-len", 2, "--test-batch-size", 4], 99, np.mean),
+    ],
+)
+def test_a_network_for_images_tests_tracklets(shop, tmp_path, capsys, quick, flags, seq_len, pool):
+    root, weights = shop
+    model, _ = models.load_checkpoint(weights)
+    features = {}
+    splits = data.read_dataset("folder:shop", root)
+    for item in splits.query + splits.gallery:
+        count = min(len(item.paths), seq_len)  # by hand: every n-th, n as large as it can be
+        paths = item.paths[:: len(item.paths) // count][:count]
+        images = torch.from_numpy(np.stack([loader.read_image(path, (64, 32)) for path in paths])).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            frames = model(loader.normalise(images, model.mean, model.std)).double().numpy()
+        feature = pool(frames, axis=0)
+        features[item] = feature / np.linalg.norm(feature)
+    flags = [*flags, "--dataset", "folder:shop", "--root", root, "--device", "cpu", "--out", tmp_path]
+    code, out, err = run_main(capsys, "--evaluate", "--weights", weights, *flags)
+    assert code == 0 and "6 queries" in out, err
+    for row, query in zip(rows_of(tmp_path), splits.query, strict=True):
+        distances = {item.pid: 1 - features[query] @ features[item] for item in splits.gallery}
+        wrong = min((distance, pid) for pid, distance in distances.items() if pid != query.pid)
+        assert row["query"] == query.paths[0] and int(row["pid"]) == query.pid
+        assert float(row["match_distance"]) == pytest.approx(distances[query.pid], abs=3e-6)
+        assert float(row["wrong_distance"]) == pytest.approx(wrong[0], abs=3e-6)
+
+
+def test_pooling_may_be_exchanged_where_nothing_is_learned():
+    image = models.build_model("osnet_x0_25", 2, input_size=(64, 32))
+    args = argparse.Namespace(weights="run/best.pth")
+    for model, temporal, pooling in (
+        (image, "avg", "avg"), (image, "max", "max"), (video.VideoModel(image, "avg"), "max", "max"),
+        (video.VideoModel(image, "max"), "max", "max"),
+        (video.VideoModel(image, "attention"), "attention", "attention"),
+    ):  # fmt: skip
+        args.temporal = temporal
+        found = evaluate.pool_otherwise(model, args)
+        assert found.pooling == pooling and found.frames is image and (found.training is False or found is model)
+    for model, temporal in (
+        (image, "attention"), (video.VideoModel(image, "avg"), "attention"),
+        (video.VideoModel(image, "attention"), "avg"), (video.VideoModel(image, "attention"), "max"),
+    ):  # fmt: skip
+        args.temporal = temporal
+        with pytest.raises(ValueError, match=f"--temporal {temporal}: run/best.pth was trained with another"):
+            evaluate.pool_otherwise(model, args)
+
+
+def test_maps_show_the_middle_of_a_tracklet(shop, capsys, tmp_path, monkeypatch, quick):
+    root, weights = shop
+    drawn = []
+    draw_grid = visualize.maps_grid
+    monkeypatch.setattr(models, "explain", known_maps([]))
+    monkeypatch.setattr(visualize, "maps_grid", lambda *parts: drawn.append(parts) or draw_grid(*parts))
+    flags = ["--dataset", "folder:shop", "--root", root, "--device", "cpu", "--out", tmp_path, "--test-sample", "all"]
+    assert run_main(capsys, "--evaluate", "--weights", weights, *flags, "--maps", 6)[0] == 0
+    queries = data.read_dataset("folder:shop", root).query
+    expected = [loader.read_image(item.paths[len(item.paths) // 2], (64, 32)) for item in queries]
+    assert np.array_equal(drawn[0][1], np.stack(expected))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files that are equal
+
+
+def load_args(root, **changed):
+    return argparse.Namespace(**{"root": str(root), "split": 0, "min_frames": 0, "cache": None, **changed})
+
+
+def test_equal_files_are_told_of_before_training_and_remembered_until_one_changes(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "root"
+    BUILDERS["market1501"](root)
+    base = root / "market1501" / "Market-1501-v15.09.15"
+    train, query = base / "bounding_box_train/0002_c1s1_000451_03.jpg", base / "query/0001_c1s1_001051_00.jpg"
+    shutil.copyfile(train, query)
+    light = ["--arch", "osnet_x0_25", "--options", "input_size=64,32", "--epochs", 1, "--batch-size", 2]
+    light += ["--warmup-epochs", 0, "--device", "cpu", "--dataset", "market1501", "--root", root, "--out"]
+    told = f"1 images of train are in query or gallery too, so scores flatter: {train} = {query}. Take them out of "
+    out = run_main(capsys, *light, tmp_path / "first")[1]
+    assert out.count(told) == 1 and out.index(told) < out.index("step    1/")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "check_files", lambda *_, **__: pytest.fail("every file is read again"))
+        evaluate.load_set("market1501", load_args(root))
+    assert capsys.readouterr().out.count(told) == 1
+    draw(query, seed=77)
+    for _ in range(2):
+        evaluate.load_set("market1501", load_args(root))
+        assert "flatter" not in capsys.readouterr().out
+    assert len(list((root / ".pixels").glob("*-checked-*"))) == 1, "what is stale goes"
+    (tmp_path / "file").write_text("a file, where the cache should be")
+    shutil.copyfile(train, query)
+    evaluate.load_set("market1501", load_args(root, cache=str(tmp_path / "file")))
+    assert told in capsys.readouterr().out
+
+
+def test_what_equal_files_mean_depends_on_the_split(tmp_path, capsys):
+    """Two persons with the same picture: a leak where one of them is trained on, else a contradiction."""
+    BUILDERS["prid450s"](tmp_path)
+    shutil.copyfile(tmp_path / "prid450s/cam_a/img_001.png", tmp_path / "prid450s/cam_a/img_450.png")
+    sides = []
+    for split in (0, 1, 2, 3, 0, 1, 2, 3):
+        splits = evaluate.load_set("prid450s", load_args(tmp_path, split=split))
+        out = capsys.readouterr().out
+        trained = {item.pid for item in splits.train} & {1, 450}
+        sides.append(len(trained) == 1)
+        assert ("images of train are in query" in out) == sides[-1]
+        assert ("the numbers of two persons" in out) != sides[-1]
+    assert len(set(sides)) == 2, "both occur"
