@@ -415,6 +415,11 @@ def execute_all_splits(args, argv):
     if args.resume:
         raise ValueError("--split all goes on by itself with what is there: give the first command again, no --resume")
     out, found = Path(args.out or default_folder(args)), []
+    if not args.evaluate and all(data.find_dataset(name, args.root)[0].num_splits == 1 for name in args.dataset):
+        raise ValueError(
+            f"--split all trains anew for each split, and {' '.join(args.dataset)} has one: train once, without it, and "
+            "then test on all splits of --target by --evaluate --weights FILE --split all"
+        )
     for split in range(cli.check_splits(args)):
         name, now = f"split-{split}", ["--split", str(split)]
         last = out / name / "last.pth"
