@@ -560,12 +560,15 @@ def load_weights(model, weights):
     """Copies the tensors whose name and shape fit; returns (unused, unfilled) names. ValueError where none fits.
 
     Files of other code name the layers of a backbone in ways of their own, or hold positions for images of another
-    size: see WithHead.adopt.
+    size: see WithHead.adopt. A network for tracklets takes the weights of one for images, and the other way round.
     """
     own = model.state_dict()
-    if isinstance(model, video.VideoModel) and not any(name.startswith("frames.") for name in weights):
-        unused, unfilled = load_weights(model.frames, weights)  # of a network for images
-        return unused, sorted([f"frames.{name}" for name in unfilled] + [n for n in own if n.startswith("attention")])
+    if isinstance(model, video.VideoModel):
+        learned = {name for name in own if name.startswith("attention.")}
+        unused, unfilled = load_weights(model.frames, {n: value for n, value in weights.items() if n not in learned})
+        model.load_state_dict({name: weights[name] for name in learned & set(weights)}, strict=False)
+        return unused, sorted([f"frames.{name}" for name in unfilled] + list(learned - set(weights)))
+    weights = {name.removeprefix("frames."): value for name, value in weights.items()}
     place = {name: name for name in weights}
     if isinstance(model, backbones.WithHead):
         place, weights = model.adopt(weights)

@@ -115,6 +115,10 @@ def pool_by_hand(model, frames):
     return (attention_by_hand(model, frames)[:, None] * frames).sum(axis=0)
 
 
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def features_of_frames(model, frames):
     with torch.no_grad():
         return np.concatenate([model.frames(frame[None]).double().numpy() for frame in frames])
@@ -262,6 +266,10 @@ def test_weights_of_an_image_network_and_a_checkpoint_of_a_video_network(arch, p
     images = clips_of(model, 2)
     with torch.no_grad():
         assert torch.equal(model(images[:, None]), image(images))
+    back = models.build_model(arch, 3, **NETWORKS[arch])
+    skipped, missing = models.load_weights(back, model.state_dict())
+    assert same_bits(back.state_dict(), image.state_dict()) and missing == []
+    assert all(name.startswith("attention.") for name in skipped) and bool(skipped) == (pooling == "attention")
     content = {"arch": arch, "num_ids": 3, "options": {**NETWORKS[arch], "temporal": pooling}}
     torch.save({**content, "model": model.state_dict()}, tmp_path / "video.pth")
     again, _ = models.load_checkpoint(tmp_path / "video.pth")
