@@ -165,6 +165,7 @@ def check_resumed_flags(args, checkpoint):
     fixed += ["temporal", "split"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
         fixed += ["batch_size", "num_instances", "loss", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
+        fixed += ["dataset", "min_frames", "combine_all"]
     changed = [name for name in fixed if getattr(args, name) != checkpoint["args"][name]]
     if changed:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
