@@ -131,7 +131,7 @@ class Runner(nn.Module):
 class TrainSet(NamedTuple):
     """What is trained on. A sample is an image, or a tracklet of which every step takes a clip."""
 
-    pixels: loader.Pixels  # of all images and frames
+    pixels: loader.Pixels | None  # of all images and frames; None until they are decoded
     labels: np.ndarray  # (N,) of the samples
     tracklets: list | None = None  # rows of `pixels` of each sample; None where row i is sample i
     domains: np.ndarray | None = None  # (N,) camera or data set of the samples, where batches are made by them
@@ -153,14 +153,14 @@ class TrainSet(NamedTuple):
         return np.stack(clips)
 
 
-def build_train_set(items, sources, pixels, args):
-    """The TrainSet of these items, whose frames `pixels` holds one after the other; sources (N,): their data sets."""
+def build_train_set(items, sources, args):
+    """The TrainSet of these items, whose pixels will stand one after the other; sources (N,): their data sets."""
     labels, _ = data.relabel(items)
     domains = {"camera": np.array([item.camid for item in items]), "dataset": sources}.get(args.sampler)
     lengths = [len(item.paths) for item in items]
     if max(lengths) > 1 and args.train_sample != "frames":
-        return TrainSet(pixels, labels, np.split(np.arange(len(pixels)), np.cumsum(lengths)[:-1]), domains)
-    return TrainSet(pixels, labels.repeat(lengths), None, None if domains is None else domains.repeat(lengths))
+        return TrainSet(None, labels, np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1]), domains)
+    return TrainSet(None, labels.repeat(lengths), None, None if domains is None else domains.repeat(lengths))
 
 
 def instances(args):
@@ -283,6 +283,8 @@ def run_training(args, checkpoint, device):
             f"{' '.join(args.dataset)} in {args.root} are not the same ones: resume on the data it began with, or "
             "start anew with --weights"
         )
+    train_set = build_train_set(items, sources, args)
+    loader.check_batches(train_set.labels, args.batch_size, instances(args), train_set.domains, args.num_domains)
     options = dict(args.options)
     if any(len(item.paths) > 1 for item in items) or any(data.has_video(splits) for splits in tests.values()):
         options["temporal"] = args.temporal or "avg"
@@ -302,11 +304,9 @@ def run_training(args, checkpoint, device):
     if args.fixbase_epochs:
         opened = recipe.find_layers(model, args.open_layers, "--open-layers")
         print(f"epochs 1 to {args.fixbase_epochs} train {', '.join(opened)} alone, the base is frozen")
-    pixels = evaluate.load_pixels(
+    train_set = train_set._replace(pixels=evaluate.load_pixels(
         [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device
-    )
-    train_set = build_train_set(items, sources, pixels, args)
-    loader.check_batches(train_set.labels, args.batch_size, instances(args), train_set.domains, args.num_domains)
+    ))  # fmt: skip
     targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
     state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "best_mAP": -1.0}
