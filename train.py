@@ -417,7 +417,7 @@ def execute_all_splits(args, argv):
     out, found = Path(args.out or default_folder(args)), []
     if not args.evaluate and all(data.find_dataset(name, args.root)[0].num_splits == 1 for name in args.dataset):
         raise ValueError(
-            f"--split all trains anew for each split, and {' '.join(args.dataset)} has one: train once, without it, and "
+            f"--split all trains anew for each split, and {' '.join(args.dataset)} has one: train once, without it, "
             "then test on all splits of --target by --evaluate --weights FILE --split all"
         )
     for split in range(cli.check_splits(args)):

@@ -284,7 +284,7 @@ def test_a_network_for_images_tests_tracklets(shop, tmp_path, capsys, quick, fla
     for item in splits.query + splits.gallery:
         count = min(len(item.paths), seq_len)  # by hand: every n-th, n as large as it can be
         paths = item.paths[:: len(item.paths) // count][:count]
-        images = torch.from_numpy(np.stack([loader.read_image(path, (64, 32)) for path in paths])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack([decode.read_image(path, (64, 32)) for path in paths])).permute(0, 3, 1, 2)
         with torch.no_grad():
             frames = model(loader.normalise(images, model.mean, model.std)).double().numpy()
         feature = pool(frames, axis=0)
@@ -329,7 +329,7 @@ def test_maps_show_the_middle_of_a_tracklet(shop, capsys, tmp_path, monkeypatch,
     flags = ["--dataset", "folder:shop", "--root", root, "--device", "cpu", "--out", tmp_path, "--test-sample", "all"]
     assert run_main(capsys, "--evaluate", "--weights", weights, *flags, "--maps", 6)[0] == 0
     queries = data.read_dataset("folder:shop", root).query
-    expected = [loader.read_image(item.paths[len(item.paths) // 2], (64, 32)) for item in queries]
+    expected = [decode.read_image(item.paths[len(item.paths) // 2], (64, 32)) for item in queries]
     assert np.array_equal(drawn[0][1], np.stack(expected))
 
 

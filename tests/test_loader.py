@@ -196,7 +196,7 @@ def test_clips_have_a_shape_of_their_own(tmp_path, limit_gb):
 @pytest.mark.parametrize("broken", [[], [5, 1]])
 def test_blocks_of_images_come_to_the_same(tmp_path, monkeypatch, broken):
     """More images than a thread decodes at a time, and a last block that is not full."""
-    monkeypatch.setattr(loader, "BLOCK", 3)
+    monkeypatch.setattr(decode, "BLOCK", 3)
     paths = paths_of(tmp_path / "images", 8)
     for number in broken:
         Path(paths[number]).write_bytes(b"no image")
@@ -214,11 +214,11 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
     """SIGKILL with half of the images decoded: nothing of that try stays, or is taken for whole."""
     paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
     script = (
-        "import os, signal, sys; import loader; read = loader.read_image\n"
+        "import os, signal, sys; import decode, loader; read = decode.read_image\n"
         "def killed(path, size):\n"
         "    if path == sys.argv[4]: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(path, size)\n"
-        "loader.read_image = killed\n"
+        "decode.read_image = killed\n"
         "loader.load_pixels(sys.argv[2:], (32, 16), sys.argv[1], 'set')"
     )
     done = run_command("-c", script, cache, *paths)

@@ -541,7 +541,7 @@ def test_domains_of_samples(forest, sampler, sample):
     args.split = 0
     items, sources, _ = train.load_sets(args)
     pixels = [(number, item) for number, item in enumerate(items) for _ in item.paths]
-    train_set = train.build_train_set(items, sources, pixels, args)
+    train_set = train.build_train_set(items, sources, args)._replace(pixels=pixels)
     samples = pixels if sample == "frames" else list(enumerate(items))
     numbers = {pid: label for label, pid in enumerate(sorted({item.pid for item in items}))}
     assert train_set.labels.tolist() == [numbers[item.pid] for _, item in samples]

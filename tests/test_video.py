@@ -12,6 +12,7 @@ import torch
 from conftest import draw
 from torch import nn
 
+import decode
 import evaluate
 import loader
 import models
@@ -378,5 +379,5 @@ def test_frames_that_are_tested_on(tmp_path, method, numbers):
     else:
         assert chosen[1] == [items[1].paths[frame] for frame in numbers]
     for rows, paths in zip(clips, chosen, strict=True):
-        expected = np.stack([loader.read_image(path, (4, 2)) for path in paths])
+        expected = np.stack([decode.read_image(path, (4, 2)) for path in paths])
         assert np.array_equal(pixels.batch(rows).permute(0, 2, 3, 1).numpy(), expected)
