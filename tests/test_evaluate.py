@@ -381,3 +381,14 @@ def test_what_equal_files_mean_depends_on_the_split(tmp_path, capsys):
         assert ("images of train are in query" in out) == sides[-1]
         assert ("the numbers of two persons" in out) != sides[-1]
     assert len(set(sides)) == 2, "both occur"
+
+
+def test_what_equal_files_mean_depends_on_whose_they_are(tmp_path, capsys):
+    """The same files with other numbers in items.csv."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        draw(tmp_path / "own" / f"{name}.jpg", seed)
+    for pid, fragment in ((2, "have the numbers of two persons"), (1, "are there more than once")):
+        (tmp_path / "own" / "items.csv").write_text(f"path,pid,camid\na.jpg,1,1\nb.jpg,{pid},2\nc.jpg,3,2\n")
+        for _ in range(2):
+            evaluate.load_set("folder:own", load_args(tmp_path), evaluate=False)
+            assert f"1 images {fragment}" in capsys.readouterr().out
