@@ -264,22 +264,30 @@ def report(model, target, device, args, folder):
     summaries = [summarise(scores, name) for name, scores in rows.items()]
     for summary in summaries:
         print(score_line(summary))
-    roc = metrics.verification(queries, gallery, *ids, **how)
-    pairs = [metrics.operating_point(roc, fmr=rate) for rate in RATES]
+    try:
+        roc = metrics.verification(queries, gallery, *ids, **how)
+        pairs = [metrics.operating_point(roc, fmr=rate) for rate in RATES]
+    except ValueError as error:  # a single person: the ranking above counts all the same
+        print(f"no verification: {error}")
+        roc = pairs = None
     alarms = [metrics.open_set(rows[name]["queries"], far) for far in FALSE_ALARMS]
-    print(verification_table(roc, pairs))
+    if roc:
+        print(verification_table(roc, pairs))
     print(open_set_line(alarms))
     if folder:
         write_queries(folder / "queries.csv", rows[name]["queries"], target.splits)
-        verification = {name: roc[name] for name in ("eer", "num_genuine", "num_impostor", "resolution")}
-        verification["points"] = [{"wanted": rate, **point} for rate, point in zip(RATES, pairs, strict=True)]
+        verification = {}
+        if roc:
+            verification = {key: roc[key] for key in ("eer", "num_genuine", "num_impostor", "resolution")}
+            verification["points"] = [{"wanted": rate, **point} for rate, point in zip(RATES, pairs, strict=True)]
         content = {"ranking": summaries, "verification": verification, "open_set": alarms, "weights": args.weights}
         (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n")
         written = ["queries.csv", "scores.json"] + ["maps.jpg"] * bool(args.maps)
         try:
             visualize.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
-            visualize.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
-            print(f"{folder}: {', '.join(written)}, cmc.png, roc.png")
+            if roc:
+                visualize.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
+            print(f"{folder}: {', '.join(written)}, cmc.png{', roc.png' * bool(roc)}")
         except ImportError as error:
             print(f"{folder}: {', '.join(written)}; no curves, as matplotlib is not installed ({error})")
     return summaries
@@ -301,12 +309,18 @@ def run(args, device):
     if info.get("skipped"):
         print(f"{args.weights}: not used: {data.some(info['skipped'])}")
     args.distance = args.distance or info.get("distance", "cosine")
-    args.split = info.get("args", {}).get("split", 0) if args.split is None else args.split
+    learnt = info.get("args", {})  # of a run of ours: tested on the data set it was trained on, its split is taken
+    learnt_sets, learnt_split, asked = learnt.get("dataset", []), learnt.get("split") or 0, args.split
     if args.temporal:
         model = pool_otherwise(model, args)
     model = model.to(memory_format=torch.channels_last)
     found = {}
     for name in args.target:
+        several = data.find_dataset(name, args.root)[0].num_splits > 1
+        args.split = asked if asked is not None else learnt_split if name in learnt_sets else 0
+        if several and name in learnt_sets and args.split != learnt_split:
+            print(f"warning: {args.weights} was trained on split {learnt_split} of {name}, so on persons that split "
+                  f"{args.split} tests on: scores flatter")  # fmt: skip
         splits = load_set(name, args, train=False)
         folder = Path(args.out, *[file_name(name)] * (len(args.target) > 1)) if args.out else None
         if folder:

@@ -234,7 +234,7 @@ def check_batches(labels, batch_size, num_instances=None, domains=None, num_doma
     """ValueError where no epoch can be made of these labels: before any training, with the way out."""
     num_ids = len(set(map(int, labels)))
     if len(labels) < batch_size:
-        raise ValueError(f"--batch-size {batch_size} is larger than the {len(labels)} training images: lower it")
+        raise ValueError(f"--batch-size {batch_size} is more than the {len(labels)} images or tracklets: lower it")
     if domains is not None:
         sizes = np.unique(domains, return_counts=True)[1]
         drawn = num_domains or len(sizes)

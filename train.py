@@ -442,6 +442,7 @@ def execute_all_splits(args, argv):
         now += ["--out", str(out / name)] if not args.evaluate else []
         code, scores = execute(*cli.parse([*argv, *now]))
         if code:
+            print("the command that was given, again, goes on there and with the other splits")
             return code
         found.append(scores)
     summary = {}

@@ -311,7 +311,7 @@ def test_batches_follow_from_seed_and_epoch(k):
         (8, 1, "--num-instances 1 must be 2 or more"),
         (16, 2, "8 persons x 2 images .* train split has 6: lower --batch-size to 12"),
         (4, 4, "person"),  # a batch of one person has no negative: its triplet loss is zero for ever
-        (40, None, "--batch-size 40 is larger than the 34 training images"),
+        (40, None, "--batch-size 40 is more than the 34 images or tracklets"),
     ],
 )
 def test_batches_that_cannot_be_made(batch_size, k, message):
@@ -376,7 +376,7 @@ def test_images_left_over_have_their_turn_in_another_epoch():
         (9, 2, ["--num-domains 2", "divides --batch-size 9"]),
         (36, 3, ["12 images of each of 3", "one has 11", "lower --batch-size"]),
         (12, 1, ["12 images of each of 1", "one has 11", "raise --num-domains"]),
-        (60, 0, ["--batch-size 60 is larger than the 58"]),
+        (60, 0, ["--batch-size 60 is more than the 58"]),
     ],
 )
 def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragments):
