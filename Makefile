@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(PY) -m ruff check .
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -866,7 +866,10 @@ def truncated_zip():
     return Path("whole.pth").read_bytes()[:9000]
 
 
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x02garbage", truncated_zip], ids=repr)
+KINDS = ["empty", "text", "pickle", "cut short"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x02garbage", truncated_zip], ids=KINDS)
 def test_no_checkpoint_at_all(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.pth"
