@@ -49,6 +49,7 @@ import loader
 import losses
 import metrics
 import models
+import recipe
 import train
 
 
@@ -239,12 +240,13 @@ def measure_epoch(device, batch, bf16, steps=6):
         args = cli.build_parser().parse_args(flags)
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        runner, optimizer = train.Runner(model, device, bf16), torch.optim.AdamW(model.parameters(), args.lr)
+        runner, criterion = train.Runner(model, device, bf16), recipe.Criterion(args, 16, recipe.branch_sizes(model))
+        optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
 
         def epoch():
             state = {"epoch": 0, "step": 0, "totals": {}}
             with contextlib.redirect_stdout(io.StringIO()):
-                train.train_one_epoch(runner, train.TrainSet(pixels, labels), optimizer, device, state, args)
+                train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args)
 
         images = loader.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
         step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))
@@ -578,12 +580,13 @@ def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
         array = array[:: count // (batch * steps)]  # a view: every so many rows of the file
         args = cli.build_parser().parse_args(["--batch-size", str(batch), "--log-every", "1000"])
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(model.parameters(), args.lr)
+        criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
+        optimizers = recipe.build_optimizers(model, criterion, args)
         samples = train.TrainSet(loader.Pixels([""] * len(array), size, array), np.arange(len(array)) % 16)
         state = {"epoch": 0, "step": 0, "totals": {}}
         bf16 = cli.has_fast_bf16(device)  # as --amp auto
         runner = train.Runner(model, device, bf16)
-        epoch = partial(train.train_one_epoch, runner, samples, optimizer, device, state, args)
+        epoch = partial(train.train_one_epoch, runner, criterion, samples, optimizers, device, state, args)
         before = anonymous_memory()
         with contextlib.redirect_stdout(io.StringIO()):
             peak = before + watch(epoch, device).anonymous

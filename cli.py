@@ -1,6 +1,8 @@
 """What train.py can be told: its flags, what they mean together, and which do not fit together."""
 
 import argparse
+import difflib
+import math
 import shlex
 from pathlib import Path
 
@@ -11,21 +13,31 @@ import loader
 import metrics
 import models
 import video
-from recipe import LOSSES, OPTIMIZERS, SCHEDULES
+from recipe import HEADS, LOSSES, OPTIMIZERS, RECIPES, SCHEDULES
 
 
-def loss_weights(text):
-    """'xent+htri' or 'xent+htri:0.5' -> {'xent': 1.0, 'htri': 0.5}."""
-    weights = {}
-    for part in text.split("+"):
-        name, _, weight = part.partition(":")
-        if name not in LOSSES:
-            raise argparse.ArgumentTypeError(f"no loss {name!r}: sum up {', '.join(LOSSES)}, as in xent+htri:0.5")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{weight!r} is no weight for {name}; write {name}:0.5") from None
-    return weights
+def loss_weight(text):
+    """'triplet' or 'triplet:0.5' -> (name, weight): a type for argparse."""
+    name, _, weight = text.partition(":")
+    if name not in LOSSES:
+        raise argparse.ArgumentTypeError(f"no loss {name!r}: of {', '.join(LOSSES)}, as in --loss xent triplet:0.5")
+    try:
+        weight = float(weight) if weight else LOSSES[name].weight
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: a weight is a positive number, as in {name}:0.5")
+    return name, weight
+
+
+class StorePairs(argparse.Action):
+    """Makes a dictionary of pairs (name, value)."""
+
+    def __call__(self, parser, namespace, pairs, flag=None):
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise argparse.ArgumentError(self, f"a name stands twice in {' '.join(names)}: once is enough")
+        setattr(namespace, self.dest, dict(pairs))
 
 
 def split_number(text):
@@ -66,11 +78,11 @@ def build_parser():
     add = parser.add_argument_group("model").add_argument
     add("--arch", help="default: hacnn, or what the checkpoint holds; `python models.py` lists the usual ones, and any "
         "name of torchvision or timm goes")
-    add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
+    add("--options", nargs="+", type=models.parse_option, action=StorePairs, default={}, metavar="NAME=VALUE",
         help="of hacnn: learn_region=False (global branch alone), align_corners=True (old weights); of all others: "
         "input_size=384,128; of those from torchvision and timm: pooling=gem (or avg, token), embedding=512, "
         "bnneck=True, and for ResNets last_stride=2 (a smaller last map)")
-    add("--pretrained", action="store_true",
+    add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
         help="start from ImageNet weights, downloaded once; beside --weights or --resume nothing is: that file wins")
     add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out")
     add = parser.add_argument_group("fine-tuning (LAYER: a top-level child of the network)").add_argument
@@ -82,15 +94,19 @@ def build_parser():
         help="train these (no name: the head) with --lr, and all others with --base-lr-mult of it (default: all alike)")
     add("--base-lr-mult", type=float, default=0.1, metavar="X", help="default: 0.1, beside --new-layers")
     add = parser.add_argument_group("loss").add_argument
-    add("--loss", type=loss_weights, default="xent", metavar="NAMES",
-        help="xent (default), or xent+htri for batch-hard triplets too; xent+htri:0.5 halves their weight")
+    add("--loss", nargs="+", type=loss_weight, action=StorePairs, default={"xent": 1.0}, metavar="NAME[:WEIGHT]",
+        help=f"sum of: {', '.join(f'{name}:{loss.weight:g}' for name, loss in LOSSES.items())} (default: xent); the "
+        "weights shown are those of a name alone")
     add("--label-smooth", type=float, nargs="?", const=0.1, default=0.1, metavar="EPS",
         help="share of the target spread over all classes (default: 0.1); 0 for a handful of classes")
     add("--margin", type=float, default=0.3, help="of the triplet loss (default: 0.3), rarely worth changing")
-    add("--num-instances", type=int, default=4, metavar="K", help="images per person where htri is used (default: 4)")
+    add("--center-lr", type=float, default=0.5, metavar="LR",
+        help="rate of the centres of center and the radius of ring, whatever their weight (default: 0.5, constant)")
+    add("--num-instances", type=int, default=4, metavar="K",
+        help="images per person in a batch of P persons x K images (default: 4)")
     add("--sampler", choices=("shuffle", "identity", "camera", "dataset"),
-        help="how batches are made (default: identity where htri is used, P persons x K images, else shuffle); camera, "
-        "dataset: equal shares of --num-domains of them")
+        help="how batches are made (default: identity, P persons x K images, for triplet, triplet-soft and circle; "
+        "else shuffle); camera, dataset: equal shares of --num-domains of them")
     add("--num-domains", type=int, default=0, metavar="N",
         help="cameras or data sets in a batch of --sampler camera or dataset (default: 0, all)")
     add = parser.add_argument_group("optimization").add_argument
@@ -99,13 +115,24 @@ def build_parser():
     add("--optim", choices=OPTIMIZERS, default="adamw", help="default: adamw; sgd with --lr 0.03 suits long runs")
     add("--lr", type=float, default=3e-3, help="highest rate (default: 0.003 for adamw); 0.0003 for adam and amsgrad")
     add("--weight-decay", type=float, default=0.01, help="default: 0.01 for adamw; 0.0005 for the others")
-    add("--momentum", type=float, default=0.9, help="of sgd (default: 0.9)")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls (default: cosine, to 0 at the end)")
+    add("--momentum", type=float, default=0.9, help="of sgd and rmsprop (default: 0.9)")
+    add("--schedule", choices=SCHEDULES, default="cosine",
+        help="how the rate falls (default: cosine, to 0 at the end); one-cycle rises for 30 %% of the run first")
     add("--milestones", type=float, nargs="+", default=[20, 40], metavar="EPOCH",
-        help="where multi-step lowers the rate (default: 20 40); step lowers it every first of them")
+        help="where multi-step lowers the rate (default: 20 40; below 1: parts of --epochs, such as 0.5 0.75); step "
+        "lowers it every first of them")
     add("--gamma", type=float, default=0.1, help="what step and multi-step multiply the rate by (default: 0.1)")
     add("--warmup-epochs", type=float, default=1, metavar="N",
         help="epochs in which the rate rises from a hundredth (default: 1); a quarter of a short run is good, 0 is off")
+    add("--freeze-bn", action=argparse.BooleanOptionalAction, default=False,
+        help="keep the statistics of all batch norms, train scale and shift: for small batches on --pretrained")
+    add("--accumulate", type=int, default=1, metavar="N",
+        help="batches per step, their gradients averaged (default: 1): a large batch in little memory")
+    add("--clip-norm", type=float, default=0, metavar="X",
+        help="longest gradient, all weights of the network together (default: 0, any)")
+    add("--ema", type=float, default=0, metavar="DECAY",
+        help="average the weights over the steps too, 0.999 is usual (default: 0, off); both are tested, and best.pth "
+        "holds the better, which flatters it a little")
     add("--augment", nargs="*", choices=loader.AUGMENTATIONS, default=["flip", "translate"], metavar="NAME",
         help=f"of {', '.join(loader.AUGMENTATIONS)} (default: flip translate); erase pays in long runs; none: no name")
     add = parser.add_argument_group("evaluation").add_argument
@@ -125,6 +152,8 @@ def build_parser():
         help="with --evaluate and --out: draw what the network looks at in N queries, up to 100, into maps.jpg")
     add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
     add = parser.add_argument_group("run").add_argument
+    add("--recipe", metavar="NAME",
+        help=f"fill flags from recipe.py: {', '.join(RECIPES)}; flags given beside it win, --resume does too")
     add("--out", help="folder of the run (default: runs/ARCH-DATASET), one that holds a run is refused; with "
         "--evaluate: folder for queries.csv, scores.json, cmc.png and roc.png (default: they are not written)")
     add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
@@ -136,22 +165,39 @@ def build_parser():
     return parser
 
 
+def find_recipe(name):
+    """Destination of a flag -> value; ValueError with the names that there are."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"no --recipe {name!r}{hint}: there are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
 def parse(argv):
     """The arguments; with --resume those of the run, overridden by what is given now. Also the checkpoint, or None."""
     parser, checkpoint = build_parser(), None
     args = parser.parse_args(argv)
+    if args.recipe is not None and not args.resume:
+        filled = find_recipe(args.recipe)
+        parser.set_defaults(**filled)
+        args = parser.parse_args(argv)
+        args.options = {**filled.get("options", {}), **args.options}
     if args.resume:
         checkpoint = models.read_checkpoint(args.resume)
         if not {"args", "optimizer", "arch", "pids", "epoch", "step", "record"} <= checkpoint.keys():
             raise ValueError(f"{args.resume} is not last.pth of a run: its weights alone go to --weights")
         if args.arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
-        checkpoint["args"] = {**vars(parser.parse_args([])), **checkpoint["args"]}  # an older run lacks newer flags
+        checkpoint["args"] = {**vars(parser.parse_args([])), **checkpoint["args"]}  # an older run lacks some
+        renamed = {"htri": "triplet"}  # and had another name for a loss
+        checkpoint["args"]["loss"] = {renamed.get(name, name): w for name, w in checkpoint["args"]["loss"].items()}
         if isinstance(checkpoint["args"]["dataset"], str):  # and had one data set
             checkpoint["args"]["dataset"] = [checkpoint["args"]["dataset"]]
         parser.set_defaults(**{**checkpoint["args"], "out": str(Path(args.resume).parent)})  # it may have been moved
         args = parser.parse_args(argv)
-    args.options, args.command = dict(args.options), shlex.join(argv)
+        args.recipe = checkpoint["args"]["recipe"]
+    args.command = shlex.join(argv)
     check_flags(parser, args)
     check_splits(args)
     if checkpoint is not None:
@@ -162,10 +208,10 @@ def parse(argv):
 def check_resumed_flags(args, checkpoint):
     """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
     fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
-    fixed += ["temporal", "split"]
+    fixed += ["temporal", "split", "loss", "ema"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
-        fixed += ["batch_size", "num_instances", "loss", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
-        fixed += ["dataset", "min_frames", "combine_all"]
+        fixed += ["batch_size", "num_instances", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
+        fixed += ["dataset", "min_frames", "combine_all", "accumulate"]
     changed = [name for name in fixed if getattr(args, name) != checkpoint["args"][name]]
     if changed:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
@@ -181,12 +227,16 @@ def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
     at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
     at_least |= {"eval_every": 0, "seed": 0, "expand": 0, "fixbase_epochs": 0, "seq_len": 1, "min_frames": 0}
-    at_least |= {"num_domains": 0}
+    at_least |= {"num_domains": 0, "accumulate": 1, "clip_norm": 0}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
     if not 0 <= args.label_smooth < 1:
         parser.error(f"--label-smooth must lie in 0..1, got {args.label_smooth}")
+    if not 0 < args.center_lr <= 1:
+        parser.error(f"--center-lr must lie above 0 and not above 1, where centres overshoot, got {args.center_lr:g}")
+    if not 0 <= args.ema < 1:
+        parser.error(f"--ema must be a decay below 1, such as 0.999, or 0 for none, got {args.ema:g}")
     if args.lr <= 0 or min(args.milestones) <= 0:
         parser.error("--lr and --milestones must be positive")
     if not 0 <= args.warmup_epochs < args.epochs:
@@ -205,10 +255,13 @@ def check_flags(parser, args):
         parser.error(f"--combine-all trains on the test persons of {', '.join(both)}: leave it out of --target")
     if args.open_layers and not args.fixbase_epochs:
         parser.error("--open-layers says what trains in the first epochs: give their number, --fixbase-epochs N")
-    if args.fixbase_epochs and not args.loss.get("xent"):
-        parser.error("--fixbase-epochs trains the classifier, and --loss without xent does not reach that")
+    if args.fixbase_epochs and not {"xent", *HEADS} & args.loss.keys():
+        heads = ", ".join(["xent", *sorted(HEADS)])
+        parser.error(f"--fixbase-epochs trains the classifier: that takes one of {heads} in --loss")
     if args.base_lr_mult <= 0 or args.base_lr_mult != 0.1 and args.new_layers is None:
         parser.error("--base-lr-mult must be positive, and stands beside --new-layers: all layers but these take it")
+    if args.evaluate and args.recipe:
+        parser.error("--recipe says how to train, and --evaluate does not train: leave it out")
     if args.evaluate and not args.weights:
         parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
     if not args.evaluate and (args.multi_query or args.expand or args.rerank):

@@ -163,7 +163,7 @@ class RingLoss(nn.Module):
         super().__init__()
         self.radius = nn.Parameter(torch.tensor(float(radius)))
 
-    def forward(self, features):
+    def forward(self, features, labels=None):  # labels: as all other losses are called; they do not matter here
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features must be (B, D) with B > 0, not {tuple(features.shape)}")
         return (torch.linalg.vector_norm(full_precision(features), dim=1) - self.radius).square().mean()

@@ -1,49 +1,190 @@
-"""How weights are changed: the tables of losses, optimizers and schedules, and which layers train how fast.
+"""How weights are changed: the tables of losses, optimizers, schedules and recipes, and which layers train how fast.
 
-train.py's --loss, --optim, --schedule, --fixbase-epochs, --open-layers, --new-layers mean what stands here.
+train.py's --recipe, --loss, --optim, --schedule, --ema, --freeze-bn, --fixbase-epochs, --open-layers and --new-layers
+mean what stands here.
+
+Bag of tricks (`bot`): Luo, Gu, Liao, Lai, Jiang, "Bag of Tricks and a Strong Baseline for Deep Person
+Re-Identification", CVPR Workshops 2019. One cycle: Smith and Topin, arXiv 1708.07120, with the numbers of torch's
+OneCycleLR. What the losses are and where they come from: losses.py.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 import losses
 import video
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Losses, optimizers, schedules: tables and functions
+# Losses
 
-LOSSES = {  # name -> function of (logits, features, labels, args); branches are averaged
-    "xent": lambda logits, features, labels, args: losses.mean_over_branches(
-        losses.cross_entropy, logits, labels, args.label_smooth
-    ),
-    "htri": lambda logits, features, labels, args: losses.mean_over_branches(
-        losses.batch_hard_triplet, features, labels, args.margin
-    ),
+
+class Loss(NamedTuple):
+    weight: float  # where --loss gives none
+    build: object  # (args, num_ids, size of the branch's feature) -> function or module of (outputs, labels)
+
+
+LOSSES = {  # the weight of center is that of Luo et al., of ring that of Zheng et al.
+    "xent": Loss(1.0, lambda args, *_: functools.partial(losses.cross_entropy, smoothing=args.label_smooth)),
+    "triplet": Loss(1.0, lambda args, *_: functools.partial(losses.batch_hard_triplet, margin=args.margin)),
+    "triplet-soft": Loss(1.0, lambda *_: functools.partial(losses.batch_hard_triplet, margin="soft")),
+    "circle": Loss(1.0, lambda *_: losses.circle_loss),
+    "center": Loss(0.0005, lambda args, num_ids, size: losses.CenterLoss(num_ids, size)),
+    "ring": Loss(0.01, lambda *_: losses.RingLoss()),
+    "arcface": Loss(1.0, lambda args, num_ids, size: losses.ArcFace(num_ids, size)),
+    "cosface": Loss(1.0, lambda args, num_ids, size: losses.CosFace(num_ids, size)),
 }
+# These compare images of one person, so batches have to hold several. Center needs none: its centres stay from batch to
+# batch, and Wen et al. draw batches at random.
+NEED_POSITIVES = {"triplet", "triplet-soft", "circle"}
+HEADS = {"arcface", "cosface"}  # classifiers beside the model's own
+
+
+class Criterion(nn.Module):
+    """The losses of --loss with the parameters that some of them have: own ones for each branch of the model.
+
+    (logits, features, labels) as a model gives them in training -> (weighted sum, name -> loss), means over branches.
+    Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it.
+    """
+
+    def __init__(self, args, num_ids, sizes):
+        super().__init__()
+        self.weights, self.functions, self.learned = args.loss, {}, nn.ModuleDict()
+        for name in self.weights:
+            built = [LOSSES[name].build(args, num_ids, size) for size in sizes]
+            if isinstance(built[0], nn.Module):
+                self.learned[name] = nn.ModuleList(built)
+            else:
+                self.functions[name] = built[0]
+
+    def forward(self, logits, features, labels):
+        parts = {}
+        for name in self.weights:
+            loss = self.learned[name] if name in self.learned else self.functions[name]
+            parts[name] = losses.mean_over_branches(loss, logits if name == "xent" else features, labels)
+        return sum(weight * parts[name] for name, weight in self.weights.items()), parts
+
+
+def branch_sizes(model):
+    """The length of each branch's feature in training, by a pass with shapes alone: nothing of the model changes."""
+    state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
+    images = torch.empty(2, 3, *model.input_size, device="meta")  # a network for tracklets takes images too
+    with torch.no_grad():
+        _, features = torch.func.functional_call(model.train(), state, (images,))
+    return [feature.shape[1] for feature in features]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Optimizers and schedules
 
 OPTIMIZERS = {
     "adam": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay),
     "amsgrad": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay, amsgrad=True),
     "adamw": lambda params, args: torch.optim.AdamW(params, args.lr, weight_decay=args.weight_decay),
     "sgd": lambda params, args: torch.optim.SGD(params, args.lr, args.momentum, weight_decay=args.weight_decay),
-}
-
-SCHEDULES = {  # name -> factor on --lr at `progress`, counted in epochs
-    "constant": lambda progress, args: 1.0,
-    "step": lambda progress, args: args.gamma ** (progress // args.milestones[0]),
-    "multi-step": lambda progress, args: args.gamma ** sum(progress >= milestone for milestone in args.milestones),
-    "cosine": lambda progress, args: (
-        0.5 + 0.5 * math.cos(math.pi * (progress - args.warmup_epochs) / (args.epochs - args.warmup_epochs))
+    "rmsprop": lambda params, args: torch.optim.RMSprop(
+        params, args.lr, alpha=0.99, momentum=args.momentum, weight_decay=args.weight_decay
     ),
 }
 
 
+def milestones(args):
+    """Those of --milestones in epochs: below 1 they are parts of --epochs."""
+    return [milestone * args.epochs if milestone < 1 else milestone for milestone in args.milestones]
+
+
+def one_cycle(done):
+    """Factor on the rate where `done` (0..1) of the training is: from 1/25 up to 1 at 0.3, then down to 1/250000."""
+    low, share = (1 / 25, done / 0.3) if done < 0.3 else (1 / 250_000, (1 - done) / 0.7)
+    return low + (1 - low) * (0.5 - 0.5 * math.cos(math.pi * share))
+
+
+SCHEDULES = {  # name -> factor on --lr at `progress`, counted in epochs
+    "constant": lambda progress, args: 1.0,
+    "step": lambda progress, args: args.gamma ** (progress // milestones(args)[0]),
+    "multi-step": lambda progress, args: args.gamma ** sum(progress >= epoch for epoch in milestones(args)),
+    "cosine": lambda progress, args: (
+        0.5 + 0.5 * math.cos(math.pi * (progress - args.warmup_epochs) / (args.epochs - args.warmup_epochs))
+    ),
+    "one-cycle": lambda progress, args: one_cycle(progress / args.epochs),
+}
+
+
 def learning_rate(progress, args):
-    """The rate at `progress` epochs: a linear rise from a hundredth over --warmup-epochs, then --schedule."""
-    if progress < args.warmup_epochs:
+    """The rate at `progress` epochs: a linear rise from a hundredth over --warmup-epochs, then --schedule.
+
+    one-cycle rises by itself, and there --warmup-epochs counts for nothing.
+    """
+    if progress < args.warmup_epochs and args.schedule != "one-cycle":
         return args.lr * (0.01 + 0.99 * progress / args.warmup_epochs)
     return args.lr * SCHEDULES[args.schedule](progress, args)
+
+
+def build_optimizers(model, criterion, args):
+    """[that of the model, and of heads among the losses; that of the other losses' parameters, if there are any].
+
+    Centres and radii move by plain SGD at --center-lr, whatever the weight of their loss and the number of branches:
+    the rate is divided by what the mean and the weight multiply the gradient by. SGD without momentum keeps no state.
+    """
+    groups = parameter_groups(model, args)
+    own = []
+    for name, branches in criterion.learned.items():
+        if name in HEADS:
+            groups[0]["params"].extend(branches.parameters())
+        else:
+            rate = args.center_lr * len(branches) / criterion.weights[name]
+            own.append({"params": list(branches.parameters()), "lr": rate})
+    return [OPTIMIZERS[args.optim](groups, args), *([torch.optim.SGD(own)] if own else [])]
+
+
+@torch.no_grad()
+def update_average(averaged, model, decay, updates):
+    """Moves the weights of `averaged` towards those of the model, by 1 - decay; `updates`: how often that was done.
+
+    The first updates move farther, (1 + n) / (10 + n) instead of the decay: else the fresh weights would stay in it for
+    thousands of steps. Running statistics of batch norms are averaged like weights: they describe what the weights of
+    the same steps gave. Counters are copied.
+    """
+    decay = min(decay, (1 + updates) / (10 + updates))
+    for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Recipes: flags that belong together. What a recipe does not name keeps the flag's own default
+
+RECIPES = {
+    # Li, Zhu, Gong, CVPR 2018: what the paper does not speak of (decay of weights and rate, smoothing) is off. Its Adam
+    # may have had another first beta (0.5); here it is Adam's own
+    "paper": {
+        "arch": "hacnn", "optim": "adam", "lr": 5e-4, "weight_decay": 0.0, "schedule": "constant", "warmup_epochs": 0,
+        "epochs": 150, "batch_size": 32, "augment": [], "loss": {"xent": 1.0}, "label_smooth": 0.0,
+        "distance": "euclidean",
+    },
+    # how deep-person-reid trains HA-CNN to about 91 rank-1 on Market-1501
+    "reference": {
+        "arch": "hacnn", "optim": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "multi-step",
+        "milestones": [0.5, 0.75], "gamma": 0.1, "warmup_epochs": 0, "epochs": 300, "batch_size": 32,
+        "augment": ["flip", "translate"], "loss": {"xent": 1.0}, "label_smooth": 0.1,
+    },
+    # Luo et al., for any backbone with ImageNet weights; a ResNet's last stride is 1 by default. Their random crop of
+    # a padded image is our translation
+    "bot": {
+        "arch": "resnet50", "pretrained": True, "options": {"bnneck": True}, "optim": "adam", "lr": 3.5e-4,
+        "weight_decay": 5e-4, "schedule": "multi-step", "milestones": [40 / 120, 70 / 120], "gamma": 0.1,
+        "warmup_epochs": 10, "epochs": 120, "batch_size": 64, "num_instances": 4,
+        "augment": ["flip", "translate", "erase"], "loss": {"xent": 1.0, "triplet": 1.0, "center": 0.0005},
+        "label_smooth": 0.1, "margin": 0.3, "center_lr": 0.5,
+    },
+    # the first row of BENCHMARK.md
+    "quick": {"epochs": 8, "warmup_epochs": 2},
+}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -92,3 +233,13 @@ def freeze_base(model, optimizer, open_layers):
     for name, layer in layers_of(model).items():
         if open_layers is not None and name not in open_layers:
             layer.eval().requires_grad_(False)
+
+
+def freeze_statistics(model):
+    """Batch norms normalise by their running statistics and leave them alone; scale and shift train. --freeze-bn.
+
+    model.train() undoes it, so it has to follow.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -13,6 +13,8 @@ so far, log.txt (what the console shows), log.jsonl (one line per epoch) and cur
 bits on a CPU: what an epoch draws at random follows from (--seed, epoch, step), and so does the learning rate.
 """
 import contextlib
+import copy
+import itertools
 import json
 import os
 import shlex
@@ -164,48 +166,64 @@ def build_train_set(items, sources, args):
 
 
 def instances(args):
-    """K of the P x K batches that triplets need; None where batches are made otherwise."""
-    sampler = args.sampler or ("identity" if "htri" in args.loss else "shuffle")
+    """K of the P x K batches that some losses need; None where batches are made otherwise."""
+    sampler = args.sampler or ("identity" if recipe.NEED_POSITIVES & args.loss.keys() else "shuffle")
     return args.num_instances if sampler == "identity" else None
 
 
-def train_one_epoch(model, train_set, optimizer, device, state, args, interrupts=()):
+def train_one_epoch(model, criterion, train_set, optimizers, device, state, args, averaged=None, interrupts=()):
     """Trains from state["step"] to the end of epoch state["epoch"]; False where `interrupts` filled and cut it short.
 
     state["totals"] sums what the epoch's log shows: images, seconds, and each loss times the images it was taken over.
+    optimizers: as recipe.build_optimizers gives them. averaged: the network of averaged weights, of which
+    state["updates"] counts the updates.
     """
-    epoch, totals = state["epoch"], Counter(state["totals"])
+    epoch, totals, optimizer = state["epoch"], Counter(state["totals"]), optimizers[0]
     bare = model.module if isinstance(model, nn.DataParallel) else model
     batches = train_set.batches(args, epoch)
     model.train()
     opened = recipe.find_layers(bare.model, args.open_layers, "--open-layers") if epoch < args.fixbase_epochs else None
     recipe.freeze_base(bare.model, optimizer, opened)
+    if args.freeze_bn:
+        recipe.freeze_statistics(bare.model)
     recent, sums, started = [], Counter(), time.perf_counter()
     bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", disable=None, leave=False)
     with bar:
         for step in range(state["step"], len(batches)):
             samples = batches[step]
+            first = step - step % args.accumulate  # of the batches that one step of the optimizer takes together
+            last = min(first + args.accumulate, len(batches)) - 1
             seed = int(np.random.SeedSequence((args.seed, epoch, step)).generate_state(1)[0])
             rows = train_set.rows(samples, args, seed)
             images = train_set.pixels.batch(rows, device)  # uint8 (B, 3, H, W), clips (B, T, 3, H, W)
             images = loader.augment(images, torch.Generator().manual_seed(seed), args.augment, bare.mean, bare.std)
             targets = torch.from_numpy(train_set.labels[samples]).to(device, non_blocking=True)  # (B,)
-            rate = recipe.learning_rate(epoch + step / len(batches), args)
+            rate = recipe.learning_rate(epoch + first / len(batches), args)
             for group, factor in zip(optimizer.param_groups, (1, args.base_lr_mult), strict=False):
                 group["lr"] = rate * factor
             logits, features = model(images)
-            parts = {name: recipe.LOSSES[name](logits, features, targets, args) for name in args.loss}
-            loss = sum(weight * parts[name] for name, weight in args.loss.items())
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            loss, parts = criterion(logits, features, targets)
+            if step == first:
+                for each in optimizers:
+                    each.zero_grad(set_to_none=True)
+            (loss / (last - first + 1)).backward()
+            if step == last:
+                if args.clip_norm:
+                    clipped = [p for group in optimizer.param_groups for p in group["params"]]
+                    nn.utils.clip_grad_norm_(clipped, args.clip_norm)
+                for each in optimizers:
+                    each.step()
+                if averaged is not None:
+                    recipe.update_average(averaged, bare.model, args.ema, state["updates"])
+                    state["updates"] += 1
 
-            accuracy = (logits[0].detach().argmax(dim=1) == targets).float().mean()
-            for name, value in {"loss": loss, "accuracy": accuracy, **parts}.items():
+            if "xent" in args.loss:  # else the model's classifier has learned nothing
+                parts["accuracy"] = (logits[0].detach().argmax(dim=1) == targets).float().mean()
+            for name, value in {"loss": loss, **parts}.items():
                 sums[name] += value.detach() * rows.size
             recent.append(loss.detach())
             bar.update()
-            stop = bool(interrupts)
+            stop = bool(interrupts) and step == last  # gradients that are summed half are not saved
             if len(recent) == args.log_every or step + 1 == len(batches) or stop:
                 check_finite(recent, epoch, step + 1 - len(recent))  # here only: it waits for the GPU
                 totals.update({name: float(value) for name, value in sums.items()})
@@ -230,9 +248,11 @@ def progress_line(epoch, step, num_steps, totals, lr, args):
     parts = "  ".join(f"{name} {totals[name] / images:.4f}" for name in names)
     steps_left = (args.epochs - epoch) * num_steps - step - 1
     left = timedelta(seconds=round(steps_left * images / (step + 1) / speed(totals)))
+    if "accuracy" in totals:
+        parts += f"  accuracy {100 * totals['accuracy'] / images:5.1f} %"
     return (
         f"epoch {epoch + 1:3}/{args.epochs}  step {step + 1:4}/{num_steps}  {parts}  "
-        f"accuracy {100 * totals['accuracy'] / images:5.1f} %  lr {lr:.2e}  {speed(totals):5.0f} img/s  {left} left"
+        f"lr {lr:.2e}  {speed(totals):5.0f} img/s  {left} left"
     )
 
 
@@ -297,7 +317,9 @@ def run_training(args, checkpoint, device):
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
         f"input {model.input_size}, feature {model.feature_dim}"
     )
-    optimizer = recipe.OPTIMIZERS[args.optim](recipe.parameter_groups(model, args), args)
+    criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
+    optimizers = recipe.build_optimizers(model, criterion, args)
+    averaged = copy.deepcopy(model).requires_grad_(False) if args.ema else None
     if args.new_layers is not None:
         new = recipe.find_layers(model, args.new_layers, "--new-layers")
         print(f"--lr for {', '.join(new)}; {args.base_lr_mult:g} of it for all other layers")
@@ -309,42 +331,58 @@ def run_training(args, checkpoint, device):
     ))  # fmt: skip
     targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
+    # updates: of the averaged weights; best_weights: which of the two best.pth holds
     state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "best_mAP": -1.0}
+    state |= {"updates": 0, "best_weights": "raw"}
     if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        state = {name: checkpoint[name] for name in state}
+        optimizers[0].load_state_dict(checkpoint["optimizer"])
+        criterion.load_state_dict(checkpoint.get("criterion", {}))  # an older run had no loss with parameters
+        if averaged is not None:
+            averaged.load_state_dict(checkpoint["averaged"])
+        state = {name: checkpoint.get(name, fresh) for name, fresh in state.items()}
         torch.set_rng_state(checkpoint["torch_random_state"])
         print(f"going on from {args.resume}: epoch {state['epoch'] + 1}, step {state['step'] + 1}")
 
-    def save(name):
+    def save(name, network=model):
         content = {
             "arch": args.arch, "num_ids": len(pids), "options": options, "input_size": model.input_size,
             "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
-            "dataset": " ".join(args.dataset), "pids": pids, "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(), "torch_random_state": torch.get_rng_state(), "args": vars(args),
-            **state,
+            "dataset": " ".join(args.dataset), "pids": pids, "model": network.state_dict(),
+            "torch_random_state": torch.get_rng_state(), "args": vars(args), **state,
         }
+        if network is model:  # averaged weights are for use: a run cannot go on from them
+            content |= {"optimizer": optimizers[0].state_dict(), "criterion": criterion.state_dict()}
+            content |= {"averaged": averaged.state_dict()} if averaged is not None else {}
         save_atomically(content, out / name)
 
-    runner = Runner(model, device, args.amp == "bf16")
+    networks = {"raw": model} if averaged is None else {"raw": model, "averaged": averaged}
+    runners = {kind: Runner(network, device, args.amp == "bf16") for kind, network in networks.items()}
     if device == torch.device("cuda") and torch.cuda.device_count() > 1:
-        runner = nn.DataParallel(runner)
+        runners = {kind: nn.DataParallel(runner) for kind, runner in runners.items()}
         print(f"nn.DataParallel over {torch.cuda.device_count()} GPUs")
     while True:
         if state["record"]:
             last = state["epoch"] == args.epochs
             if targets and (last or (args.eval_every and state["epoch"] % args.eval_every == 0)):
-                found = [(t.name, evaluate.scores_of(runner, t, device, args)) for t in targets]
-                state["scores"] = {name: evaluate.summarise(scores, name) for name, scores in found}
-                for summary in state["scores"].values():
-                    print(evaluate.score_line(summary))
+                found = {kind: {} for kind in runners}  # raw or averaged -> name of target -> summary
+                for kind, t in itertools.product(runners, targets):
+                    found[kind][t.name] = evaluate.summarise(evaluate.scores_of(runners[kind], t, device, args), t.name)
+                    shown = t.name if kind == "raw" else f"{t.name}, averaged weights"
+                    print(evaluate.score_line({**found[kind][t.name], "dataset": shown}))
+                better = max(found, key=lambda kind: found[kind][targets[0].name]["mAP"])
+                state["scores"] = found[better]
                 first = state["scores"][targets[0].name]
                 state["record"].update(first, targets=state["scores"])
+                if averaged is not None:
+                    state["record"].update(weights=better, **found)
                 if first["mAP"] > state["best_mAP"]:
-                    state["best_mAP"] = first["mAP"]
-                    save("best.pth")
-            elif last:  # nothing to test on: the last is the best
-                save("best.pth")
+                    state.update(best_mAP=first["mAP"], best_weights=better)
+                    save("best.pth", networks[better])
+                    if averaged is not None:
+                        print(f"best.pth holds the {better} weights of epoch {state['epoch']}")
+            elif last:  # nothing to test on: the last is the best, and of two the one that was asked for
+                state["best_weights"] = list(networks)[-1]
+                save("best.pth", networks[state["best_weights"]])
             append_record(out / "log.jsonl", state["record"])
             state["record"] = None
             save("last.pth")
@@ -353,10 +391,12 @@ def run_training(args, checkpoint, device):
         if state["epoch"] == args.fixbase_epochs > 0 and not state["step"]:
             print(f"epoch {state['epoch'] + 1:3}/{args.epochs}  the base thaws: all layers train")
         with until_interrupted() as interrupts:
-            if train_one_epoch(runner, train_set, optimizer, device, state, args, interrupts):
+            if train_one_epoch(
+                runners["raw"], criterion, train_set, optimizers, device, state, args, averaged, interrupts
+            ):
                 totals, epoch = state["totals"], state["epoch"] + 1
-                record = {name: totals[name] / totals["images"] for name in ("loss", *args.loss, "accuracy")}
-                record |= {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "images": totals["images"]}
+                record = {name: totals[name] / totals["images"] for name in totals if name not in ("images", "seconds")}
+                record |= {"epoch": epoch, "lr": optimizers[0].param_groups[0]["lr"], "images": totals["images"]}
                 record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
                 state.update(epoch=epoch, step=0, totals={}, record=record)
             save("last.pth")
@@ -367,6 +407,7 @@ def run_training(args, checkpoint, device):
         visualize.training_curves(out / "log.jsonl", out / "curves.png")
     best = f"{out}/best.pth"
     told = f"mAP {100 * state['best_mAP']:.1f} % on {targets[0].name}" if targets else "no data set to test it on"
+    told += f" ({state['best_weights']} weights)" if averaged is not None else ""
     print(f"finished: {best}, {told}. Next: python export.py --ckpt {best}")
     return 0, state["scores"] or {}
 

@@ -71,11 +71,13 @@ def test_warm_up_rises_from_a_hundredth_and_then_the_schedule_starts():
 
 
 def test_loss_flag():
-    assert cli.loss_weights("xent") == {"xent": 1.0}
-    assert cli.loss_weights("xent+htri:0.5") == {"xent": 1.0, "htri": 0.5}
-    for wrong in ("xnet", "xent+", "xent:much"):
+    parser = cli.build_parser()
+    assert parser.parse_args([]).loss == {"xent": 1.0}
+    args = parser.parse_args(["--loss", "triplet:0.5", "xent", "center", "--epochs", "3"])
+    assert list(args.loss.items()) == [("triplet", 0.5), ("xent", 1.0), ("center", 0.0005)] and args.epochs == 3
+    for wrong in ("xnet", "htri", "xent+triplet", "xent:much", "xent:0", "xent:-1", "xent:inf", "xent:nan"):
         with pytest.raises(argparse.ArgumentTypeError):
-            cli.loss_weights(wrong)
+            cli.loss_weight(wrong)
 
 
 def test_label_smooth_without_a_number_means_a_tenth():
@@ -179,7 +181,7 @@ def test_kill_resume_evaluate_export_search(root, tmp_path):
 
 
 def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(root, tmp_path, capsys, monkeypatch):
-    flags = [*FLAGS, "--epochs", 2, "--loss", "xent+htri", "--root", root]
+    flags = [*FLAGS, "--epochs", 2, "--loss", "xent", "triplet", "--root", root]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
     augment, calls = loader.augment, []
 
@@ -248,18 +250,18 @@ def train_tiny(epochs, *flags, parallel=False, bf16=False):
     args = cli.build_parser().parse_args(flags)
     torch.manual_seed(0)
     model = Tiny()
-    optimizer = recipe.OPTIMIZERS[args.optim](recipe.parameter_groups(model, args), args)
+    criterion = recipe.Criterion(args, 2, [4])
+    optimizers = recipe.build_optimizers(model, criterion, args)
     runner = train.Runner(model, torch.device("cpu"), bf16)
     runner = torch.nn.DataParallel(runner) if parallel else runner
     history = []
     for epoch in epochs:
         history.append({name: value.clone() for name, value in model.state_dict().items()})
         state = {"epoch": epoch, "step": 0, "totals": {}}
-        labels = np.array([0, 1] * 4)
-        samples = train.TrainSet(RandomPixels(), labels)
-        assert train.train_one_epoch(runner, samples, optimizer, torch.device("cpu"), state, args)
+        samples = train.TrainSet(RandomPixels(), np.array([0, 1] * 4))
+        assert train.train_one_epoch(runner, criterion, samples, optimizers, torch.device("cpu"), state, args)
         runner.eval()  # as an evaluation between two epochs does
-    return model, optimizer, [*history, model.state_dict()]
+    return model, optimizers[0], [*history, model.state_dict()]
 
 
 def changed(before, after):
@@ -353,8 +355,8 @@ def test_staged_rates_move_weights_as_worked_by_hand(epoch, flags, new, base):
 
 def test_an_epoch_equals_a_loop_written_out():
     """Weights of the losses, smoothing, margin, warm-up within the epoch, momentum, weight decay, fresh gradients."""
-    flags = ["--optim", "sgd", "--momentum", 0.9, "--weight-decay", 0.1, "--warmup-epochs", 1, "--epochs", 3,
-             "--loss", "xent:0.5+htri:2", "--num-instances", 2, "--label-smooth", 0.2, "--margin", 0.7]  # fmt: skip
+    flags = ["--optim", "sgd", "--momentum", 0.9, "--weight-decay", 0.1, "--warmup-epochs", 1, "--epochs", 3]
+    flags += ["--loss", "xent:0.5", "triplet:2", "--num-instances", 2, "--label-smooth", 0.2, "--margin", 0.7]
     trained = train_tiny([0], *flags)[0]
     torch.manual_seed(0)
     model, labels = Tiny(), np.array([0, 1] * 4)
@@ -774,7 +776,7 @@ def test_all_splits_go_on_inside_one_that_was_interrupted(forest, tmp_path, caps
 @pytest.mark.parametrize("temporal", ["attention", "avg"])
 def test_an_interrupted_video_run_goes_on_to_the_same_bits(forest, tmp_path, capsys, quick, monkeypatch, temporal):
     flags = [*LIGHT, "--dataset", "mars", "--epochs", 2, "--seq-len", 2, "--root", forest]
-    flags += ["--temporal", temporal, "--augment", "flip", "translate", "jitter", "erase", "--loss", "xent+htri"]
+    flags += ["--temporal", temporal, "--augment", "flip", "translate", "jitter", "erase", "--loss", "xent", "triplet"]
     flags += ["--sampler", "shuffle"]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
     augment, calls = loader.augment, []
@@ -910,14 +912,22 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
 @pytest.mark.parametrize(
     ("flags", "code", "fragments"),
     [
-        (["--batch-size", 18, "--loss", "xent+htri"], 1, ["--num-instances 4", "--batch-size 18"]),
+        (["--batch-size", 18, "--loss", "xent", "triplet"], 1, ["--num-instances 4", "--batch-size 18"]),
         (["--batch-size", 4000], 1, ["--batch-size 4000", "lower it"]),
-        (["--batch-size", 32, "--loss", "xent+htri"], 1, ["8 persons x 4", "has 6"]),
+        (["--batch-size", 32, "--loss", "xent", "triplet"], 1, ["8 persons x 4", "has 6"]),
         (["--dataset", "market1502"], 1, ["market1502", "did you mean market1501"]),
         (["--arch", "hacn"], 1, ["'hacnn'"]),
         (["--options", "learn_regions=False"], 1, ["learn_regions", "learn_region"]),
         (["--options", "learn_region"], 2, ["learn_region=False"]),
-        (["--loss", "xnet"], 2, ["no loss 'xnet'", "xent+htri"]),
+        (["--loss", "xnet"], 2, ["no loss 'xnet'", "xent triplet:0.5", "cosface"]),
+        (["--loss", "xent", "center:0"], 2, ["'center:0'", "positive"]),
+        (["--loss", "xent", "xent:2"], 2, ["xent xent", "twice"]),
+        (["--center-lr", 1.5], 2, ["--center-lr", "1.5"]),
+        (["--ema", 1], 2, ["--ema", "0.999"]),
+        (["--accumulate", 0], 2, ["--accumulate must be at least 1"]),
+        (["--clip-norm", -1], 2, ["--clip-norm must be at least 0"]),
+        (["--recipe", "papr"], 1, ["'papr'", "did you mean paper", "paper, reference, bot, quick"]),
+        (["--recipe", "bot", "--evaluate", "--weights", "x"], 2, ["--recipe", "does not train"]),
         (["--optim", "adm"], 2, ["adamw"]),
         (["--warmup-epochs", 3], 2, ["--warmup-epochs", "--epochs 3"]),
         (["--evaluate"], 2, ["--weights FILE"]),
@@ -930,8 +940,7 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--fixbase-epochs", -1], 2, ["--fixbase-epochs must be at least 0"]),
         (["--fixbase-epochs", 1, "--open-layers", "classifier"], 1, ["--open-layers: no layer classifier", "fc_local"]),
         (["--open-layers", "fc_local"], 2, ["--open-layers", "--fixbase-epochs N"]),
-        (["--fixbase-epochs", 1, "--loss", "htri"], 2, ["--fixbase-epochs", "xent"]),
-        (["--fixbase-epochs", 1, "--loss", "xent:0+htri"], 2, ["--fixbase-epochs", "xent"]),
+        (["--fixbase-epochs", 1, "--loss", "triplet", "center"], 2, ["--fixbase-epochs", "xent, arcface, cosface"]),
         (["--new-layers", "fc_local", "crops"], 1, ["--new-layers: no layer crops", "conv, inception1, ha1"]),
         (["--new-layers", "--base-lr-mult", 0], 2, ["--base-lr-mult", "positive"]),
         (["--base-lr-mult", 0.5], 2, ["--base-lr-mult", "--new-layers"]),
