@@ -1,6 +1,7 @@
 """Trains a network for person re-identification, or evaluates one.
 
     python train.py --arch hacnn --dataset market1501                            # -> runs/hacnn-market1501/best.pth
+    python train.py --recipe bot --dataset market1501                            # flags that belong together
     python train.py --arch resnet50 --pretrained --fixbase-epochs 5              # fine-tunes: the new head first
     python train.py --dataset mars --seq-len 8 --temporal attention              # video: clips of 8 frames
     python train.py --dataset market1501 cuhk03 --target viper grid              # several sets, tested on others
@@ -9,8 +10,9 @@
     python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501   # see evaluate.py
 
 A run writes into its folder: last.pth after every epoch (and on Ctrl-C), best.pth after an evaluation with the best mAP
-so far, log.txt (what the console shows), log.jsonl (one line per epoch) and curves.png. --resume continues to the same
-bits on a CPU: what an epoch draws at random follows from (--seed, epoch, step), and so does the learning rate.
+so far (with --ema of the raw or of the averaged weights, whichever score better), log.txt (what the console shows),
+log.jsonl (one line per epoch) and curves.png. --resume continues to the same bits on a CPU: what an epoch draws at
+random follows from (--seed, epoch, step), and so does the learning rate.
 """
 import contextlib
 import copy

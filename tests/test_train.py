@@ -776,8 +776,8 @@ def test_all_splits_go_on_inside_one_that_was_interrupted(forest, tmp_path, caps
 @pytest.mark.parametrize("temporal", ["attention", "avg"])
 def test_an_interrupted_video_run_goes_on_to_the_same_bits(forest, tmp_path, capsys, quick, monkeypatch, temporal):
     flags = [*LIGHT, "--dataset", "mars", "--epochs", 2, "--seq-len", 2, "--root", forest]
-    flags += ["--temporal", temporal, "--augment", "flip", "translate", "jitter", "erase", "--loss", "xent", "triplet"]
-    flags += ["--sampler", "shuffle"]
+    flags += ["--temporal", temporal, "--augment", "flip", "translate", "jitter", "erase"]
+    flags += ["--sampler", "shuffle", "--loss", "xent", "triplet", "center"]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
     augment, calls = loader.augment, []
 
