@@ -47,9 +47,9 @@ def split_number(text):
     return text if text == "all" else int(text)
 
 
-def build_parser():
+def build_parser(description=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument_group("data").add_argument
     add("--dataset", nargs="+", default=["market1501"], metavar="NAME",
@@ -174,9 +174,9 @@ def find_recipe(name):
     return RECIPES[name]
 
 
-def parse(argv):
+def parse(argv, description=None):
     """The arguments; with --resume those of the run, overridden by what is given now. Also the checkpoint, or None."""
-    parser, checkpoint = build_parser(), None
+    parser, checkpoint = build_parser(description), None
     args = parser.parse_args(argv)
     if args.recipe is not None and not args.resume:
         filled = find_recipe(args.recipe)

@@ -505,7 +505,7 @@ def execute_all_splits(args, argv):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args, checkpoint = cli.parse(argv)
+        args, checkpoint = cli.parse(argv, __doc__)
         if args.split == "all":
             return execute_all_splits(args, argv)
         return execute(args, checkpoint)[0]

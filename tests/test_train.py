@@ -1070,3 +1070,9 @@ def test_weights_of_other_ids_start_a_run_and_foreign_files_are_evaluated(finish
     foreign = run_main(capsys, "--evaluate", "--weights", tmp_path / "foreign.pth", "--arch", "hacnn", *flags)[1]
     ours = run_main(capsys, "--evaluate", "--weights", finished / "best.pth", *flags)[1]
     assert foreign.splitlines()[-1] == ours.splitlines()[-1] != ""
+
+
+def test_help_begins_with_what_the_program_does_and_examples(capsys):
+    code, out, _ = run_main(capsys, "--help")
+    assert code == 0
+    assert "Trains a network" in out and "    python train.py --resume runs" in out
