@@ -47,7 +47,8 @@ class Criterion(nn.Module):
     """The losses of --loss with the parameters that some of them have: own ones for each branch of the model.
 
     (logits, features, labels) as a model gives them in training -> (weighted sum, name -> loss), means over branches.
-    Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it.
+    Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it: fine in one
+    process, while DistributedDataParallel would wait for it.
     """
 
     def __init__(self, args, num_ids, sizes):
@@ -131,7 +132,7 @@ def build_optimizers(model, criterion, args):
     """
     groups = parameter_groups(model, args)
     own = []
-    for name, branches in criterion.learned.items():
+    for name, branches in sorted(criterion.learned.items()):  # saved states know parameters by their order alone
         if name in HEADS:
             groups[0]["params"].extend(branches.parameters())
         else:

@@ -414,6 +414,14 @@ def test_recipes_say_what_their_sources_say():
     assert set(last) == {(1, 1)} and isinstance(model.bnneck, torch.nn.BatchNorm1d)
 
 
+def test_the_quick_recipe_is_the_command_that_was_measured():
+    row = next(line for line in (REPOSITORY / "BENCHMARK.md").read_text().splitlines() if "| `python train.py" in line)
+    measured = vars(parse(*re.search(r"`python train.py (.*?)`", row)[1].split()))
+    assert "--epochs" in measured.pop("command") and measured.pop("recipe") is None
+    quick = vars(parse("--recipe", "quick"))
+    assert measured == {name: quick[name] for name in measured}
+
+
 def test_flags_given_win_over_the_recipe():
     args = parse("--recipe", "bot", "--lr", 0.1, "--loss", "xent", "--no-pretrained", "--arch", "resnet18")
     assert (args.lr, args.loss, args.pretrained, args.arch, args.optim) == (0.1, {"xent": 1}, False, "resnet18", "adam")
@@ -527,6 +535,24 @@ def test_best_holds_the_better_of_raw_and_averaged_weights(drawn_root, tmp_path,
     if better == "averaged":
         code, _, err = run_main(capsys, "--resume", out / "best.pth", "--epochs", 2)
         assert code == 1 and "not last.pth" in err and "--weights" in err
+
+
+def test_with_nothing_to_test_on_the_average_is_kept(drawn_root, tmp_path, capsys):
+    flags = [*LIGHT, "--epochs", 1, "--ema", 0.5, "--combine-all", "--root", drawn_root, "--out", tmp_path]
+    code, printed, err = run_main(capsys, *flags)
+    assert code == 0, err
+    last, best = (models.read_checkpoint(tmp_path / name) for name in ("last.pth", "best.pth"))
+    assert same_bits(best["model"], last["averaged"]) and not same_bits(best["model"], last["model"])
+    assert best["best_weights"] == "averaged" and "(averaged weights)" in printed.splitlines()[-1]
+
+
+def test_states_of_two_heads_are_not_exchanged_by_the_order_of_their_names():
+    places = []
+    for order in (["arcface", "cosface"], ["cosface", "arcface"]):
+        _, criterion, optimizers, _ = prepared("--loss", *order)
+        names = {id(p): name for name, p in criterion.named_parameters()}
+        places.append([names.get(id(p)) for group in optimizers[0].param_groups for p in group["params"]])
+    assert places[0] == places[1] and places[0][-4:] != [None] * 4
 
 
 def test_a_run_from_before_losses_had_parameters_resumes(drawn_root, tmp_path, capsys):
