@@ -361,7 +361,8 @@ DATASETS = {
     ),
     "cuhk03": cuhk03,
     "cuhk03-labeled": cuhk03._replace(
-        parse=partial(parse_cuhk03, boxes="labeled", classic=False), layout=cuhk03.layout.replace("s_det", "s_lab"),
+        parse=partial(parse_cuhk03, boxes="labeled", classic=False),
+        layout=cuhk03.layout.replace("images_detected", "images_labeled"),
         counts=((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)),
     ),
     "cuhk03-classic": cuhk03_classic,
@@ -389,7 +390,7 @@ DATASETS = {
     "folder": Dataset(
         "", parse_own,
         "items.csv: path,pid,camid[,tracklet][,split], or {train,query,gallery}/12_c3_any.jpg (person 12, camera 3)",
-        None, access="your own",
+        None, nobody=NOBODY, access="your own",
     ),
     "grid": Dataset(
         "grid", parse_grid,

@@ -315,6 +315,9 @@ def run(args, device):
         model = pool_otherwise(model, args)
     model = model.to(memory_format=torch.channels_last)
     found = {}
+    data.warn_of_shared_persons(learnt_sets, args.target)
+    if learnt.get("combine_all") and set(learnt_sets) & set(args.target):
+        print(f"warning: {args.weights} was trained with --combine-all, on the test persons too: scores flatter")
     for name in args.target:
         several = data.find_dataset(name, args.root)[0].num_splits > 1
         args.split = asked if asked is not None else learnt_split if name in learnt_sets else 0

@@ -436,7 +436,8 @@ def extract_cuhk03(mat, boxes, images):
         if not images.is_dir():  # else another process was faster
             raise
     finally:
-        for abandoned in [temporary, *images.parent.glob(f"{images.name}.*.tmp")][: 99 if images.is_dir() else 1]:
+        done = images.is_dir()  # then what killed processes left goes too
+        for abandoned in [temporary, *(images.parent.glob(f"{images.name}.*.tmp") if done else ())]:
             shutil.rmtree(abandoned, ignore_errors=True)
 
 
