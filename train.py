@@ -123,18 +123,21 @@ class Runner(nn.Module):
     """The model, under autocast where it trains and --amp says so.
 
     Autocast stands inside, because the threads of nn.DataParallel would not inherit its type: they would run fp16.
+    with_logits: whether a loss takes them; if not, DistributedDataParallel has to see that no gradient comes that way.
     """
 
-    def __init__(self, model, device, amp="off"):
+    def __init__(self, model, device, amp="off", with_logits=True):
         super().__init__()
         self.model, self.device_type, self.dtype = model, device.type, recipe.AMP[amp]
+        self.with_logits = with_logits
         self.mean, self.std, self.pool_frames = model.mean, model.std, getattr(model, "pool_frames", None)
         self.feature_dim = getattr(model, "feature_dim", None)
 
     def forward(self, images):
         half = self.training and self.dtype is not None
         with torch.autocast(self.device_type, self.dtype or torch.bfloat16, enabled=half):
-            return self.model(images)
+            out = self.model(images)
+        return ([], out[1]) if self.training and not self.with_logits else out
 
 
 class TrainSet(NamedTuple):
@@ -449,7 +452,7 @@ def run_training(args, checkpoint, device):
         save_atomically(content, out / name)
 
     networks = {"raw": model} if averaged is None else {"raw": model, "averaged": averaged}
-    runners = {kind: Runner(network, device, args.amp) for kind, network in networks.items()}
+    runners = {kind: Runner(network, device, args.amp, "xent" in args.loss) for kind, network in networks.items()}
     if device == torch.device("cuda") and torch.cuda.device_count() > 1:  # torchrun gives each process cuda:N
         if args.compile:
             raise ValueError("--compile does not go with nn.DataParallel: use torchrun, or one GPU, --device cuda:0")
