@@ -141,8 +141,8 @@ def test_a_process_that_hangs_ends_the_other_after_the_timeout(drawn_root, tmp_p
 
 def test_a_signal_to_one_process_stops_all_after_the_step_and_the_run_goes_on(drawn_root, tmp_path):
     """Without xent (the classifier stands still) and with a head that trains alone at first."""
-    flags = ["--dataset", "synthetic", "--epochs", 3, "--loss", "triplet", "cosface", "--fixbase-epochs", 1, "--root",
-             drawn_root, "--batch-size", 4, "--num-instances", 2]  # fmt: skip
+    flags = ["--dataset", "synthetic", "--epochs", 3, "--loss", "triplet", "cosface:0.02", "--fixbase-epochs", 1, "--root",
+             drawn_root, "--batch-size", 4, "--num-instances", 2, "--lr", 0.001]  # fmt: skip
     done = run_command("train.py", *FLAGS, *flags, "--out", tmp_path / "one")
     assert done.returncode == 0, done.stderr
     last = tmp_path / "two" / "last.pth"
