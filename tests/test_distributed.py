@@ -175,8 +175,8 @@ def test_a_signal_to_one_process_stops_all_after_the_step_and_the_run_goes_on(dr
 
 
 def test_video_is_scored_by_two_processes_as_by_one(video_root, tmp_path):
-    flags = ["--dataset", "synthetic-video", "--seq-len", 2, "--temporal", "attention", "--batch-size", 4, "--epochs", 2,
-             "--root", video_root, "--test-batch-size", 3]  # fmt: skip
+    flags = ["--dataset", "synthetic-video", "--seq-len", 2, "--temporal", "attention", "--batch-size", 4,
+             "--epochs", 2, "--root", video_root, "--test-batch-size", 3]  # fmt: skip
     one = run_command("train.py", *FLAGS, *flags, "--out", tmp_path / "one")
     two = torchrun(*FLAGS, *flags, "--out", tmp_path / "two")
     assert one.returncode == two.returncode == 0, two.stderr
