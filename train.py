@@ -60,7 +60,7 @@ def save_atomically(content, path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
         temporary.unlink(missing_ok=True)
         kept = "the previous one is kept" if path.exists() else "there is no previous one"
         raise OSError(f"checkpoint {path} could not be written ({error}); {kept}") from error

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -835,6 +836,36 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         train.save_atomically({"epoch": 2}, path)
     assert models.read_checkpoint(path) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_disk_that_fills_up_in_a_run_ends_it_and_the_run_goes_on_later(drawn_root, tmp_path):
+    out, one_megabyte = tmp_path / "run", (2**20, 2**20)
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 1, "--out", out]
+    assert run_command("train.py", *flags).returncode == 0
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, one_megabyte)}
+    full = run_command("train.py", "--resume", out / "last.pth", "--epochs", 2, **limit)
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    assert re.search(r"error: checkpoint .*last.pth could not be written .*the previous one is kept", full.stderr)
+    assert models.read_checkpoint(out / "last.pth")["epoch"] == 1 and not list(out.glob("*.tmp"))
+    again = run_command("train.py", "--resume", out / "last.pth", "--epochs", 2)
+    assert again.returncode == 0 and models.read_checkpoint(out / "last.pth")["epoch"] == 2
+
+
+def test_a_folder_that_is_lost_in_a_run_is_one_message(drawn_root, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(train, "save_atomically", lost(out, train.save_atomically))
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 1, "--out", out]
+    code, _, errors = run_main(capsys, *flags)
+    assert code == 1 and f"checkpoint {out}/last.pth could not be written" in errors
+    assert "there is no previous one" in errors
+
+
+def lost(folder, save):
+    def remove_and_save(*given):
+        shutil.rmtree(folder)
+        save(*given)
+
+    return remove_and_save
 
 
 def test_a_kill_while_saving_leaves_a_loadable_file(tmp_path):
