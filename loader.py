@@ -44,10 +44,13 @@ def refuse_broken(reasons):
 
 
 class Pixels:
-    """N images as bytes (N, H, W, 3): an array of all of them, or decoded batch by batch where `array` is None."""
+    """N images as bytes (N, H, W, 3): an array of all of them, or decoded batch by batch where `array` is None.
 
-    def __init__(self, paths, size, array=None):
-        self.paths, self.size, self.array = paths, size, array
+    places (N,): the rows of the array that hold them, where it holds others too.
+    """
+
+    def __init__(self, paths, size, array=None, places=None):
+        self.paths, self.size, self.array, self.places = paths, size, array, places
         self.threads = None if array is not None else ThreadPoolExecutor(os.cpu_count())
 
     def __len__(self):
@@ -55,7 +58,7 @@ class Pixels:
 
     def batch(self, rows, device="cpu"):
         """rows (B,), or (B, T) of clips -> uint8 (B, [T,] 3, H, W) on `device`, channels-last in memory."""
-        rows = np.asarray(rows)
+        rows = np.asarray(rows) if self.places is None else self.places[rows]
         if isinstance(self.array, torch.Tensor):  # already on the device
             images = self.array[torch.as_tensor(rows, device=self.array.device)]
         elif self.array is not None:
@@ -70,8 +73,9 @@ class Pixels:
     def to_device(self, device):
         """Moves the array into the memory of a GPU where it takes less than half of what is free there."""
         if device.type == "cuda" and isinstance(self.array, np.ndarray):
-            if self.array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-                self.array = torch.from_numpy(np.array(self.array)).to(device)
+            if len(self) * self.array[0].nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+                array = np.array(self.array) if self.places is None else self.array[self.places]
+                self.array, self.places = torch.from_numpy(array).to(device), None
         return self
 
 
@@ -136,13 +140,23 @@ def remove_abandoned(cache):
             pass  # not ours
 
 
-def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
+SHARED = 0.1  # of the limit: so large may an array be that holds more than was asked for
+
+
+def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None):
     """Pixels of the files, decoded once into `cache`/NAME-HxW-PLACE-FINGERPRINT.npy, which later runs map again.
 
     Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
     its disk is too full, the array is kept in memory. ValueError lists unreadable images.
+
+    among: (name, files with these among them, of which other calls take others). Where they are few, SHARED of limit_gb
+    at most, one array of that name holds all of them, for all of those calls.
     """
     height, width = size
+    if among and len(among[1]) * height * width * 3 / 1e9 <= SHARED * limit_gb:
+        every = load_pixels(among[1], size, cache, among[0], limit_gb=limit_gb)
+        row_of = {path: row for row, path in enumerate(among[1])}
+        return Pixels(paths, size, every.array, np.array([row_of[path] for path in paths]))
     shape, gigabytes = (len(paths), height, width, 3), len(paths) * height * width * 3 / 1e9
     if gigabytes > limit_gb:
         print(f"{name}: {gigabytes:.1f} GB of pixels, over the limit of {limit_gb:g}: decoding batch by batch")

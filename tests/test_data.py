@@ -1284,10 +1284,10 @@ def test_list_in_another_encoding_is_named(tmp_path, name, path):
 
 @pytest.mark.parametrize("name", ["1_c0_x.jpg", "1_x.jpg", "a1_c1_x.jpg", "1_c_x.jpg", "-1_c1_x.jpg", "1_c1"])
 def test_strange_names_among_own_images_are_told(tmp_path, capsys, name):
-    draw(tmp_path / "train" / "1_c1_x.jpg")
+    draw(tmp_path / "train" / "5_c5_good.jpg")
     draw(tmp_path / "train" / name)
     assert len(data.read_dataset(f"folder:{tmp_path}").train) == 1
-    assert (name in capsys.readouterr().out) == name.endswith(".jpg")
+    assert name in capsys.readouterr().out
 
 
 def test_own_list_needs_its_columns(tmp_path):
