@@ -13,6 +13,7 @@ Three things differ from the usual way:
   is resumed draws the same.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,13 +97,19 @@ def decode_in_processes(file, blocks, size):
             job = {"array": str(file), "size": list(size), "blocks": blocks[number :: os.cpu_count()]}
             command = [sys.executable, decode.__file__]
             workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            workers[-1].stdin.write(json.dumps(job) + "\n")
-            workers[-1].stdin.close()
-        for turn in range(len(blocks)):
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and says nothing below
+                workers[-1].stdin.write(json.dumps(job) + "\n")
+                workers[-1].stdin.close()
+        for turn, (_, paths) in enumerate(blocks):
             worker = workers[turn % len(workers)]
             line = worker.stdout.readline()
-            if not line:
-                raise RuntimeError(f"a process that decodes images ended with code {worker.wait()}")
+            if not line.endswith("\n"):
+                code = worker.wait()
+                how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
+                raise ChildProcessError(
+                    f"a process that decodes images {how}, at one of {paths[0]} to {paths[-1]}: start again, with more "
+                    "memory if it was full; if it ends there again, replace or remove the file that it stops at"
+                )
             yield json.loads(line)
     finally:
         for worker in workers:
@@ -244,6 +251,16 @@ def domain_batches(domains, batch_size, num_domains, rng):
         used.update({domain: share for domain in drawn})
 
 
+def ways_out(sizes, batch_size, drawn):
+    """The batch sizes nearest below and above that fit `drawn` domains of these sizes, and what fits the batch size."""
+    drawn = drawn if 1 <= drawn <= len(sizes) else len(sizes)
+    share = min(max(batch_size // drawn, 1), sizes.min())
+    near = [n * drawn for n in (share, share + 1) if n <= sizes.min() and n * drawn > 1]
+    fit = [n for n in range(1, len(sizes) + 1) if batch_size % n == 0 and batch_size // n <= sizes.min()]
+    ways = [f"--batch-size {' or '.join(map(str, near))} with --num-domains {drawn}"] * bool(near)
+    return ways + [f"--num-domains {' or '.join(map(str, fit))} with --batch-size {batch_size}"] * bool(fit)
+
+
 def check_batches(labels, batch_size, num_instances=None, domains=None, num_domains=0):
     """ValueError where no epoch can be made of these labels: before any training, with the way out."""
     num_ids = len(set(map(int, labels)))
@@ -252,15 +269,12 @@ def check_batches(labels, batch_size, num_instances=None, domains=None, num_doma
     if domains is not None:
         sizes = np.unique(domains, return_counts=True)[1]
         drawn = num_domains or len(sizes)
-        if not 1 <= drawn <= len(sizes) or batch_size % drawn:
+        if not 1 <= drawn <= len(sizes) or batch_size % drawn or batch_size // drawn > sizes.min():
+            ways = ways_out(sizes, batch_size, drawn) or ["another --sampler"]
             raise ValueError(
-                f"--num-domains {num_domains}: the train images are of {len(sizes)} domains (cameras or data sets), "
-                f"and a number up to that, which divides --batch-size {batch_size}, makes a batch; 0 means all"
-            )
-        if sizes.min() < batch_size // drawn:
-            raise ValueError(
-                f"a batch takes {batch_size // drawn} images of each of {drawn} domains (cameras or data sets), and "
-                f"one has {sizes.min()}: lower --batch-size, or raise --num-domains"
+                f"--batch-size {batch_size} with --num-domains {num_domains} (0 means all) takes no equal shares of "
+                f"{len(sizes)} domains (cameras or data sets), whose smallest has {sizes.min()} images: give "
+                + ", or ".join(ways)
             )
     if num_instances is None:
         return
