@@ -456,9 +456,12 @@ def extract_cuhk03(mat, boxes, images):
                 for person, row in enumerate(tqdm(cells, f"{images.name}, pair {pair}", disable=None), 1):
                     for image, cell in enumerate(row, 1):
                         pixels = file[cell][()]
-                        if pixels.ndim > 1:  # MATLAB's empty cell is a vector of two zeros
-                            name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
-                            Image.fromarray(pixels.transpose(2, 1, 0)).save(temporary / name)
+                        if pixels.shape == (2,):  # MATLAB's empty cell is a vector of two zeros
+                            continue
+                        name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
+                        if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != np.uint8:
+                            raise ValueError(f"{boxes}, {name}: {pixels.dtype} {pixels.shape} is no image in colour")
+                        Image.fromarray(pixels.transpose(2, 1, 0)).save(temporary / name)
             if not any(temporary.iterdir()):
                 raise ValueError(f"no image in {boxes}")
         os.replace(temporary, images)
