@@ -106,8 +106,8 @@ def load_clips(items, model, name, args, device, among=None):
 
 def load_target(name, splits, model, args, device):
     if data.has_video(splits):
-        how = "all frames" if args.test_sample == "all" else f"up to {args.seq_len} frames, {args.test_sample}"
-        least = f" of those with {args.min_frames} or more" * bool(args.min_frames)
+        how = "all frames" if args.test_sample == "all" else f"up to {args.seq_len} frames, {args.test_sample},"
+        least = f" of {args.min_frames} frames or more" * bool(args.min_frames)
         print(f"{name}: {how} of each tracklet{least} (--seq-len, --test-sample, --min-frames)")
     items, among = splits.query + splits.gallery, files_to_share(name, splits)
     pixels, clips = load_clips(items, model, f"{name}-test", args, device, among)
