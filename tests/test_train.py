@@ -517,8 +517,7 @@ def test_every_shape_of_data_set_is_trained_on_and_evaluated(
     assert info["num_ids"] == ids == len(info["pids"]) and info["dataset"] == name
     assert info["options"].get("temporal") == {"folder:shop": "avg", "mars": "attention"}.get(name)
     again = ["--evaluate", "--weights", tmp_path / "run" / "best.pth", "--dataset", name, "--root", forest]
-    again += flags[:2] if "--seq-len" in flags else []  # the split and the pooling are the checkpoint's
-    code, out, err = run_main(capsys, *again, "--device", "cpu")
+    code, out, err = run_main(capsys, *again, "--device", "cpu")  # the split, frames and pooling are the checkpoint's
     assert code == 0 and score_lines(out) == [line], err
 
 
