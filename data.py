@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from parsers import (
@@ -201,7 +201,7 @@ def find_dataset(name, root):
     """The Dataset of that name and its folder below `root`; folder:PATH is a user's own."""
     kind, _, path = name.partition(":")
     if kind not in DATASETS or (kind == "folder") != bool(path):
-        near = difflib.get_close_matches(name.lower(), DATASETS, n=3)
+        near = ["folder:PATH"] if kind == "folder" else difflib.get_close_matches(name.lower(), DATASETS, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise ValueError(f"no data set {name!r}{hint} Available: {', '.join(sorted(DATASETS))} (folder:PATH is yours)")
     dataset = DATASETS[kind]
@@ -291,7 +291,7 @@ def look_into(paths, decode):
                     image.load()
             looks.append((hashlib.blake2b(content, digest_size=16).digest(), None))
         except Exception as error:  # Pillow raises a dozen types for broken files
-            looks.append((None, f"{path}: {error}"))
+            looks.append((None, f"{path}: {'no image' if isinstance(error, UnidentifiedImageError) else error}"))
     return looks
 
 
@@ -336,9 +336,10 @@ def check(name, root, split, min_frames, protocol=None):
         name, root, split=split, min_frames=min_frames, train=None, evaluate=None, protocol=protocol
     )  # fmt: skip
     lines, broken = check_files(splits)
-    print("\n".join(lines) or "all files can be read, no two are equal")
+    for line in lines[1:] if broken else lines or ["all files can be read, no two are equal"]:
+        print(line)
     if broken:
-        raise ValueError(f"{name}: training would stop at the files that cannot be read")
+        raise ValueError(f"{name}: {lines[0]}")
 
 
 def main(argv=None):

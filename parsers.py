@@ -132,7 +132,10 @@ def read_lines(path):
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {number}: not encoded in UTF-8, save it anew so ({error})") from error
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: get it anew")
+    return lines
 
 
 def read_mat(path, name):
@@ -644,16 +647,14 @@ NUMBER = r"\d{1,18}"  # what 64 bits hold
 
 
 def read_own_list(path):
-    lines = read_lines(path)
-    header, *rows = [(number, read_cells(path, number, line)) for number, line in lines] or [(1, [])]
-    if missing := {"path", "pid", "camid"} - set(header[1]):
+    (first, header), *rows = ((number, read_cells(path, number, line)) for number, line in read_lines(path))
+    if missing := {"path", "pid", "camid"} - set(header):
         raise ValueError(
-            f"{path}, line {header[0]}: no column {', '.join(sorted(missing))} among {', '.join(header[1]) or 'none'}; "
-            "columns are parted by commas"
+            f"{path}, line {first}: no column {', '.join(sorted(missing))} in {','.join(header)} (commas part columns)"
         )
     items, first_line, twice = {part: {} for part in Splits._fields}, {}, []
     for number, cells in rows:
-        row = dict(itertools.zip_longest(header[1], cells))
+        row = dict(itertools.zip_longest(header, cells))
         part, pid, camid = row.get("split") or "train", row["pid"] or "", row["camid"] or ""
         numbers = re.fullmatch(NUMBER, pid) and re.fullmatch(NUMBER, camid) and int(camid)
         if not (row["path"] and part in items and numbers) or None in row:  # None: cells without a header

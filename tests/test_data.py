@@ -1337,6 +1337,23 @@ def test_line_that_does_not_parse_is_named_with_its_number(tmp_path, name, path,
 
 @pytest.mark.parametrize("name, path", [("folder:own/listed", "own/listed/items.csv"),
                                         ("mars", "mars/info/test_name.txt"),
+                                        ("msmt17", "msmt17/MSMT17_V1/list_train.txt")])  # fmt: skip
+def test_an_empty_list_is_named(tmp_path, name, path):
+    BUILDERS[name](tmp_path)
+    (tmp_path / path).write_bytes(b"\r\n \r\n")
+    with pytest.raises(ValueError, match="is empty: get it anew") as error:
+        data.read_dataset(name, tmp_path)
+    assert str(tmp_path / path) in str(error.value)
+
+
+def test_a_folder_without_its_path(tmp_path):
+    for name in ("folder", "folder:"):
+        with pytest.raises(ValueError, match="did you mean folder:PATH"):
+            data.read_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize("name, path", [("folder:own/listed", "own/listed/items.csv"),
+                                        ("mars", "mars/info/test_name.txt"),
                                         ("msmt17", "msmt17/MSMT17_V1/list_query.txt")])  # fmt: skip
 def test_list_in_another_encoding_is_named(tmp_path, name, path):
     BUILDERS[name](tmp_path)
@@ -1388,7 +1405,7 @@ def test_own_list_names_the_line(tmp_path, lines, number, word):
 
 def test_own_list_with_other_separators_shows_its_header(tmp_path):
     own(tmp_path, "a.png;1;1", header="path;pid;camid")
-    with pytest.raises(ValueError, match="items.csv, line 1: no column .*pid.* among path;pid;camid; .*commas"):
+    with pytest.raises(ValueError, match="items.csv, line 1: no column .*pid.* in path;pid;camid .commas part"):
         data.read_dataset("folder:own", tmp_path)
 
 
@@ -1685,8 +1702,10 @@ def test_check_finds_unreadable_images(market, capsys, content, path):
     whole = (market / path).read_bytes()
     (market / path).write_bytes(whole[:-40] if content is None else content)
     code, printed = check_market(capsys, market)
-    assert code == 1 and str(market / path) in printed
-    assert ("empty" in printed) == (content == b"")
+    assert code == 1 and str(market / path) in printed and "all files" not in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("error: market1501: 1 files cannot be read: ") and str(market / path) in last
+    assert ("empty" in printed) == (content == b"") and "BytesIO" not in printed
 
 
 def test_check_finds_several_empty_files_and_does_not_call_them_equal(market, capsys):

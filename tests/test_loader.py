@@ -240,16 +240,16 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
 
 @pytest.mark.parametrize(("script", "told"), [
     ("import os; os.kill(os.getpid(), 9)", r"was killed \(signal 9\), at one of \S*/0.jpg to \S*/1.jpg"),
-    ("import sys; sys.stdin.readline(); print('[2, []]', flush=True); sys.exit(3)",
+    ("import sys; sys.stdin.readline(); print('[1000, []]', flush=True); sys.exit(3)",
      r"ended with code 3, at one of \S*/\d+.jpg to"),
     ("import sys; sys.stdin.readline(); print('[2, ', end='', flush=True); sys.exit(3)", "ended with code 3"),
 ])  # fmt: skip
 def test_a_decoding_process_that_ends_is_told_with_its_files(tmp_path, monkeypatch, script, told):
     """An error of the operating system, which the commands tell in a line; and nothing looks whole."""
     (tmp_path / "decode.py").write_text(script)
-    monkeypatch.setattr(decode, "BLOCK", 2)
+    monkeypatch.setattr(decode, "BLOCK", 1000)
     monkeypatch.setattr(decode, "__file__", str(tmp_path / "decode.py"))
-    paths, cache = paths_of(tmp_path / "images", 16), tmp_path / "cache"
+    paths, cache = paths_of(tmp_path / "images", 2) * 4000, tmp_path / "cache"  # more names than a pipe holds
     with pytest.raises(OSError, match=told):
         loader.load_pixels(paths, SIZE, cache, "set")
     assert in_cache(cache) == []

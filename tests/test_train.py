@@ -674,6 +674,15 @@ def test_sets_that_show_the_same_people_are_told_of(forest, capsys, flags, names
     assert names is None or names in warnings[0]
 
 
+def test_persons_of_a_set_in_its_own_test_are_told_of_once(forest, tmp_path, capsys):
+    shutil.copytree(forest / "shop", tmp_path / "shop")
+    with open(tmp_path / "shop" / "items.csv", "a") as file:
+        file.write("\n3-1-1.jpg,3,1,31,train")
+    sets_of(tmp_path, "--dataset", "folder:shop")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "1 persons are in both train and test" in warnings[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "fragments"),
     [
