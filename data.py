@@ -26,32 +26,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from parsers import (
-    DUKE_NAME,
-    MARKET_PARTS,
-    Item,
-    Splits,
-    parse_cuhk01,
-    parse_cuhk02,
-    parse_cuhk03,
-    parse_dukemtmcvidreid,
-    parse_grid,
-    parse_ilids,
-    parse_ilidsvid,
-    parse_market1501,
-    parse_market1501_boxes,
-    parse_mars,
-    parse_msmt17,
-    parse_msmt17_validation,
-    parse_named,
-    parse_occluded_reid,
-    parse_own,
-    parse_prid,
-    parse_prid450s,
-    parse_prid2011,
-    parse_viper,
-    some,
-)
+import parsers
+from parsers import DUKE_NAME, MARKET_PARTS, Item, Splits, parse_named, some
 
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
 
@@ -114,7 +90,8 @@ def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False, prot
         )
     if lonely:
         names = some([item.paths[0] for item in lonely])
-        print(f"{len(lonely)} queries have no match in the gallery and are left out: {names}")
+        print(f"{len(lonely)} queries have no match in the gallery and are left out: {names}. Fine if they are few, "
+              "else check person and camera numbers")  # fmt: skip
     queries = [item for item in splits.query if shown[item.pid] - {item[told_by]}]
     themselves = [item.paths[0] for item in queries if not by_camera and item.paths in shown[item.pid]]
     if themselves:
@@ -137,7 +114,7 @@ def describe(splits, counts=None):
         lines.append(line)
         if published and any(p not in (None, f) for p, f in zip(published, found, strict=True)):
             told = (f"{p} {unit}" for p, unit in zip(published, ("ids", "items", "cameras"), strict=True) if p)
-            lines.append(f"{'':8} the published counts are {', '.join(told)}")
+            lines.append(f"{'':8} the published counts are {', '.join(told)}: is the archive unpacked whole?")
     return "\n".join(lines)
 
 
@@ -162,12 +139,14 @@ def warn_of_shared_persons(trained, tests):
         if not show_same_people(source, target):
             continue
         if pids is None or (source != target and one.numbering != other.numbering):
-            print(f"warning: {source} and {target} both show people of {one.persons}: scores on {target} may flatter")
+            print(f"warning: {source} and {target} both show people of {one.persons}: scores on {target} may flatter, "
+                  "test on others too")  # fmt: skip
         elif not other.two_id_spaces:
             tested = {item.pid for item in splits.query + splits.gallery}.difference(other.nobody)
             if shared := sorted(tested & pids):
                 print(f"warning: {len(shared)} of the {len(tested)} persons that {target} tests on were trained on, "
-                      f"as {source} shows them too, so scores flatter: {some(shared)}")  # fmt: skip
+                      f"as {source} shows them too, so scores flatter: {some(shared)}. Test on others, or on the split "
+                      "that was trained on")  # fmt: skip
 
 
 def relabel(items):
@@ -368,18 +347,18 @@ AGREED = "to be had from its authors after signing an agreement"
 NOBODY = frozenset({0})  # distractors of the gallery
 
 market1501 = Dataset(
-    "market1501", parse_market1501,
+    "market1501", parsers.parse_market1501,
     "Market-1501-v15.09.15/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000451_03.jpg",
     ((751, 12936, 6), (750, 3368, 6), (751, 15913, 6)), persons="Market-1501", nobody=NOBODY,
-    parse_multi_query=parse_market1501_boxes,
+    parse_multi_query=parsers.parse_market1501_boxes,
 )  # fmt: skip
 cuhk03 = Dataset(
-    "cuhk03", partial(parse_cuhk03, boxes="detected", classic=False),
+    "cuhk03", partial(parsers.parse_cuhk03, boxes="detected", classic=False),
     "cuhk03_release/cuhk-03.mat (or images_detected/) and cuhk03_new_protocol_config_{detected,labeled}.mat",
     ((767, 7365, 2), (700, 1400, 2), (700, 5332, 2)), persons="CUHK03",
 )  # fmt: skip
 cuhk03_classic = cuhk03._replace(
-    parse=partial(parse_cuhk03, boxes="detected", classic=True), layout="cuhk03_release/cuhk-03.mat",
+    parse=partial(parsers.parse_cuhk03, boxes="detected", classic=True), layout="cuhk03_release/cuhk-03.mat",
     counts=((1367, None, 2), (100, None, 2), (100, None, 2)), num_splits=20, protocol="cuhk03",
 )  # fmt: skip
 dukemtmcreid = Dataset(
@@ -388,34 +367,36 @@ dukemtmcreid = Dataset(
     ((702, 16522, 8), (702, 2228, 8), (1110, 17661, 8)), persons="DukeMTMC", access=WITHDRAWN,
 )  # fmt: skip
 mars = Dataset(
-    "mars", parse_mars,
+    "mars", parsers.parse_mars,
     "bbox_{train,test}/0001/0001C1T0001F001.jpg, info/{train_name.txt,test_name.txt,tracks_train_info.mat,"
     "tracks_test_info.mat,query_IDX.mat}",
     ((625, 8298, 6), (626, 1980, 6), (621, 9330, 6)), persons="Market-1501", numbering="MARS", nobody=NOBODY,
 )  # fmt: skip
 ilidsvid = Dataset(
-    "ilids-vid", partial(parse_ilidsvid, kind="sequences"),
+    "ilids-vid", partial(parsers.parse_ilidsvid, kind="sequences"),
     "i-LIDS-VID/sequences/cam{1,2}/person001/cam1_person001_00317.png, train-test people splits/*.mat",
     ((150, 300, 2), (150, 150, 1), (150, 150, 1)), num_splits=10, persons="iLIDS-VID",
 )  # fmt: skip
 
 DATASETS = {
     "cuhk01": Dataset(
-        "cuhk01", parse_cuhk01, "campus/0001001.png",
+        "cuhk01", parsers.parse_cuhk01, "campus/0001001.png",
         ((485, 1940, 2), (486, 972, 1), (486, 972, 1)), num_splits=20, persons="CUHK campus",
     ),
     "cuhk02": Dataset(
-        "cuhk02", parse_cuhk02, "Dataset/P{1,2,3,4,5}/cam{1,2}/001_....png",
+        "cuhk02", parsers.parse_cuhk02, "Dataset/P{1,2,3,4,5}/cam{1,2}/001_....png",
         ((1577, 6308, 8), (239, 478, 1), (239, 478, 1)), persons="CUHK campus", numbering="CUHK02",
     ),
     "cuhk03": cuhk03,
     "cuhk03-labeled": cuhk03._replace(
-        parse=partial(parse_cuhk03, boxes="labeled", classic=False),
+        parse=partial(parsers.parse_cuhk03, boxes="labeled", classic=False),
         layout=cuhk03.layout.replace("images_detected", "images_labeled"),
         counts=((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)),
     ),
     "cuhk03-classic": cuhk03_classic,
-    "cuhk03-classic-labeled": cuhk03_classic._replace(parse=partial(parse_cuhk03, boxes="labeled", classic=True)),
+    "cuhk03-classic-labeled": cuhk03_classic._replace(
+        parse=partial(parsers.parse_cuhk03, boxes="labeled", classic=True)
+    ),
     "cuhk03-np": Dataset(
         "cuhk03-np", partial(parse_named, parts=MARKET_PARTS, pattern=r"(\d{4})_c([12])(?!\d)", inner="detected"),
         "detected/{bounding_box_train,query,bounding_box_test}/0001_c1_....png", cuhk03.counts, persons="CUHK03",
@@ -433,27 +414,27 @@ DATASETS = {
     ),
     "dukemtmcreid": dukemtmcreid,
     "dukemtmcvidreid": Dataset(
-        "dukemtmc-vidreid", parse_dukemtmcvidreid,
+        "dukemtmc-vidreid", parsers.parse_dukemtmcvidreid,
         "DukeMTMC-VideoReID/{train,query,gallery}/0001/0003/0001_C6_F0099_X30823.jpg",
         ((702, 2196, 8), (702, 702, 8), (1110, 2636, 8)), persons="DukeMTMC", numbering="VideoReID", access=WITHDRAWN,
     ),
     "folder": Dataset(
-        "", parse_own,
+        "", parsers.parse_own,
         "items.csv: path,pid,camid[,tracklet][,split], or {train,query,gallery}/12_c3_any.jpg (person 12, camera 3)",
         None, nobody=NOBODY, access="your own",
     ),
     "grid": Dataset(
-        "grid", parse_grid,
+        "grid", parsers.parse_grid,
         "underground_reid/{probe,gallery}/0001_1_25004_107_32_106_221.jpeg and features_and_partitions.mat",
         ((125, 250, None), (125, 125, None), (126, 900, None)), num_splits=10, nobody=NOBODY,
     ),
     "ilids": Dataset(
-        "ilids", parse_ilids, "i-LIDS_Pedestrian/Persons/0001001.jpg",
+        "ilids", parsers.parse_ilids, "i-LIDS_Pedestrian/Persons/0001001.jpg",
         ((59, None, None), (60, 60, None), (60, 60, None)), num_splits=10,
     ),
     "ilidsvid": ilidsvid,
     "ilidsvid-single": ilidsvid._replace(
-        parse=partial(parse_ilidsvid, kind="images"),
+        parse=partial(parsers.parse_ilidsvid, kind="images"),
         layout="i-LIDS-VID/images/cam{1,2}/person001/cam1_person001.png, train-test people splits/*.mat",
     ),
     "market1501": market1501,
@@ -463,11 +444,11 @@ DATASETS = {
     ),
     "mars": mars,
     "msmt17": Dataset(
-        "msmt17", parse_msmt17,
+        "msmt17", parsers.parse_msmt17,
         "MSMT17_V1/{train,test}/0000/*.jpg (of V2: MSMT17_V2/{mask_train_v2,mask_test_v2}), "
         "list_{train,query,gallery}.txt",
         ((1041, 30248, 15), (3060, 11659, 15), (3060, 82161, 15)), two_id_spaces=True, access=AGREED,
-        parse_more=parse_msmt17_validation,
+        parse_more=parsers.parse_msmt17_validation,
     ),
     "occluded_duke": dukemtmcreid._replace(
         folder="occluded_duke", parse=partial(dukemtmcreid.parse, inner="Occluded_Duke"),
@@ -475,19 +456,20 @@ DATASETS = {
         counts=((702, 15618, 8), (519, 2210, 8), (1110, 17661, 8)),
     ),
     "occluded_reid": Dataset(
-        "occluded_reid", parse_occluded_reid, "Occluded_REID/{occluded_body_images,whole_body_images}/001/001_01.tif",
-        (None, (200, 1000, 1), (200, 1000, 1)),
+        "occluded_reid", parsers.parse_occluded_reid,
+        "Occluded_REID/{occluded_body_images,whole_body_images}/001/001_01.tif", (None, (200, 1000, 1), (200, 1000, 1)),
     ),
     "prid": Dataset(
-        "prid2011", parse_prid, "prid_2011/single_shot/{cam_a,cam_b}/person_0001.png",
+        "prid2011", parsers.parse_prid, "prid_2011/single_shot/{cam_a,cam_b}/person_0001.png",
         ((100, 200, 2), (100, 100, 1), (649, 649, 1)), num_splits=10, persons="PRID2011", nobody=range(201, 10000),
     ),
     "prid2011": Dataset(
-        "prid2011", parse_prid2011, "prid_2011/multi_shot/{cam_a,cam_b}/person_0001/0001.png, splits_prid2011.json",
+        "prid2011", parsers.parse_prid2011,
+        "prid_2011/multi_shot/{cam_a,cam_b}/person_0001/0001.png, splits_prid2011.json",
         ((89, 178, 2), (89, 89, 1), (89, 89, 1)), num_splits=10, persons="PRID2011",
     ),
     "prid450s": Dataset(
-        "prid450s", parse_prid450s, "{cam_a,cam_b}/img_001.png",
+        "prid450s", parsers.parse_prid450s, "{cam_a,cam_b}/img_001.png",
         ((225, 450, 2), (225, 225, 1), (225, 225, 1)), num_splits=10,
     ),
     "sensereid": Dataset(
@@ -505,7 +487,7 @@ DATASETS = {
         layout="what `python synthetic.py --video` writes",
     ),
     "viper": Dataset(
-        "viper", parse_viper, "VIPeR/{cam_a,cam_b}/000_45.bmp",
+        "viper", parsers.parse_viper, "VIPeR/{cam_a,cam_b}/000_45.bmp",
         ((316, 632, 2), (316, 316, 1), (316, 316, 1)), num_splits=20,
     ),
 }  # fmt: skip

@@ -343,25 +343,22 @@ def parse_ilids(folder, split):
 
 
 def parse_msmt17(folder, split):
+    return Splits(*(read_msmt17_list(folder, part) for part in Splits._fields))
+
+
+def parse_msmt17_validation(folder):
+    """More images of the train persons, which the standard protocol leaves aside."""
+    return read_msmt17_list(folder, "val")
+
+
+def read_msmt17_list(folder, part):
     """`0000/0000_000_01_0303morning_0015_0.jpg 0` per line: the third field of the name is the camera."""
     versions = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
     present = [name for name in versions if (folder / name).is_dir()]
     if not present:
         raise FileNotFoundError(f"not found: {' or '.join(str(folder / name) for name in versions)}")
-    base, (train, test) = folder / present[0], versions[present[0]]
-    return Splits(*(read_msmt17_list(base / f"list_{name}.txt", base / images)
-                    for name, images in (("train", train), ("query", test), ("gallery", test))))  # fmt: skip
-
-
-def parse_msmt17_validation(folder):
-    """More images of the train persons, which the standard protocol leaves aside."""
-    version = "MSMT17_V1" if (folder / "MSMT17_V1").is_dir() else "MSMT17_V2"
-    images = "train" if version == "MSMT17_V1" else "mask_train_v2"
-    return read_msmt17_list(folder / version / "list_val.txt", folder / version / images)
-
-
-def read_msmt17_list(path, images):
-    items, prefix = [], f"{images}{os.sep}"
+    base, images = folder / present[0], versions[present[0]][part not in ("train", "val")]
+    path, items, prefix = base / f"list_{part}.txt", [], f"{base / images}{os.sep}"
     for number, line in read_lines(path):
         name, _, pid = line.rpartition(" ")
         fields = name.rpartition("/")[2].split("_")

@@ -1849,7 +1849,7 @@ def test_without_the_camera_rule_any_other_image_of_the_person_is_a_match(capsys
         data.check_splits(one_camera)
     found = data.check_splits(one_camera, protocol="no_camera_rule")
     assert found.query == one_camera.query[:2]
-    assert capsys.readouterr().out == "1 queries have no match in the gallery and are left out: query2.jpg\n"
+    assert capsys.readouterr().out.startswith("1 queries have no match in the gallery and are left out: query2.jpg. ")
     ids = [np.array([i[field] for i in part]) for field in (1, 2) for part in one_camera[1:]]
     scores = metrics.evaluate_distances(torch.rand(3, 3), *ids, protocol="no_camera_rule")
     assert (scores["queries"]["matches"] > 0).tolist() == [i in found.query for i in one_camera.query]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,6 +267,17 @@ def test_one_array_for_all_that_choose_among_the_same_files(tmp_path, monkeypatc
     assert other.batch([[0, 1], [2, 2]]).shape == (2, 2, 3, *SIZE)
     (name,) = in_cache(cache)
     assert name.startswith("all-32x16-")
+
+
+def test_a_gpu_holds_of_a_shared_array_what_was_asked_for(tmp_path, monkeypatch):
+    """Without a GPU: what would be moved there."""
+    paths = paths_of(tmp_path / "images", 6)
+    pixels = loader.load_pixels([paths[4], paths[1]], SIZE, tmp_path / "cache", "set", among=("all", paths))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 2 * 32 * 16 * 3 + 1,) * 2)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    pixels.to_device(SimpleNamespace(type="cuda"))
+    assert isinstance(pixels.array, torch.Tensor) and len(pixels.array) == len(pixels) == 2
+    assert np.array_equal(bytes_of(pixels), expected_pixels([paths[4], paths[1]]))
 
 
 def test_more_than_a_tenth_of_the_limit_is_not_decoded_for_others(tmp_path):
