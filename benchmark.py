@@ -240,7 +240,8 @@ def measure_epoch(device, batch, bf16, steps=6):
         args = cli.build_parser().parse_args(flags)
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        runner, criterion = train.Runner(model, device, bf16), recipe.Criterion(args, 16, recipe.branch_sizes(model))
+        runner = train.Runner(model, device, args.amp)
+        criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
         optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
 
         def epoch():
@@ -248,7 +249,7 @@ def measure_epoch(device, batch, bf16, steps=6):
             with contextlib.redirect_stdout(io.StringIO()):
                 train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args)
 
-        images = loader.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
+        images = loader.augment(pixels.batch(np.arange(batch), device), loader.Draws(0), (), model.mean, model.std)
         step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))
         seconds = medians([epoch, lambda: [step() for _ in range(steps)]], device)
     report(f"epoch, batch {batch}", steps * batch, seconds, ("from the cache", "one batch"))
@@ -581,7 +582,7 @@ def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
     criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
     optimizers = recipe.build_optimizers(model, criterion, args)
     bf16 = cli.has_fast_bf16(device)  # as --amp auto
-    runner = train.Runner(model, device, bf16)
+    runner = train.Runner(model, device, "bf16" if bf16 else "off")
     labels, before = np.arange(count) % 16, anonymous_memory()
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
         noise = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
