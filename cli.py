@@ -86,7 +86,7 @@ def build_parser(description=None):
         help="frames of a clip to train on (default: random); or frames: each frame is a sample by itself")
     add("--test-sample", choices=video.SAMPLING, default="evenly",
         help="frames to test on (default: evenly, up to --seq-len of a tracklet, or what the checkpoint to --evaluate "
-        "says); all of them")
+        "says)")
     add("--temporal", choices=video.POOLING,
         help="how frames make a feature (default: avg, or what the checkpoint says); attention is learned")
     add = parser.add_argument_group("model").add_argument
