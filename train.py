@@ -361,7 +361,8 @@ def print_summary(out, args, state, chosen_by):
     told = "no data set to test it on"
     if chosen_by:
         told = f"{chosen_by[0].replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {chosen_by[1]}"
-        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root])
+        protocol = ["--protocol", args.protocol] if args.protocol else []
+        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *protocol])
     told += f" ({state['best_weights']} weights)" if args.ema else ""
     told += f", epoch {state['best_epoch']} of {args.epochs}"
     with contextlib.suppress(OSError, ValueError):

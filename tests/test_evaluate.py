@@ -7,6 +7,7 @@ import argparse
 import csv
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -462,6 +463,12 @@ def test_a_set_of_one_camera(tmp_path, capsys, quick):
     assert code == 1 and "one camera" in err and "--protocol no_camera_rule" in err
     code, out, err = run_main(capsys, *flags, "--protocol", "no_camera_rule")
     assert code == 0 and "(%, 3 queries, cosine distance, no_camera_rule protocol)" in out, err
+    light = ["--arch", "squeezenet1_1", "--options", "input_size=64,32", "--epochs", 1, "--warmup-epochs", 0]
+    light += ["--batch-size", 2, "--out", tmp_path / "run", "--protocol", "no_camera_rule"]
+    code, out, err = run_main(capsys, *light, *flags[3:])
+    assert code == 0 and "no_camera_rule protocol)" in out, err
+    (command,) = re.findall(r"python train.py (--evaluate .*)", out)  # what the run proposes works
+    assert run_main(capsys, *command.split(), "--device", "cpu")[0] == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
