@@ -571,28 +571,38 @@ def measure_data(device, dataset, root, gigabytes):
 
 
 def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
-    """Training steps on rows spread over a cache of that size on disk; prints the anonymous memory of the process."""
+    """Builds a cache of that size as a run does, and trains from all of it; prints and returns anonymous memory, bytes.
+
+    An epoch draws its batches from the whole array; its last `steps` steps are taken. Code that copied the array, or
+    kept what it decodes, would need that much memory more.
+    """
     count = int(gigabytes * 1e9 / (3 * size[0] * size[1]))
+    args = cli.build_parser().parse_args(["--batch-size", str(batch), "--log-every", "1000"])
+    model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
+    criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
+    optimizers = recipe.build_optimizers(model, criterion, args)
+    bf16 = cli.has_fast_bf16(device)  # as --amp auto
+    runner = train.Runner(model, device, "bf16" if bf16 else "off")
+    labels, before = np.arange(count) % 16, anonymous_memory()
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
-        array = np.lib.format.open_memmap(f"{folder}/a.npy", "w+", np.uint8, (count, *size, 3))
-        rng = np.random.default_rng(0)
-        for start in range(0, count, 1000):
-            array[start : start + 1000] = rng.integers(0, 256, array[start : start + 1000].shape, dtype=np.uint8)
-        array = array[:: count // (batch * steps)]  # a view: every so many rows of the file
-        args = cli.build_parser().parse_args(["--batch-size", str(batch), "--log-every", "1000"])
-        model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
-        optimizers = recipe.build_optimizers(model, criterion, args)
-        samples = train.TrainSet(loader.Pixels([""] * len(array), size, array), np.arange(len(array)) % 16)
-        state = {"epoch": 0, "step": 0, "totals": {}}
-        bf16 = cli.has_fast_bf16(device)  # as --amp auto
-        runner = train.Runner(model, device, "bf16" if bf16 else "off")
-        epoch = partial(train.train_one_epoch, runner, criterion, samples, optimizers, device, state, args)
-        before = anonymous_memory()
+        noise = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(f"{folder}/a.jpg")
+
+        def build_and_train():
+            pixels = loader.load_pixels(
+                [f"{folder}/a.jpg"] * count, size, Path(folder, "pixels"), "large", limit_gb=2 * gigabytes
+            )  # fmt: skip
+            if not isinstance(pixels.array, np.memmap):
+                raise ValueError(f"{folder} cannot hold {gigabytes:g} GB: set TMPDIR to a folder on a larger disk")
+            samples = train.TrainSet(pixels, labels)
+            state = {"epoch": 0, "step": len(samples.batches(args, 0)) - steps, "totals": {}}
+            train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args)
+
         with contextlib.redirect_stdout(io.StringIO()):
-            peak = before + watch(epoch, device).anonymous
-    print(f"training from a cache of {gigabytes:g} GB, batch {batch}, {'bf16' if bf16 else 'fp32'}: "
+            peak = before + watch(build_and_train, device).anonymous
+    print(f"building and training from a cache of {gigabytes:g} GB, batch {batch}, {'bf16' if bf16 else 'fp32'}: "
           f"at most {peak / 1e9:.2f} GB of anonymous memory in the process")  # fmt: skip
+    return peak
 
 
 # ----------------------------------------------------------------------------------------------------------------------

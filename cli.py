@@ -75,15 +75,18 @@ def build_parser(description=None):
         "With --evaluate, --weights can be the folder of a run over all")
     add("--combine-all", action="store_true",
         help="train on the test persons too, for a product; nothing is left to test on but other sets (--target)")
-    add("--min-frames", type=int, default=0, metavar="N", help="leave out shorter tracklets (default: 0)")
+    add("--min-frames", type=int, default=0, metavar="N", help="leave out shorter tracklets (default: 0, or what the "
+        "checkpoint to --evaluate says)")
     add("--cache", help="folder for decoded pixels (default: ROOT/.pixels): best on a fast disk, safe to delete")
     add("--cache-limit", type=float, default=20, metavar="GB", help="decode batch by batch beyond this (default: 20)")
     add = parser.add_argument_group("video, where items are tracklets of frames").add_argument
-    add("--seq-len", type=int, default=8, metavar="T", help="frames of a clip (default: 8)")
+    add("--seq-len", type=int, default=8, metavar="T", help="frames of a clip (default: 8, or what the checkpoint to "
+        "--evaluate says)")
     add("--train-sample", choices=("random", "evenly", "frames"), default="random",
         help="frames of a clip to train on (default: random); or frames: each frame is a sample by itself")
     add("--test-sample", choices=video.SAMPLING, default="evenly",
-        help="frames to test on (default: evenly, up to --seq-len of a tracklet)")
+        help="frames to test on (default: evenly, up to --seq-len of a tracklet, or what the checkpoint to --evaluate "
+        "says)")
     add("--temporal", choices=video.POOLING,
         help="how frames make a feature (default: avg, or what the checkpoint says); attention is learned")
     add = parser.add_argument_group("model").add_argument
@@ -205,6 +208,10 @@ def parse(argv, description=None):
         parser.set_defaults(**filled)
         args = parser.parse_args(argv)
         args.options = {**filled.get("options", {}), **args.options}
+    if args.evaluate and args.weights and Path(args.weights).is_file():  # frames are chosen as that run chose them
+        run = models.read_checkpoint(args.weights).get("args", {})
+        parser.set_defaults(**{name: run[name] for name in ("seq_len", "test_sample", "min_frames") if name in run})
+        args = parser.parse_args(argv)
     if args.resume:
         checkpoint = models.read_checkpoint(args.resume)
         if not {"args", "optimizer", "arch", "pids", "epoch", "step", "record"} <= checkpoint.keys():

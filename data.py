@@ -12,6 +12,7 @@ import argparse
 import difflib
 import hashlib
 import io
+import itertools
 import os
 import sys
 from collections import defaultdict
@@ -22,35 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from parsers import (
-    DUKE_NAME,
-    MARKET_PARTS,
-    Item,
-    Splits,
-    parse_cuhk01,
-    parse_cuhk02,
-    parse_cuhk03,
-    parse_dukemtmcvidreid,
-    parse_grid,
-    parse_ilids,
-    parse_ilidsvid,
-    parse_market1501,
-    parse_market1501_boxes,
-    parse_mars,
-    parse_msmt17,
-    parse_msmt17_validation,
-    parse_named,
-    parse_occluded_reid,
-    parse_own,
-    parse_prid,
-    parse_prid450s,
-    parse_prid2011,
-    parse_viper,
-    some,
-)
+import parsers
+from parsers import DUKE_NAME, MARKET_PARTS, Item, Splits, parse_named, some
+
+PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
 
 
 class Dataset(NamedTuple):
@@ -61,6 +40,7 @@ class Dataset(NamedTuple):
     num_splits: int = 1
     protocol: str = "market1501"  # of metrics.py
     persons: str = ""  # sets with the same word here show the same people
+    numbering: str = ""  # and where this word is another one, under other numbers
     two_id_spaces: bool = False  # a number means one person in train and another one in query and gallery
     nobody: frozenset | range = frozenset()  # pids that are no person to learn: distractors
     access: str = "given out by its authors for research"
@@ -72,8 +52,12 @@ class Dataset(NamedTuple):
 # What every data set passes through: the table of counts, checks, labels
 
 
-def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False):
-    """The splits without queries that nothing can match; ValueError for what cannot be used as asked."""
+def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False, protocol="market1501"):
+    """The splits without queries that nothing can match; ValueError for what cannot be used as asked.
+
+    protocol: one of PROTOCOLS. By the same-camera rule a query is matched by images of its person under other cameras,
+    under no_camera_rule by all but the query itself.
+    """
     if train and len({item.pid for item in splits.train}) < 2:
         raise ValueError(f"training needs at least 2 persons in the train split, found {len(splits.train)} items")
     shared = {item.pid for item in splits.train} & {item.pid for item in splits.query + splits.gallery}
@@ -85,25 +69,35 @@ def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False):
     for name in ("query", "gallery"):
         if not getattr(splits, name):
             raise ValueError(f"evaluation needs a {name} split, and it is empty: no image was found there")
+    by_camera = protocol != "no_camera_rule"
     cameras = {item.camid for item in splits.query + splits.gallery}
-    if len(cameras) == 1:
+    if by_camera and len(cameras) == 1:
         raise ValueError(
             f"all query and gallery images come from one camera (number {cameras.pop() + 1} in the file names): the "
-            "protocol leaves out images of the query's own camera, so nothing can match. Name the cameras apart"
+            "protocol leaves out images of the query's own camera, so nothing can match. Name the cameras apart, or, "
+            "if there is one only, give --protocol no_camera_rule"
         )
-    seen_by = defaultdict(set)
+    told_by = Item._fields.index("camid" if by_camera else "paths")  # what sets a match apart from the query
+    shown = defaultdict(set)
     for item in splits.gallery:
-        seen_by[item.pid].add(item.camid)
-    lonely = [item for item in splits.query if not seen_by[item.pid] - {item.camid}]
+        shown[item.pid].add(item[told_by])
+    lonely = [item for item in splits.query if not shown[item.pid] - {item[told_by]}]
     if len(lonely) == len(splits.query):
+        where = "under another camera" if by_camera else "in another image"
         raise ValueError(
-            f"none of the {len(lonely)} queries can be matched: no gallery image shows the same person under another "
-            f"camera. First query: {lonely[0].paths[0]}. Check person and camera numbers in the file names"
+            f"none of the {len(lonely)} queries can be matched: no gallery image shows the same person {where}. First "
+            f"query: {lonely[0].paths[0]}. Check person and camera numbers in the file names"
         )
     if lonely:
         names = some([item.paths[0] for item in lonely])
-        print(f"{len(lonely)} queries have no match in the gallery and are left out: {names}")
-    return splits._replace(query=[item for item in splits.query if seen_by[item.pid] - {item.camid}])
+        print(f"{len(lonely)} queries have no match in the gallery and are left out: {names}. Fine if they are few, "
+              "else check person and camera numbers")  # fmt: skip
+    queries = [item for item in splits.query if shown[item.pid] - {item[told_by]}]
+    themselves = [item.paths[0] for item in queries if not by_camera and item.paths in shown[item.pid]]
+    if themselves:
+        print(f"warning: {len(themselves)} queries are in the gallery themselves and under {protocol} find that image, "
+              f"so scores flatter: {some(themselves)}. Take them out of the gallery")  # fmt: skip
+    return splits._replace(query=queries)
 
 
 def describe(splits, counts=None):
@@ -120,7 +114,7 @@ def describe(splits, counts=None):
         lines.append(line)
         if published and any(p not in (None, f) for p, f in zip(published, found, strict=True)):
             told = (f"{p} {unit}" for p, unit in zip(published, ("ids", "items", "cameras"), strict=True) if p)
-            lines.append(f"{'':8} the published counts are {', '.join(told)}")
+            lines.append(f"{'':8} the published counts are {', '.join(told)}: is the archive unpacked whole?")
     return "\n".join(lines)
 
 
@@ -129,13 +123,30 @@ def has_video(splits):
     return any(len(item.paths) > 1 for items in splits for item in items)
 
 
-def warn_of_shared_persons(sources, targets):
-    """Says which of the data sets to test on show people of another one that is trained on."""
-    for source in sources:
-        for target in targets:
-            people = find_dataset(source, "")[0].persons
-            if source != target and people and people == find_dataset(target, "")[0].persons:
-                print(f"warning: {source} and {target} both show people of {people}: scores on {target} may flatter")
+def show_same_people(*names):
+    """Whether two data sets do: one and the same, or with the same word in the table."""
+    people = [find_dataset(name, "")[0].persons for name in names]
+    return names[0] == names[1] or people[0] == people[1] != ""
+
+
+def warn_of_shared_persons(trained, tests):
+    """Says which sets to test on show people who were trained on.
+
+    trained: name of a data set -> set of its pids, None where they are not known; tests: name -> Splits.
+    """
+    for (source, pids), (target, splits) in itertools.product(trained.items(), tests.items()):
+        one, other = find_dataset(source, "")[0], find_dataset(target, "")[0]
+        if not show_same_people(source, target):
+            continue
+        if pids is None or (source != target and one.numbering != other.numbering):
+            print(f"warning: {source} and {target} both show people of {one.persons}: scores on {target} may flatter, "
+                  "test on others too")  # fmt: skip
+        elif not other.two_id_spaces:
+            tested = {item.pid for item in splits.query + splits.gallery}.difference(other.nobody)
+            if shared := sorted(tested & pids):
+                print(f"warning: {len(shared)} of the {len(tested)} persons that {target} tests on were trained on, "
+                      f"as {source} shows them too, so scores flatter: {some(shared)}. Test on others, or on the split "
+                      "that was trained on")  # fmt: skip
 
 
 def relabel(items):
@@ -169,7 +180,7 @@ def find_dataset(name, root):
     """The Dataset of that name and its folder below `root`; folder:PATH is a user's own."""
     kind, _, path = name.partition(":")
     if kind not in DATASETS or (kind == "folder") != bool(path):
-        near = difflib.get_close_matches(name.lower(), DATASETS, n=3)
+        near = ["folder:PATH"] if kind == "folder" else difflib.get_close_matches(name.lower(), DATASETS, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise ValueError(f"no data set {name!r}{hint} Available: {', '.join(sorted(DATASETS))} (folder:PATH is yours)")
     dataset = DATASETS[kind]
@@ -184,7 +195,11 @@ def read_dataset(name, root="data", *, split=0):
     try:
         if not folder.is_dir():
             raise FileNotFoundError(f"the folder of {name} is not there: {folder} (--root is the folder above it)")
-        return Splits(*map(sorted, dataset.parse(folder, split)))
+        splits = Splits(*map(sorted, dataset.parse(folder, split)))
+        for item in itertools.chain(*splits):
+            if max(item.pid, item.camid) >= 2**63:
+                raise ValueError(f"{item.paths[0]}: the number of its person or camera is beyond 64 bits")
+        return splits
     except (FileNotFoundError, ValueError) as error:
         drawn = "" if folder.is_dir() else ". `python synthetic.py` draws a small set to try things with"
         raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(
@@ -192,26 +207,34 @@ def read_dataset(name, root="data", *, split=0):
         ) from error
 
 
-def load_dataset(name, root="data", *, split=0, min_frames=0, combine=False, train=True, evaluate=True):
+def load_dataset(
+    name, root="data", *, split=0, min_frames=0, combine=False, train=True, evaluate=True, protocol=None
+):  # fmt: skip
     """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate).
 
-    None asks for what the data set is there for; min_frames: shorter tracklets are left out; combine: the test persons
-    are trained on too.
+    None asks for what the data set is there for; min_frames: shorter tracklets of a video set are left out; combine:
+    the test persons are trained on too; protocol: None is the data set's own.
     """
     dataset, folder = find_dataset(name, root)
     splits = read_dataset(name, root, split=split)
     of = f", split {split} of 0 to {dataset.num_splits - 1}" if dataset.num_splits > 1 else ""
     print(f"{name} in {folder}{of} ({dataset.access})\n{describe(splits, dataset.counts)}")
-    if min_frames:
+    meant, shorter = dataset.counts or splits, ""
+    if min_frames and has_video(splits):
+        longest = max(len(item.paths) for items in splits for item in items)
         splits = Splits(*([item for item in items if len(item.paths) >= min_frames] for items in splits))
         print(f"with {min_frames} frames or more:\n{describe(splits)}")
-    meant = dataset.counts or splits
+        shorter = f", with --min-frames {min_frames} (the longest tracklet has {longest})"
     train = bool(meant[0]) if train is None else train
     evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
+    protocol = protocol or dataset.protocol
     try:
-        checked = check_splits(splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces)
+        checked = check_splits(
+            splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces, protocol=protocol
+        )
     except ValueError as error:
-        raise ValueError(f"{name} in {folder}: {error}. Expected: {dataset.layout}, see DATASETS.md") from error
+        where = f"{name} in {folder}{shorter}"
+        raise ValueError(f"{where}: {error}. Expected: {dataset.layout}, see DATASETS.md") from error
     return checked._replace(train=combine_all(splits, dataset, folder)) if combine else checked
 
 
@@ -247,7 +270,7 @@ def look_into(paths, decode):
                     image.load()
             looks.append((hashlib.blake2b(content, digest_size=16).digest(), None))
         except Exception as error:  # Pillow raises a dozen types for broken files
-            looks.append((None, f"{path}: {error}"))
+            looks.append((None, f"{path}: {'no image' if isinstance(error, UnidentifiedImageError) else error}"))
     return looks
 
 
@@ -270,11 +293,12 @@ def check_files(splits, decode=True):
             bar.update(len(block))
     leaks, contradictions, doubles = [], [], []
     for twins in same.values():
-        if len(twins) > 1:
-            parts = {part for path in twins for part, _ in uses[path]}
-            persons = {pid for path in twins for _, pid in uses[path]}
+        used = [use for path in twins for use in uses[path]]
+        parts, persons = {part for part, _ in used}, {pid for _, pid in used}
+        both = len(twins) == len(persons) == 1 and len(used) == len(parts) == 2  # query and gallery: that is allowed
+        if len(used) > 1 and not (both and "train" not in parts):
             kind = leaks if "train" in parts and len(parts) > 1 else contradictions if len(persons) > 1 else doubles
-            kind.append(" = ".join(twins))
+            kind.append(" = ".join(twins) if len(twins) > 1 else f"{twins[0]} ({len(used)} times)")
     lines = [f"{len(broken)} files cannot be read: {some(broken)}. Get them anew, or delete them"] * bool(broken)
     for kind, what in (
         (leaks, "images of train are in query or gallery too, so scores flatter: {}. Take them out of train"),
@@ -285,13 +309,16 @@ def check_files(splits, decode=True):
     return lines, bool(broken)
 
 
-def check(name, root, split, min_frames):
+def check(name, root, split, min_frames, protocol=None):
     """Prints what is there and what is wrong with it; ValueError where it cannot be used for what it is there for."""
-    splits = load_dataset(name, root, split=split, min_frames=min_frames, train=None, evaluate=None)
+    splits = load_dataset(
+        name, root, split=split, min_frames=min_frames, train=None, evaluate=None, protocol=protocol
+    )  # fmt: skip
     lines, broken = check_files(splits)
-    print("\n".join(lines) or "all files can be read, no two are equal")
+    for line in lines[1:] if broken else lines or ["all files can be read, no two are equal"]:
+        print(line)
     if broken:
-        raise ValueError(f"{name}: training would stop at the files that cannot be read")
+        raise ValueError(f"{name}: {lines[0]}")
 
 
 def main(argv=None):
@@ -301,10 +328,11 @@ def main(argv=None):
     parser.add_argument("--root", default="data", help="folder above the data sets' own (default: data)")
     parser.add_argument("--split", type=int, default=0, help="number of the split, from 0 (default: 0)")
     parser.add_argument("--min-frames", type=int, default=0, help="leave out tracklets with fewer (default: 0)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="matches are judged by (default: the data set's own)")
     args, failed = parser.parse_args(argv), False
     for name in args.check:
         try:
-            check(name, args.root, args.split, args.min_frames)
+            check(name, args.root, args.split, args.min_frames, args.protocol)
         except (ValueError, OSError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
@@ -319,18 +347,18 @@ AGREED = "to be had from its authors after signing an agreement"
 NOBODY = frozenset({0})  # distractors of the gallery
 
 market1501 = Dataset(
-    "market1501", parse_market1501,
+    "market1501", parsers.parse_market1501,
     "Market-1501-v15.09.15/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000451_03.jpg",
     ((751, 12936, 6), (750, 3368, 6), (751, 15913, 6)), persons="Market-1501", nobody=NOBODY,
-    parse_multi_query=parse_market1501_boxes,
+    parse_multi_query=parsers.parse_market1501_boxes,
 )  # fmt: skip
 cuhk03 = Dataset(
-    "cuhk03", partial(parse_cuhk03, boxes="detected", classic=False),
+    "cuhk03", partial(parsers.parse_cuhk03, boxes="detected", classic=False),
     "cuhk03_release/cuhk-03.mat (or images_detected/) and cuhk03_new_protocol_config_{detected,labeled}.mat",
     ((767, 7365, 2), (700, 1400, 2), (700, 5332, 2)), persons="CUHK03",
 )  # fmt: skip
 cuhk03_classic = cuhk03._replace(
-    parse=partial(parse_cuhk03, boxes="detected", classic=True), layout="cuhk03_release/cuhk-03.mat",
+    parse=partial(parsers.parse_cuhk03, boxes="detected", classic=True), layout="cuhk03_release/cuhk-03.mat",
     counts=((1367, None, 2), (100, None, 2), (100, None, 2)), num_splits=20, protocol="cuhk03",
 )  # fmt: skip
 dukemtmcreid = Dataset(
@@ -339,42 +367,45 @@ dukemtmcreid = Dataset(
     ((702, 16522, 8), (702, 2228, 8), (1110, 17661, 8)), persons="DukeMTMC", access=WITHDRAWN,
 )  # fmt: skip
 mars = Dataset(
-    "mars", parse_mars,
+    "mars", parsers.parse_mars,
     "bbox_{train,test}/0001/0001C1T0001F001.jpg, info/{train_name.txt,test_name.txt,tracks_train_info.mat,"
     "tracks_test_info.mat,query_IDX.mat}",
-    ((625, 8298, 6), (626, 1980, 6), (621, 9330, 6)), persons="Market-1501", nobody=NOBODY,
+    ((625, 8298, 6), (626, 1980, 6), (621, 9330, 6)), persons="Market-1501", numbering="MARS", nobody=NOBODY,
 )  # fmt: skip
 ilidsvid = Dataset(
-    "ilids-vid", partial(parse_ilidsvid, kind="sequences"),
+    "ilids-vid", partial(parsers.parse_ilidsvid, kind="sequences"),
     "i-LIDS-VID/sequences/cam{1,2}/person001/cam1_person001_00317.png, train-test people splits/*.mat",
     ((150, 300, 2), (150, 150, 1), (150, 150, 1)), num_splits=10, persons="iLIDS-VID",
 )  # fmt: skip
 
 DATASETS = {
     "cuhk01": Dataset(
-        "cuhk01", parse_cuhk01, "campus/0001001.png",
+        "cuhk01", parsers.parse_cuhk01, "campus/0001001.png",
         ((485, 1940, 2), (486, 972, 1), (486, 972, 1)), num_splits=20, persons="CUHK campus",
     ),
     "cuhk02": Dataset(
-        "cuhk02", parse_cuhk02, "Dataset/P{1,2,3,4,5}/cam{1,2}/001_....png",
-        ((1577, 6308, 8), (239, 478, 1), (239, 478, 1)), persons="CUHK campus",
+        "cuhk02", parsers.parse_cuhk02, "Dataset/P{1,2,3,4,5}/cam{1,2}/001_....png",
+        ((1577, 6308, 8), (239, 478, 1), (239, 478, 1)), persons="CUHK campus", numbering="CUHK02",
     ),
     "cuhk03": cuhk03,
     "cuhk03-labeled": cuhk03._replace(
-        parse=partial(parse_cuhk03, boxes="labeled", classic=False),
+        parse=partial(parsers.parse_cuhk03, boxes="labeled", classic=False),
         layout=cuhk03.layout.replace("images_detected", "images_labeled"),
         counts=((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)),
     ),
     "cuhk03-classic": cuhk03_classic,
-    "cuhk03-classic-labeled": cuhk03_classic._replace(parse=partial(parse_cuhk03, boxes="labeled", classic=True)),
+    "cuhk03-classic-labeled": cuhk03_classic._replace(
+        parse=partial(parsers.parse_cuhk03, boxes="labeled", classic=True)
+    ),
     "cuhk03-np": Dataset(
         "cuhk03-np", partial(parse_named, parts=MARKET_PARTS, pattern=r"(\d{4})_c([12])(?!\d)", inner="detected"),
         "detected/{bounding_box_train,query,bounding_box_test}/0001_c1_....png", cuhk03.counts, persons="CUHK03",
+        numbering="CUHK03-NP",
     ),
     "cuhk03-np-labeled": Dataset(
         "cuhk03-np", partial(parse_named, parts=MARKET_PARTS, pattern=r"(\d{4})_c([12])(?!\d)", inner="labeled"),
         "labeled/{bounding_box_train,query,bounding_box_test}/0001_c1_....png",
-        ((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)), persons="CUHK03",
+        ((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)), persons="CUHK03", numbering="CUHK03-NP",
     ),
     "cuhksysu": Dataset(
         "cuhksysu",
@@ -383,27 +414,27 @@ DATASETS = {
     ),
     "dukemtmcreid": dukemtmcreid,
     "dukemtmcvidreid": Dataset(
-        "dukemtmc-vidreid", parse_dukemtmcvidreid,
+        "dukemtmc-vidreid", parsers.parse_dukemtmcvidreid,
         "DukeMTMC-VideoReID/{train,query,gallery}/0001/0003/0001_C6_F0099_X30823.jpg",
-        ((702, 2196, 8), (702, 702, 8), (1110, 2636, 8)), persons="DukeMTMC", access=WITHDRAWN,
+        ((702, 2196, 8), (702, 702, 8), (1110, 2636, 8)), persons="DukeMTMC", numbering="VideoReID", access=WITHDRAWN,
     ),
     "folder": Dataset(
-        "", parse_own,
+        "", parsers.parse_own,
         "items.csv: path,pid,camid[,tracklet][,split], or {train,query,gallery}/12_c3_any.jpg (person 12, camera 3)",
         None, nobody=NOBODY, access="your own",
     ),
     "grid": Dataset(
-        "grid", parse_grid,
+        "grid", parsers.parse_grid,
         "underground_reid/{probe,gallery}/0001_1_25004_107_32_106_221.jpeg and features_and_partitions.mat",
         ((125, 250, None), (125, 125, None), (126, 900, None)), num_splits=10, nobody=NOBODY,
     ),
     "ilids": Dataset(
-        "ilids", parse_ilids, "i-LIDS_Pedestrian/Persons/0001001.jpg",
+        "ilids", parsers.parse_ilids, "i-LIDS_Pedestrian/Persons/0001001.jpg",
         ((59, None, None), (60, 60, None), (60, 60, None)), num_splits=10,
     ),
     "ilidsvid": ilidsvid,
     "ilidsvid-single": ilidsvid._replace(
-        parse=partial(parse_ilidsvid, kind="images"),
+        parse=partial(parsers.parse_ilidsvid, kind="images"),
         layout="i-LIDS-VID/images/cam{1,2}/person001/cam1_person001.png, train-test people splits/*.mat",
     ),
     "market1501": market1501,
@@ -413,11 +444,11 @@ DATASETS = {
     ),
     "mars": mars,
     "msmt17": Dataset(
-        "msmt17", parse_msmt17,
+        "msmt17", parsers.parse_msmt17,
         "MSMT17_V1/{train,test}/0000/*.jpg (of V2: MSMT17_V2/{mask_train_v2,mask_test_v2}), "
         "list_{train,query,gallery}.txt",
         ((1041, 30248, 15), (3060, 11659, 15), (3060, 82161, 15)), two_id_spaces=True, access=AGREED,
-        parse_more=parse_msmt17_validation,
+        parse_more=parsers.parse_msmt17_validation,
     ),
     "occluded_duke": dukemtmcreid._replace(
         folder="occluded_duke", parse=partial(dukemtmcreid.parse, inner="Occluded_Duke"),
@@ -425,19 +456,20 @@ DATASETS = {
         counts=((702, 15618, 8), (519, 2210, 8), (1110, 17661, 8)),
     ),
     "occluded_reid": Dataset(
-        "occluded_reid", parse_occluded_reid, "Occluded_REID/{occluded_body_images,whole_body_images}/001/001_01.tif",
-        (None, (200, 1000, 1), (200, 1000, 1)),
+        "occluded_reid", parsers.parse_occluded_reid,
+        "Occluded_REID/{occluded_body_images,whole_body_images}/001/001_01.tif", (None, (200, 1000, 1), (200, 1000, 1)),
     ),
     "prid": Dataset(
-        "prid2011", parse_prid, "prid_2011/single_shot/{cam_a,cam_b}/person_0001.png",
+        "prid2011", parsers.parse_prid, "prid_2011/single_shot/{cam_a,cam_b}/person_0001.png",
         ((100, 200, 2), (100, 100, 1), (649, 649, 1)), num_splits=10, persons="PRID2011", nobody=range(201, 10000),
     ),
     "prid2011": Dataset(
-        "prid2011", parse_prid2011, "prid_2011/multi_shot/{cam_a,cam_b}/person_0001/0001.png, splits_prid2011.json",
+        "prid2011", parsers.parse_prid2011,
+        "prid_2011/multi_shot/{cam_a,cam_b}/person_0001/0001.png, splits_prid2011.json",
         ((89, 178, 2), (89, 89, 1), (89, 89, 1)), num_splits=10, persons="PRID2011",
     ),
     "prid450s": Dataset(
-        "prid450s", parse_prid450s, "{cam_a,cam_b}/img_001.png",
+        "prid450s", parsers.parse_prid450s, "{cam_a,cam_b}/img_001.png",
         ((225, 450, 2), (225, 225, 1), (225, 225, 1)), num_splits=10,
     ),
     "sensereid": Dataset(
@@ -455,7 +487,7 @@ DATASETS = {
         layout="what `python synthetic.py --video` writes",
     ),
     "viper": Dataset(
-        "viper", parse_viper, "VIPeR/{cam_a,cam_b}/000_45.bmp",
+        "viper", parsers.parse_viper, "VIPeR/{cam_a,cam_b}/000_45.bmp",
         ((316, 632, 2), (316, 316, 1), (316, 316, 1)), num_splits=20,
     ),
 }  # fmt: skip

@@ -55,8 +55,9 @@ def load_set(name, args, *, train=True, evaluate=True, combine=False):
     dataset, _ = data.find_dataset(name, args.root)
     split = args.split if dataset.num_splits > 1 else 0
     splits = data.load_dataset(
-        name, args.root, split=split, min_frames=args.min_frames, combine=combine, train=train, evaluate=evaluate
-    )
+        name, args.root, split=split, min_frames=args.min_frames, combine=combine, train=train, evaluate=evaluate,
+        protocol=args.protocol,
+    )  # fmt: skip
     paths = [path for items in splits for item in items for path in item.paths]
     roles = [[(item.pid, len(item.paths)) for item in items] for items in splits]  # equal files of whom, in which split
     memory = pixel_folder(args) / f"{file_name(name)}-checked-{loader.fingerprint(paths, roles)}.txt"
@@ -81,25 +82,37 @@ def pixel_folder(args):
     return Path(args.cache or Path(args.root) / ".pixels")
 
 
-def load_pixels(paths, model, name, args, device):
-    """Their pixels at the size of the model, on the device where they fit."""
+def load_pixels(paths, model, name, args, device, among=None):
+    """Their pixels at the size of the model, on the device where they fit; among: as loader.load_pixels has it."""
     pixels = loader.load_pixels(
-        paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit
+        paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit, among=among
     )  # fmt: skip
     return pixels.to_device(device)
 
 
-def load_clips(items, model, name, args, device):
+def files_to_share(name, splits):
+    """(name, all files) of a data set of which flags choose some (--split, --seq-len), or None: loader's `among`."""
+    if data.find_dataset(name, "")[0].num_splits == 1 and not data.has_video(splits):
+        return None
+    return file_name(name), sorted({path for items in splits for item in items for path in item.paths})
+
+
+def load_clips(items, model, name, args, device, among=None):
     """(pixels of the frames that --test-sample takes of each item, rows of them per item)."""
     rng = np.random.default_rng(0)  # every evaluation looks at the same frames
     chosen = [video.choose_frames(len(item.paths), args.seq_len, args.test_sample, rng) for item in items]
     paths = [item.paths[frame] for item, frames in zip(items, chosen, strict=True) for frame in frames]
     clips = np.split(np.arange(len(paths)), np.cumsum([len(frames) for frames in chosen])[:-1])
-    return load_pixels(paths, model, name, args, device), clips
+    return load_pixels(paths, model, name, args, device, among), clips
 
 
 def load_target(name, splits, model, args, device):
-    pixels, clips = load_clips(splits.query + splits.gallery, model, f"{name}-test", args, device)
+    if data.has_video(splits):
+        how = "all frames" if args.test_sample == "all" else f"up to {args.seq_len} frames, {args.test_sample},"
+        least = f" of {args.min_frames} frames or more" * bool(args.min_frames)
+        print(f"{name}: {how} of each tracklet{least} (--seq-len, --test-sample, --min-frames)")
+    items, among = splits.query + splits.gallery, files_to_share(name, splits)
+    pixels, clips = load_clips(items, model, f"{name}-test", args, device, among)
     return Target(name, splits, pixels, clips, args.protocol or data.find_dataset(name, args.root)[0].protocol)
 
 
@@ -359,6 +372,22 @@ def pool_otherwise(model, args):
     raise ValueError(f"--temporal {args.temporal}: {args.weights} was trained with another pooling, leave it out")
 
 
+def trained_persons(info, names, root):
+    """Of the data sets `names` that a run of ours trained on: name -> pids; None where nothing tells them any more."""
+    run, found = info.get("args", {}), {}
+    if len(names) == 1 and run["dataset"] in (names, names[0]):  # an older run had one, as text
+        return {names[0]: set(info["pids"])}
+    for name in names:  # numbered anew when they were put together
+        dataset, folder = data.find_dataset(name, root)
+        try:
+            splits = data.read_dataset(name, root, split=run.get("split") or 0 if dataset.num_splits > 1 else 0)
+            items = data.combine_all(splits, dataset, folder) if run.get("combine_all") else splits.train
+            found[name] = {item.pid for item in items}
+        except (ValueError, OSError, ImportError):
+            found[name] = None
+    return found
+
+
 def run(args, device):
     """--evaluate: tells how the network in --weights does on each target; returns name -> summaries."""
     model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
@@ -366,28 +395,27 @@ def run(args, device):
         print(f"{args.weights}: not used: {data.some(info['skipped'])}")
     args.distance = args.distance or info.get("distance", "cosine")
     learnt = info.get("args", {})  # of a run of ours: tested on the data set it was trained on, its split is taken
-    learnt_sets, learnt_split, asked = learnt.get("dataset", []), learnt.get("split") or 0, args.split
+    learnt_sets, asked, splits = learnt.get("dataset", []), args.split, {}
+    learnt_sets = [learnt_sets] if isinstance(learnt_sets, str) else learnt_sets
     if args.temporal:
         model = pool_otherwise(model, args)
     model = model.to(memory_format=torch.channels_last)
-    found = {}
-    data.warn_of_shared_persons(learnt_sets, args.target)
     if learnt.get("combine_all") and set(learnt_sets) & set(args.target):
         print(f"warning: {args.weights} was trained with --combine-all, on the test persons too: scores flatter")
-    for name in args.target:
-        several = data.find_dataset(name, args.root)[0].num_splits > 1
-        args.split = asked if asked is not None else learnt_split if name in learnt_sets else 0
-        if several and name in learnt_sets and args.split != learnt_split:
-            print(f"warning: {args.weights} was trained on split {learnt_split} of {name}, so on persons that split "
-                  f"{args.split} tests on: scores flatter")  # fmt: skip
+    for name in args.target:  # all of them: what is wrong with the last is said before the work on the first
+        args.split = asked if asked is not None else (learnt.get("split") or 0) if name in learnt_sets else 0
         with distributed.first_on_machine():
-            splits = load_set(name, args, train=False)
-        folder = Path(args.out, *[file_name(name)] * (len(args.target) > 1)) if args.out else None
-        if folder and distributed.rank() == 0:
+            splits[name] = load_set(name, args, train=False)
+        if args.multi_query:
+            data.load_multi_query(name, args.root, splits[name].query)
+    known = [name for name in learnt_sets if any(data.show_same_people(name, target) for target in splits)]
+    data.warn_of_shared_persons(trained_persons(info, known, args.root), splits)
+    if any(map(data.has_video, splits.values())) and not isinstance(model, video.VideoModel):
+        model = video.VideoModel(model, "avg").eval()
+    folders = {name: Path(args.out, *[file_name(name)] * (len(splits) > 1)) if args.out else None for name in splits}
+    for folder in filter(None, folders.values()):
+        if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)  # now: not after the work is done
-        if data.has_video(splits) and not isinstance(model, video.VideoModel):
-            model = video.VideoModel(model, "avg").eval()
-        with distributed.first_on_machine():
-            target = load_target(name, splits, model, args, device)
-        found[name] = report(model, target, device, args, folder)
-    return found
+    with distributed.first_on_machine():
+        targets = [load_target(name, found, model, args, device) for name, found in splits.items()]
+    return {target.name: report(model, target, device, args, folders[target.name]) for target in targets}

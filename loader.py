@@ -13,6 +13,7 @@ Three things differ from the usual way:
   is resumed draws the same.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -44,10 +45,13 @@ def refuse_broken(reasons):
 
 
 class Pixels:
-    """N images as bytes (N, H, W, 3): an array of all of them, or decoded batch by batch where `array` is None."""
+    """N images as bytes (N, H, W, 3): an array of all of them, or decoded batch by batch where `array` is None.
 
-    def __init__(self, paths, size, array=None):
-        self.paths, self.size, self.array = paths, size, array
+    places (N,): the rows of the array that hold them, where it holds others too.
+    """
+
+    def __init__(self, paths, size, array=None, places=None):
+        self.paths, self.size, self.array, self.places = paths, size, array, places
         self.threads = None if array is not None else ThreadPoolExecutor(os.cpu_count())
 
     def __len__(self):
@@ -55,7 +59,7 @@ class Pixels:
 
     def batch(self, rows, device="cpu"):
         """rows (B,), or (B, T) of clips -> uint8 (B, [T,] 3, H, W) on `device`, channels-last in memory."""
-        rows = np.asarray(rows)
+        rows = np.asarray(rows) if self.places is None else self.places[rows]
         if isinstance(self.array, torch.Tensor):  # already on the device
             images = self.array[torch.as_tensor(rows, device=self.array.device)]
         elif self.array is not None:
@@ -70,8 +74,9 @@ class Pixels:
     def to_device(self, device):
         """Moves the array into the memory of a GPU where it takes less than half of what is free there."""
         if device.type == "cuda" and isinstance(self.array, np.ndarray):
-            if self.array.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-                self.array = torch.from_numpy(np.array(self.array)).to(device)
+            if len(self) * self.array[0].nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+                array = np.array(self.array) if self.places is None else self.array[self.places]
+                self.array, self.places = torch.from_numpy(array).to(device), None
         return self
 
 
@@ -92,13 +97,19 @@ def decode_in_processes(file, blocks, size):
             job = {"array": str(file), "size": list(size), "blocks": blocks[number :: os.cpu_count()]}
             command = [sys.executable, decode.__file__]
             workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            workers[-1].stdin.write(json.dumps(job) + "\n")
-            workers[-1].stdin.close()
-        for turn in range(len(blocks)):
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and says nothing below
+                workers[-1].stdin.write(json.dumps(job) + "\n")
+                workers[-1].stdin.close()
+        for turn, (_, paths) in enumerate(blocks):
             worker = workers[turn % len(workers)]
             line = worker.stdout.readline()
-            if not line:
-                raise RuntimeError(f"a process that decodes images ended with code {worker.wait()}")
+            if not line.endswith("\n"):
+                code = worker.wait()
+                how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
+                raise ChildProcessError(
+                    f"a process that decodes images {how}, at one of {paths[0]} to {paths[-1]}: start again, with more "
+                    "memory if it was full; if it ends there again, replace or remove the file that it stops at"
+                )
             yield json.loads(line)
     finally:
         for worker in workers:
@@ -136,13 +147,23 @@ def remove_abandoned(cache):
             pass  # not ours
 
 
-def load_pixels(paths, size, cache, name, *, limit_gb=20.0):
+SHARED = 0.1  # of the limit: so large may an array be that holds more than was asked for
+
+
+def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None):
     """Pixels of the files, decoded once into `cache`/NAME-HxW-PLACE-FINGERPRINT.npy, which later runs map again.
 
     Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
     its disk is too full, the array is kept in memory. ValueError lists unreadable images.
+
+    among: (name, files with these among them, of which other calls take others). Where they are few, SHARED of limit_gb
+    at most, one array of that name holds all of them, for all of those calls.
     """
     height, width = size
+    if among and len(among[1]) * height * width * 3 / 1e9 <= SHARED * limit_gb:
+        every = load_pixels(among[1], size, cache, among[0], limit_gb=limit_gb)
+        row_of = {path: row for row, path in enumerate(among[1])}
+        return Pixels(paths, size, every.array, np.array([row_of[path] for path in paths]))
     shape, gigabytes = (len(paths), height, width, 3), len(paths) * height * width * 3 / 1e9
     if gigabytes > limit_gb:
         print(f"{name}: {gigabytes:.1f} GB of pixels, over the limit of {limit_gb:g}: decoding batch by batch")
@@ -230,6 +251,16 @@ def domain_batches(domains, batch_size, num_domains, rng):
         used.update({domain: share for domain in drawn})
 
 
+def ways_out(sizes, batch_size, drawn):
+    """The batch sizes nearest below and above that fit `drawn` domains of these sizes, and what fits the batch size."""
+    drawn = drawn if 1 <= drawn <= len(sizes) else len(sizes)
+    share = min(max(batch_size // drawn, 1), sizes.min())
+    near = [n * drawn for n in (share, share + 1) if n <= sizes.min() and n * drawn > 1]
+    fit = [n for n in range(1, len(sizes) + 1) if batch_size % n == 0 and batch_size // n <= sizes.min()]
+    ways = [f"--batch-size {' or '.join(map(str, near))} with --num-domains {drawn}"] * bool(near)
+    return ways + [f"--num-domains {' or '.join(map(str, fit))} with --batch-size {batch_size}"] * bool(fit)
+
+
 def check_batches(labels, batch_size, num_instances=None, domains=None, num_domains=0):
     """ValueError where no epoch can be made of these labels: before any training, with the way out."""
     num_ids = len(set(map(int, labels)))
@@ -238,15 +269,12 @@ def check_batches(labels, batch_size, num_instances=None, domains=None, num_doma
     if domains is not None:
         sizes = np.unique(domains, return_counts=True)[1]
         drawn = num_domains or len(sizes)
-        if not 1 <= drawn <= len(sizes) or batch_size % drawn:
+        if not 1 <= drawn <= len(sizes) or batch_size % drawn or batch_size // drawn > sizes.min():
+            ways = ways_out(sizes, batch_size, drawn) or ["another --sampler"]
             raise ValueError(
-                f"--num-domains {num_domains}: the train images are of {len(sizes)} domains (cameras or data sets), "
-                f"and a number up to that, which divides --batch-size {batch_size}, makes a batch; 0 means all"
-            )
-        if sizes.min() < batch_size // drawn:
-            raise ValueError(
-                f"a batch takes {batch_size // drawn} images of each of {drawn} domains (cameras or data sets), and "
-                f"one has {sizes.min()}: lower --batch-size, or raise --num-domains"
+                f"--batch-size {batch_size} with --num-domains {num_domains} (0 means all) takes no equal shares of "
+                f"{len(sizes)} domains (cameras or data sets), whose smallest has {sizes.min()} images: give "
+                + ", or ".join(ways)
             )
     if num_instances is None:
         return

@@ -12,6 +12,7 @@ such sets compare as means over all splits.
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import random
@@ -52,6 +53,12 @@ def some(names, limit=5):
 # Reading folders and files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LITTER = ("thumbs.db", "desktop.ini")  # of file managers
+
+
+def is_image(entry):
+    """Whether an entry of a folder is an image file, or a link to one."""
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
 
 
 def list_folder(folder, wanted):
@@ -59,12 +66,16 @@ def list_folder(folder, wanted):
     if not folder.is_dir():
         raise FileNotFoundError(f"not found: {folder}")
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith((".", "__MAC")) and wanted(entry))
+        names = sorted(entry.name for entry in entries if not entry.name.startswith((".", "__MAC")) and wanted(entry))
+    strange = [ascii(name) for name in names if not name.isascii() and re.search("[\ud800-\udfff]", name)]
+    if strange:  # they could neither be printed nor written into a list
+        raise ValueError(f"{folder}: {len(strange)} names are not encoded in UTF-8: {some(strange)}. Rename them")
+    return names
 
 
 def list_images(folder):
     """Sorted names of the image files directly in `folder`; ValueError where there are none."""
-    names = list_folder(folder, lambda entry: entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file())
+    names = list_folder(folder, is_image)
     if not names:
         raise ValueError(f"no images in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return names
@@ -115,11 +126,16 @@ def read_lines(path):
     """(line number from 1, text) of the lines of a text file that hold anything; CRLF or LF."""
     if not path.is_file():
         raise FileNotFoundError(f"not found: {path}")
+    content = path.read_bytes()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not encoded in UTF-8: {error}") from error
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {number}: not encoded in UTF-8, save it anew so ({error})") from error
+    lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: get it anew")
+    return lines
 
 
 def read_mat(path, name):
@@ -137,12 +153,27 @@ def read_mat(path, name):
     if name not in content:
         names = [key for key in sorted(content) if not key.startswith("__")]
         raise ValueError(f"{path} has no variable {name}, only {', '.join(names) or 'none'}: is it the right file?")
+    if not isinstance(content[name], np.ndarray):
+        raise ValueError(f"{path}: {name} is no array but a {type(content[name]).__name__}: is it the right file?")
     return content[name]
 
 
 def integers(array):
-    """A MATLAB array of any shape and type as int64 (N,): their unsigned numbers would wrap around below zero."""
-    return np.asarray(array).ravel().astype(np.int64)
+    """A MATLAB array of whole numbers of any type as int64: unsigned ones would wrap around below zero."""
+    with np.errstate(invalid="ignore"):  # NaN
+        whole = array.astype(np.int64) if array.dtype.kind in "biuf" else None
+    if whole is None or not np.array_equal(whole, array):
+        raise ValueError(f"whole numbers are expected, not {array.dtype} {array.shape}: is it the right file?")
+    return whole
+
+
+def read_integers(path, name):
+    """The variable `name` of a MATLAB file as int64 of any shape."""
+    array = read_mat(path, name)
+    try:
+        return integers(array)
+    except ValueError as error:
+        raise ValueError(f"{path}, {name}: {error}") from error
 
 
 def require_files(source, paths):
@@ -312,25 +343,22 @@ def parse_ilids(folder, split):
 
 
 def parse_msmt17(folder, split):
+    return Splits(*(read_msmt17_list(folder, part) for part in Splits._fields))
+
+
+def parse_msmt17_validation(folder):
+    """More images of the train persons, which the standard protocol leaves aside."""
+    return read_msmt17_list(folder, "val")
+
+
+def read_msmt17_list(folder, part):
     """`0000/0000_000_01_0303morning_0015_0.jpg 0` per line: the third field of the name is the camera."""
     versions = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
     present = [name for name in versions if (folder / name).is_dir()]
     if not present:
         raise FileNotFoundError(f"not found: {' or '.join(str(folder / name) for name in versions)}")
-    base, (train, test) = folder / present[0], versions[present[0]]
-    return Splits(*(read_msmt17_list(base / f"list_{name}.txt", base / images)
-                    for name, images in (("train", train), ("query", test), ("gallery", test))))  # fmt: skip
-
-
-def parse_msmt17_validation(folder):
-    """More images of the train persons, which the standard protocol leaves aside."""
-    version = "MSMT17_V1" if (folder / "MSMT17_V1").is_dir() else "MSMT17_V2"
-    images = "train" if version == "MSMT17_V1" else "mask_train_v2"
-    return read_msmt17_list(folder / version / "list_val.txt", folder / version / images)
-
-
-def read_msmt17_list(path, images):
-    items, prefix = [], f"{images}{os.sep}"
+    base, images = folder / present[0], versions[present[0]][part not in ("train", "val")]
+    path, items, prefix = base / f"list_{part}.txt", [], f"{base / images}{os.sep}"
     for number, line in read_lines(path):
         name, _, pid = line.rpartition(" ")
         fields = name.rpartition("/")[2].split("_")
@@ -347,8 +375,8 @@ def parse_grid(folder, split):
     mat = base / "features_and_partitions.mat"
     trials = read_mat(mat, "trainIdxAll").ravel()
     try:
-        train = set(integers(trials[split].ravel()[0][2]).tolist())  # the third field of the struct
-    except (IndexError, TypeError, ValueError) as error:
+        train = set(integers(trials[split].ravel()[0][2]).ravel().tolist())  # the third field of the struct
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{mat}: split {split} of trainIdxAll has no list of persons: {error}") from error
     probe, gallery = (by_name(base / name, r"(\d{4})_(\d)_") for name in ("probe", "gallery"))
     return Splits(
@@ -379,8 +407,8 @@ def parse_cuhk03(folder, split, *, boxes, classic):
         searched = [item for item in items if item.pid in test]
         return Splits([item for item in items if item.pid not in test], searched, searched)
     config = folder / f"cuhk03_new_protocol_config_{boxes}.mat"
-    names = [str(np.ravel(cell)[0]) for cell in read_mat(config, "filelist").ravel()]
-    parts = [integers(read_mat(config, f"{part}_idx")) - 1 for part in ("train", "query", "gallery")]  # MATLAB: from 1
+    names = [str(np.ravel(cell)[0]) if np.size(cell) else "" for cell in read_mat(config, "filelist").ravel()]
+    parts = [read_integers(config, f"{part}_idx").ravel() - 1 for part in ("train", "query", "gallery")]  # from 1
     if any(len(rows) and not 0 <= rows.min() <= rows.max() < len(names) for rows in parts):
         raise ValueError(f"{config}: an index points outside of the {len(names)} names in filelist, get the file anew")
     listed = [[names[row] for row in rows] for rows in parts]
@@ -405,7 +433,7 @@ def open_cuhk03(mat):
     try:
         with h5py.File(mat, "r") as file:
             yield file
-    except (KeyError, RuntimeError, OSError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:  # h5py has them all
         if isinstance(error, OSError) and error.errno is not None and "HDF5" not in str(error):
             raise  # of the disk that is written to
         raise ValueError(f"{mat} is broken or another file, get it anew: {error}") from error
@@ -428,9 +456,14 @@ def extract_cuhk03(mat, boxes, images):
                 for person, row in enumerate(tqdm(cells, f"{images.name}, pair {pair}", disable=None), 1):
                     for image, cell in enumerate(row, 1):
                         pixels = file[cell][()]
-                        if pixels.ndim == 3:  # MATLAB's empty cell is a vector of two zeros
-                            name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
-                            Image.fromarray(pixels.transpose(2, 1, 0)).save(temporary / name)
+                        if pixels.shape == (2,):  # MATLAB's empty cell is a vector of two zeros
+                            continue
+                        name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
+                        if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != np.uint8:
+                            raise ValueError(f"{boxes}, {name}: {pixels.dtype} {pixels.shape} is no image in colour")
+                        Image.fromarray(pixels.transpose(2, 1, 0)).save(temporary / name)
+            if not any(temporary.iterdir()):
+                raise ValueError(f"no image in {boxes}")
         os.replace(temporary, images)
     except OSError:
         if not images.is_dir():  # else another process was faster
@@ -464,9 +497,16 @@ def parse_mars(folder, split):
             lines.append(f"{prefix}{name[:4]}{os.sep}{name}")
         require_files(names, lines)
         mat = folder / "info" / f"tracks_{part}_info.mat"
-        rows = read_mat(mat, f"track_{part}_info").astype(np.int64)
-        if rows.ndim != 2 or rows.shape[1] != 4 or (rows[:, 0] < 1).any() or (rows[:, 1] > len(lines)).any():
-            raise ValueError(f"{mat}: rows of 4 numbers that point into the {len(lines)} lines of {names} are expected")
+        rows = read_integers(mat, f"track_{part}_info")
+        if rows.ndim != 2 or rows.shape[1] != 4:
+            raise ValueError(f"{mat}: rows of 4 numbers are expected, not {rows.shape}: is it the right file?")
+        wrong = (rows[:, 0] < 1) | (rows[:, 0] > rows[:, 1]) | (rows[:, 1] > len(lines))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{mat}, row {row + 1}: lines {rows[row, 0]} to {rows[row, 1]} are no part of the {len(lines)} lines "
+                f"of {names}: get both anew"
+            )
         parts[part] = []
         for first, last, pid, camera in rows.tolist():
             if mixed := [line for line in lines[first - 1 : last] if not tells_mars(line, pid, camera)]:
@@ -474,9 +514,10 @@ def parse_mars(folder, split):
             frames = sorted(lines[first - 1 : last], key=lambda line: (len(line), line))  # F999 before F1000
             parts[part].append(Item(tuple(frames), pid, camera - 1))
     mat = folder / "info" / "query_IDX.mat"
-    rows, count = set(integers(read_mat(mat, "query_IDX")).tolist()), len(parts["test"])
-    if not 1 <= min(rows, default=0) <= max(rows, default=0) <= count:
-        raise ValueError(f"{mat} numbers test tracklets from 1 to {count}; found {min(rows)} to {max(rows)}")
+    rows, count = set(read_integers(mat, "query_IDX").ravel().tolist()), len(parts["test"])
+    if not rows or not 1 <= min(rows) <= max(rows) <= count:
+        found = f"{min(rows)} to {max(rows)}" if rows else "none"
+        raise ValueError(f"{mat} numbers test tracklets from 1 to {count}; found {found}: get the file anew")
     test = [(item, number in rows) for number, item in enumerate(parts["test"], 1) if item.pid != -1]
     return Splits(parts["train"], [item for item, query in test if query], [item for item, query in test if not query])
 
@@ -489,7 +530,7 @@ def tells_mars(path, pid, camera):
 
 def read_trial(mat, split, pids):
     """(train, test) persons of a row of ls_set: places from 1 in the sorted list of persons, test ones first."""
-    trials = read_mat(mat, "ls_set").astype(np.int64)
+    trials = read_integers(mat, "ls_set")
     if trials.ndim != 2 or len(trials) <= split or sorted(trials[split].tolist()) != list(range(1, len(pids) + 1)):
         raise ValueError(
             f"{mat}: row {split + 1} of ls_set {trials.shape} does not hold the places 1 to {len(pids)} of the persons "
@@ -580,27 +621,68 @@ def parse_own(folder, split):
     there = [(part,) if (folder / part).is_dir() else () for part in parts]
     if not any(there):
         raise FileNotFoundError(f"not found: {folder / 'items.csv'}, nor a folder of {', '.join(parts)} in {folder}")
+    tell_passed_over(folder, lambda entry: entry.is_dir() and entry.name not in parts)
+    for part in there:
+        if part:
+            tell_passed_over(folder / part[0], lambda entry: not is_image(entry))
     return parse_named(folder, split, parts=there, pattern=r"(\d+)_c0*([1-9]\d*)(?!\d)")
 
 
+def tell_passed_over(folder, wanted):
+    """Says what a user may take for read: what is `wanted` in the folder, but for the litter of file managers."""
+    kinds = defaultdict(list)
+    for name in list_folder(folder, lambda entry: wanted(entry) and entry.name.lower() not in LITTER):
+        path = folder / name
+        kinds["folders" if path.is_dir() else "other files" if path.exists() else "links to nothing"].append(name)
+    if kinds:
+        told = "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in sorted(kinds.items()))
+        print(f"{folder}: passed over {told}. Images are read from train, query and gallery directly, "
+              f"if they end in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
+
+
+NUMBER = r"\d{1,18}"  # what 64 bits hold
+
+
 def read_own_list(path):
-    lines, items = read_lines(path), {part: {} for part in Splits._fields}
-    rows = csv.DictReader(line for _, line in lines)
-    missing = {"path", "pid", "camid"} - set(rows.fieldnames or ())
-    if missing:
-        raise ValueError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
-    for (number, _), row in zip(lines[1:], rows, strict=True):
+    (first, header), *rows = ((number, read_cells(path, number, line)) for number, line in read_lines(path))
+    if missing := {"path", "pid", "camid"} - set(header):
+        raise ValueError(
+            f"{path}, line {first}: no column {', '.join(sorted(missing))} in {','.join(header)} (commas part columns)"
+        )
+    items, first_line, twice = {part: {} for part in Splits._fields}, {}, []
+    for number, cells in rows:
+        row = dict(itertools.zip_longest(header, cells))
         part, pid, camid = row.get("split") or "train", row["pid"] or "", row["camid"] or ""
-        numbers = pid.isdecimal() and camid.isdecimal() and int(camid)
+        numbers = re.fullmatch(NUMBER, pid) and re.fullmatch(NUMBER, camid) and int(camid)
         if not (row["path"] and part in items and numbers) or None in row:  # None: cells without a header
             raise ValueError(
-                f"{path}, line {number}: pid is a number, camid a number from 1, split one of {', '.join(items)}; got "
-                + ", ".join(f"{name} {value!r}" for name, value in row.items())
+                f"{path}, line {number}: pid is a number of up to 18 digits, camid one from 1, split one of "
+                f"{', '.join(items)}; got " + ", ".join(f"{name} {value!r}" for name, value in row.items())
             )
-        key = (int(pid), int(camid) - 1, row.get("tracklet") or (number,))
-        items[part].setdefault(key, []).append(os.path.join(path.parent, row["path"]))
-    splits = Splits(*([Item(tuple(paths), *key[:2]) for key, paths in part.items()] for part in items.values()))
+        file = os.path.join(path.parent, row["path"])
+        place, who = os.path.normpath(file), (int(pid), int(camid) - 1)
+        before, known = first_line.setdefault(place, (number, who))
+        if known != who:
+            raise ValueError(
+                f"{path}, line {number}: {row['path']} shows person {who[0]} under camera {who[1] + 1}, but by line "
+                f"{before} person {known[0]} under camera {known[1] + 1}: correct one of them"
+            )
+        frames = items[part].setdefault((*who, row.get("tracklet") or (place,)), {})
+        if place in frames:
+            twice.append(number)
+        frames.setdefault(place, file)
+    if twice:
+        print(f"{path}: {len(twice)} lines are there already, and do not count again: line {some(twice)}")
+    splits = Splits(*([Item((*frames.values(),), *key[:2]) for key, frames in part.items()] for part in items.values()))
     if not any(splits):
         raise ValueError(f"{path} lists no images")
     require_files(path, [name for part in splits for item in part for name in item.paths])
     return splits
+
+
+def read_cells(path, number, line):
+    """The cells of a line of a CSV file."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {number}: {error}; quotes must end in the line where they began") from error

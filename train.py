@@ -311,7 +311,9 @@ def load_sets(args):
         found[name] = evaluate.load_set(name, args, train=trains, evaluate=tests, combine=trains and args.combine_all)
     parts = [found[name].train for name in args.dataset]
     targets = args.target or [name for name in args.dataset if found[name].query and not args.combine_all]
-    data.warn_of_shared_persons(args.dataset, targets)
+    for name in args.dataset:  # what its own test shows of its train persons, load_set has said
+        pids = {item.pid for item in found[name].train}
+        data.warn_of_shared_persons({name: pids}, {target: found[target] for target in targets if target != name})
     return data.merge(parts), np.repeat(np.arange(len(parts)), list(map(len, parts))), {n: found[n] for n in targets}
 
 
@@ -359,7 +361,8 @@ def print_summary(out, args, state, chosen_by):
     told = "no data set to test it on"
     if chosen_by:
         told = f"{chosen_by[0].replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {chosen_by[1]}"
-        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root])
+        protocol = ["--protocol", args.protocol] if args.protocol else []
+        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *protocol])
     told += f" ({state['best_weights']} weights)" if args.ema else ""
     told += f", epoch {state['best_epoch']} of {args.epochs}"
     with contextlib.suppress(OSError, ValueError):
@@ -415,9 +418,11 @@ def run_training(args, checkpoint, device):
     if args.fixbase_epochs:
         opened = recipe.find_layers(model, args.open_layers, "--open-layers")
         print(f"epochs 1 to {args.fixbase_epochs} train {', '.join(opened)} alone, the base is frozen")
+    alone = tests.get(args.dataset[0]) if len(args.dataset) == 1 else None
     with distributed.first_on_machine():
         train_set = train_set._replace(pixels=evaluate.load_pixels(
-            [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device
+            [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device,
+            alone and evaluate.files_to_share(args.dataset[0], alone),
         ))  # fmt: skip
         targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written

@@ -320,6 +320,22 @@ def test_the_memory_of_a_mapped_file_and_of_what_was_there_before_is_not_counted
     assert -20e6 < run.anonymous < 20e6
 
 
+@linux
+def test_the_memory_of_training_from_a_large_cache_is_that_of_a_copy_where_code_copies(monkeypatch, capsys):
+    """A file of 250 MB: mapped, none of it counts; a loader that copies it when it takes a batch is found out."""
+    peaks, take = [], benchmark.loader.Pixels.batch
+
+    def copying(pixels, rows, device="cpu"):
+        pixels.copy = np.array(pixels.array)
+        return take(pixels, rows, device)
+
+    for batch in (take, take, copying):  # the first call warms up
+        monkeypatch.setattr(benchmark.loader.Pixels, "batch", batch)
+        peaks.append(benchmark.measure_large_cache(CPU, 0.25, batch=2, steps=1))
+    assert peaks[1] - peaks[0] < 100e6 and peaks[2] - peaks[1] > 200e6
+    assert f"0.25 GB, batch 2, fp32: at most {peaks[2] / 1e9:.2f} GB" in capsys.readouterr().out.replace("bf16", "fp32")
+
+
 def test_memory_that_is_not_measured_is_said_to_be_so(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "anonymous_memory", lambda: math.nan)
     runs = benchmark.compare(CPU, {"first": lambda: 1, "second": lambda: 2}, {"third": lambda: 3}, rounds=2)

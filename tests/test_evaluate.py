@@ -7,6 +7,7 @@ import argparse
 import csv
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -25,12 +26,12 @@ import video
 import visualize
 
 
-def write_weights(path, arch, **options):
-    """A checkpoint of a network that has learnt nothing."""
+def write_weights(path, arch, pids=(), run=None, **options):
+    """A checkpoint of a network that has learnt nothing; run: the flags of the run that it pretends to be of."""
     torch.manual_seed(3)
     model = models.build_model(arch, 6, **options)
     content = {"arch": arch, "num_ids": 6, "options": options, "model": model.state_dict(), "distance": "cosine"}
-    torch.save(content, path)
+    torch.save(content | ({"args": run, "pids": list(pids)} if run else {}), path)
     return path
 
 
@@ -333,12 +334,150 @@ def test_maps_show_the_middle_of_a_tracklet(shop, capsys, tmp_path, monkeypatch,
     assert np.array_equal(drawn[0][1], np.stack(expected))
 
 
+def test_frames_are_chosen_as_the_run_of_the_checkpoint_did_and_flags_win(shop, tmp_path, capsys, quick):
+    root, plain = shop
+    run = {"dataset": ["folder:shop"], "seq_len": 3, "test_sample": "random", "min_frames": 5}
+    weights = write_weights(tmp_path / "run.pth", "osnet_x0_25", run=run, input_size=(64, 32))
+    older = write_weights(tmp_path / "old.pth", "osnet_x0_25", run={"dataset": "folder:shop"}, input_size=(64, 32))
+
+    def evaluated(weights, *flags):
+        flags = ["--dataset", "folder:shop", "--root", root, "--device", "cpu", *flags]
+        code, out, err = run_main(capsys, "--evaluate", "--weights", weights, *flags)
+        assert code == 0, err
+        lines = out.splitlines()
+        told = next(line for line in lines if "of each tracklet" in line)
+        return told, next(line for line in lines if line.startswith("folder:shop: rank-1"))
+
+    told, line = evaluated(weights)
+    assert "up to 3 frames, random, of each tracklet of 5 frames or more" in told
+    asked = ["--seq-len", 3, "--test-sample", "random", "--min-frames", 5]
+    assert (told, line) == evaluated(plain, *asked) and line != evaluated(plain)[1]
+    told, line = evaluated(weights, "--seq-len", 8, "--test-sample", "evenly", "--min-frames", 0)
+    assert (told, line) == evaluated(plain) == evaluated(older)
+    assert "up to 8 frames, evenly, of each tracklet (--seq-len" in told
+    assert "all frames of each tracklet of 5 " in evaluated(weights, "--test-sample", "all")[0]
+
+
+def test_a_network_that_left_out_short_tracklets_tests_images_all_the_same(root, tmp_path, capsys, quick):
+    run = {"dataset": ["mars"], "min_frames": 4}
+    weights = write_weights(tmp_path / "run.pth", "squeezenet1_1", run=run, input_size=(64, 32))
+    code, out, err = run_main(capsys, *flags_of(weights, root))
+    assert code == 0 and "of each tracklet" not in out, err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Targets
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory):
+    """A root with the miniature trees of some sets; do not write into it."""
+    root = tmp_path_factory.mktemp("forest")
+    for name in ("viper", "market1501", "prid", "ilidsvid"):
+        BUILDERS["prid2011" if name == "prid" else name](root)
+    return root
+
+
+def evaluated(capsys, weights, root, *flags):
+    """What train.py --evaluate prints."""
+    code, out, err = run_main(capsys, "--evaluate", "--weights", weights, "--root", root, "--device", "cpu", *flags)
+    assert code == 0, err
+    return out
+
+
+def test_persons_who_were_trained_on_are_warned_of(forest, tmp_path, capsys, quick):
+    """Of VIPeR an odd split is the one before in the other direction; market1501-500k has the persons of market1501."""
+    pids = {name: [{i.pid for i in data.read_dataset(name, forest, split=k).train} for k in range(10)]
+            for name in ("viper", "prid", "prid2011", "ilidsvid")}  # fmt: skip
+
+    def weights(name, split=0, learnt=(), **run):
+        run = {"dataset": name.split(), "split": split, **run}
+        return write_weights(tmp_path / "w.pth", "squeezenet1_1", pids=sorted(learnt), run=run, input_size=(64, 32))
+
+    cases = [  # trained on, split, pids, flags of the test, whether it warns
+        ("viper", 2, pids["viper"][2], ["--dataset", "viper"], None),
+        ("viper", 2, pids["viper"][2], ["--dataset", "viper", "--split", 3], None),
+        ("viper", 2, pids["viper"][2], ["--dataset", "viper", "--split", 4], "persons that viper tests on"),
+        ("market1501", 0, {2, 1500}, ["--dataset", "market1501-500k", "market1501"], None),
+        ("market1501", 0, {1, 2, 1500}, ["--dataset", "market1501-500k"], "1 of the 2 persons that market1501-500k"),
+        ("ilidsvid", 9, pids["ilidsvid"][9], ["--dataset", "ilidsvid-single", "--split", 9], None),
+        ("ilidsvid", 9, pids["ilidsvid"][9], ["--dataset", "ilidsvid-single"], "that ilidsvid-single tests on"),
+        ("prid2011", 0, pids["prid2011"][0], ["--dataset", "prid", "--split", 0], "trained on"),
+        ("prid2011 viper", 4, {1, 2, 3}, ["--dataset", "viper", "--split", 5], None),  # several, numbered anew
+        ("prid2011 viper", 4, {1, 2, 3}, ["--dataset", "viper", "--split", 0], "that viper tests on"),
+        ("mars prid2011", 4, {1, 2, 3}, ["--dataset", "market1501"], "mars and market1501 both show people"),
+        ("grid", 4, {1, 2, 3}, ["--dataset", "viper", "--split", 5], None),
+    ]
+    assert pids["prid2011"][0] & {i.pid for i in data.read_dataset("prid", forest).query}
+    for name, split, learnt, flags, warning in cases:
+        out = evaluated(capsys, weights(name, split, learnt), forest, *flags)
+        assert ("warning" in out) == bool(warning) and (warning or "") in out, (name, split, flags, out)
+    out = evaluated(capsys, weights("market1501", 0, {1, 2, 1488, 1500}, combine_all=True), forest,
+                    "--dataset", "market1501-500k")  # fmt: skip
+    assert "2 of the 2 persons that market1501-500k tests on were trained on, as market1501 shows them" in out
+    for combine in (False, True):  # several sets, numbered anew
+        weights("viper market1501", 0, {1, 2, 3}, combine_all=combine)
+        out = evaluated(capsys, tmp_path / "w.pth", forest, "--dataset", "market1501-500k")
+        assert ("2 of the 2 persons that market1501-500k tests on" in out) == combine == ("warning" in out)
+
+
+def test_what_is_wrong_with_the_last_target_is_said_before_the_work_on_the_first(forest, tmp_path, capsys, monkeypatch):
+    weights = write_weights(tmp_path / "w.pth", "squeezenet1_1", input_size=(64, 32))
+    BUILDERS["viper"](tmp_path)
+    BUILDERS["market1501"](tmp_path)
+    monkeypatch.setattr(evaluate, "report", lambda *_: pytest.fail("the first is worked on"))
+    spoilt = next((tmp_path / "viper/VIPeR/cam_b").glob("0*.bmp"))
+    flags = ["--evaluate", "--weights", weights, "--root", tmp_path, "--device", "cpu", "--dataset", "market1501"]
+    for spoil in (lambda: spoilt.write_bytes(b"no image"), lambda: shutil.rmtree(tmp_path / "viper")):
+        spoil()
+        code, _, err = run_main(capsys, *flags, "viper")
+        assert code == 1 and "viper" in err
+    code, out, err = run_main(capsys, *flags, "--multi-query", "average")
+    assert code == 1 and "gt_bbox" in err and "decoding" not in out
+
+
+def test_splits_and_numbers_of_frames_are_decoded_once(forest, tmp_path, capsys, quick, monkeypatch):
+    weights = write_weights(tmp_path / "w.pth", "squeezenet1_1", input_size=(64, 32))
+    cache = ["--cache", tmp_path / "cache"]
+    alone = {}
+    for name, flag, values in (("viper", "--split", (0, 1, 6)), ("ilidsvid", "--seq-len", (2, 1, 3))):
+        for value in values:
+            with monkeypatch.context() as patch:
+                if value != values[0]:
+                    patch.setattr(decode, "read_image", lambda *_: pytest.fail("decoded again"))
+                out = evaluated(capsys, weights, forest, "--dataset", name, flag, value, *cache)
+            alone[name, value] = [line for line in out.splitlines() if ": rank-1 " in line]
+    monkeypatch.setattr(loader, "SHARED", 0)  # each by itself: the same scores
+    for name, flag, values in (("viper", "--split", (0, 1, 6)), ("ilidsvid", "--seq-len", (2, 1, 3))):
+        for value in values:
+            out = evaluated(capsys, weights, forest, "--dataset", name, flag, value, "--cache", tmp_path / "other")
+            assert [line for line in out.splitlines() if ": rank-1 " in line] == alone[name, value]
+
+
+def test_a_set_of_one_camera(tmp_path, capsys, quick):
+    for pid, part in itertools.product((1, 2, 3), ("train", "query", "gallery")):
+        draw(tmp_path / "shop" / part / f"{pid + 10 * (part == 'train')}_c1_{part}.jpg", seed=100 * pid + len(part))
+    weights = write_weights(tmp_path / "w.pth", "squeezenet1_1", input_size=(64, 32))
+    flags = ["--evaluate", "--weights", weights, "--dataset", "folder:shop", "--root", tmp_path, "--device", "cpu"]
+    code, _, err = run_main(capsys, *flags)
+    assert code == 1 and "one camera" in err and "--protocol no_camera_rule" in err
+    code, out, err = run_main(capsys, *flags, "--protocol", "no_camera_rule")
+    assert code == 0 and "(%, 3 queries, cosine distance, no_camera_rule protocol)" in out, err
+    light = ["--arch", "squeezenet1_1", "--options", "input_size=64,32", "--epochs", 1, "--warmup-epochs", 0]
+    light += ["--batch-size", 2, "--out", tmp_path / "run", "--protocol", "no_camera_rule"]
+    code, out, err = run_main(capsys, *light, *flags[3:])
+    assert code == 0 and "no_camera_rule protocol)" in out, err
+    (command,) = re.findall(r"python train.py (--evaluate .*)", out)  # what the run proposes works
+    assert run_main(capsys, *command.split(), "--device", "cpu")[0] == 0
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Files that are equal
 
 
 def load_args(root, **changed):
-    return argparse.Namespace(**{"root": str(root), "split": 0, "min_frames": 0, "cache": None, **changed})
+    flags = {"root": str(root), "split": 0, "min_frames": 0, "cache": None, "protocol": None}
+    return argparse.Namespace(**flags | changed)
 
 
 def test_equal_files_are_told_of_before_training_and_remembered_until_one_changes(tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +239,57 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
     assert [name for name in in_cache(cache) if not name.endswith(".npy")] == sorted(others)
 
 
+@pytest.mark.parametrize(("script", "told"), [
+    ("import os; os.kill(os.getpid(), 9)", r"was killed \(signal 9\), at one of \S*/0.jpg to \S*/1.jpg"),
+    ("import sys; sys.stdin.readline(); print('[1000, []]', flush=True); sys.exit(3)",
+     r"ended with code 3, at one of \S*/\d+.jpg to"),
+    ("import sys; sys.stdin.readline(); print('[2, ', end='', flush=True); sys.exit(3)", "ended with code 3"),
+])  # fmt: skip
+def test_a_decoding_process_that_ends_is_told_with_its_files(tmp_path, monkeypatch, script, told):
+    """An error of the operating system, which the commands tell in a line; and nothing looks whole."""
+    (tmp_path / "decode.py").write_text(script)
+    monkeypatch.setattr(decode, "BLOCK", 1000)
+    monkeypatch.setattr(decode, "__file__", str(tmp_path / "decode.py"))
+    paths, cache = paths_of(tmp_path / "images", 2) * 4000, tmp_path / "cache"  # more names than a pipe holds
+    with pytest.raises(OSError, match=told):
+        loader.load_pixels(paths, SIZE, cache, "set")
+    assert in_cache(cache) == []
+
+
+def test_one_array_for_all_that_choose_among_the_same_files(tmp_path, monkeypatch):
+    paths, cache = paths_of(tmp_path / "images", 6), tmp_path / "cache"
+    expected, among = expected_pixels(paths), ("all", paths)
+    pixels = loader.load_pixels([paths[4], paths[1]], SIZE, cache, "set-test", among=among)
+    assert len(pixels) == 2 and np.array_equal(bytes_of(pixels), expected[[4, 1]])
+    monkeypatch.setattr(decode, "read_image", lambda *_: pytest.fail("decoded again"))
+    other = loader.load_pixels([paths[5], paths[0], paths[1]], SIZE, cache, "set-train", among=among)
+    assert np.array_equal(bytes_of(other, np.array([2, 0])), expected[[1, 5]])
+    assert other.batch([[0, 1], [2, 2]]).shape == (2, 2, 3, *SIZE)
+    (name,) = in_cache(cache)
+    assert name.startswith("all-32x16-")
+
+
+def test_a_gpu_holds_of_a_shared_array_what_was_asked_for(tmp_path, monkeypatch):
+    """Without a GPU: what would be moved there."""
+    paths = paths_of(tmp_path / "images", 6)
+    pixels = loader.load_pixels([paths[4], paths[1]], SIZE, tmp_path / "cache", "set", among=("all", paths))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 2 * 32 * 16 * 3 + 1,) * 2)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    pixels.to_device(SimpleNamespace(type="cuda"))
+    assert isinstance(pixels.array, torch.Tensor) and len(pixels.array) == len(pixels) == 2
+    assert np.array_equal(bytes_of(pixels), expected_pixels([paths[4], paths[1]]))
+
+
+def test_more_than_a_tenth_of_the_limit_is_not_decoded_for_others(tmp_path):
+    paths, cache = paths_of(tmp_path / "images", 6), tmp_path / "cache"
+    gigabytes = 6 * 32 * 16 * 3 / 1e9
+    for limit, names in ((gigabytes / 0.1 * 0.99, ["set-test"]), (gigabytes / 0.1 * 1.01, ["all", "set-test"])):
+        pixels = loader.load_pixels(paths[2:4], SIZE, cache, "set-test", limit_gb=limit, among=("all", paths))
+        assert np.array_equal(bytes_of(pixels), expected_pixels(paths[2:4]))
+        assert [name.split("-32x16")[0] for name in in_cache(cache)] == names
+    assert loader.load_pixels(paths[:1], SIZE, cache, "a", limit_gb=0, among=("all", paths)).array is None
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Samplers
 
@@ -371,11 +423,15 @@ def test_images_left_over_have_their_turn_in_another_epoch():
 @pytest.mark.parametrize(
     ("batch_size", "num_domains", "fragments"),
     [
-        (12, 4, ["--num-domains 4", "of 3 domains", "0 means all"]),
-        (10, 0, ["--num-domains 0", "3 domains", "divides --batch-size 10"]),
-        (9, 2, ["--num-domains 2", "divides --batch-size 9"]),
-        (36, 3, ["12 images of each of 3", "one has 11", "lower --batch-size"]),
-        (12, 1, ["12 images of each of 1", "one has 11", "raise --num-domains"]),
+        (12, 4, ["--num-domains 4", "of 3 domains", "--batch-size 12 or 15 with --num-domains 3",
+                 "--num-domains 2 or 3 with --batch-size 12"]),
+        (10, 0, ["--num-domains 0 (0 means all)", "of 3 domains", "--batch-size 9 or 12 with --num-domains 3",
+                 "--num-domains 1 or 2 with --batch-size 10"]),
+        (9, 2, ["--num-domains 2", "--batch-size 8 or 10 with --num-domains 2",
+                "--num-domains 1 or 3 with --batch-size 9"]),
+        (36, 3, ["smallest has 11", "give --batch-size 33 with --num-domains 3"]),
+        (12, 1, ["smallest has 11", "--batch-size 11 with --num-domains 1", "--num-domains 2 or 3 with --batch"]),
+        (2, 0, ["--batch-size 3 or 6 with --num-domains 3"]),
         (60, 0, ["--batch-size 60 is more than the 58"]),
     ],
 )
@@ -384,6 +440,22 @@ def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragment
         loader.check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
     for fragment in fragments:
         assert fragment in str(error.value)
+    # the ways out that are told are ways out, and the batch sizes are the nearest of all
+    told = re.findall(r"--(batch-size|num-domains) ([\d or]+) with --\S+ (\d+)", str(error.value).partition("give")[2])
+    for flag, numbers, other in told:
+        for number in map(int, numbers.split(" or ")):
+            pair = (number, int(other)) if flag == "batch-size" else (int(other), number)
+            loader.check_batches(np.zeros(len(DOMAINS)), pair[0], None, DOMAINS, pair[1])
+    if batch_size < len(DOMAINS):
+        drawn = next(int(other) for flag, _, other in told if flag == "batch-size")
+        near = next(list(map(int, numbers.split(" or "))) for flag, numbers, _ in told if flag == "batch-size")
+        good = [size for size in range(2, 60) if size % drawn == 0 and size // drawn <= 11]
+        assert min(good, key=lambda size: abs(size - batch_size)) in near
+
+
+def test_a_single_image_of_a_camera_leaves_another_sampler():
+    with pytest.raises(ValueError, match="give another --sampler"):
+        loader.check_batches(np.zeros(9), 8, None, np.array([0] * 8 + [1]), 1)
 
 
 @pytest.mark.parametrize(("batch_size", "num_domains"), [(12, 0), (33, 3), (22, 2), (11, 1)])

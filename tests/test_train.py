@@ -518,8 +518,7 @@ def test_every_shape_of_data_set_is_trained_on_and_evaluated(
     assert info["num_ids"] == ids == len(info["pids"]) and info["dataset"] == name
     assert info["options"].get("temporal") == {"folder:shop": "avg", "mars": "attention"}.get(name)
     again = ["--evaluate", "--weights", tmp_path / "run" / "best.pth", "--dataset", name, "--root", forest]
-    again += flags[:2] if "--seq-len" in flags else []  # the split and the pooling are the checkpoint's
-    code, out, err = run_main(capsys, *again, "--device", "cpu")
+    code, out, err = run_main(capsys, *again, "--device", "cpu")  # the split, frames and pooling are the checkpoint's
     assert code == 0 and score_lines(out) == [line], err
 
 
@@ -674,6 +673,15 @@ def test_sets_that_show_the_same_people_are_told_of(forest, capsys, flags, names
     warnings = [line for line in capsys.readouterr().out.splitlines() if "both show people" in line]
     assert bool(warnings) == bool(names) and all("Market-1501" in line for line in warnings)
     assert names is None or names in warnings[0]
+
+
+def test_persons_of_a_set_in_its_own_test_are_told_of_once(forest, tmp_path, capsys):
+    shutil.copytree(forest / "shop", tmp_path / "shop")
+    with open(tmp_path / "shop" / "items.csv", "a") as file:
+        file.write("\n3-1-1.jpg,3,1,31,train")
+    sets_of(tmp_path, "--dataset", "folder:shop")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "1 persons are in both train and test" in warnings[0]
 
 
 @pytest.mark.parametrize(
