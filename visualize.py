@@ -11,6 +11,7 @@ mean right and wrong are also told apart by their lightness, for readers who do 
 maps_grid, heat and the frames of regions. NumPy and Pillow; matplotlib only for curves.
 """
 
+import itertools
 import json
 import textwrap
 from pathlib import Path
@@ -253,32 +254,55 @@ def read_log(log_jsonl):
     return [records[epoch] for epoch in sorted(records)]
 
 
+# Those of recipe.LOSSES, as log.jsonl names them: torch stays out of this file
+LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "arcface", "cosface")
+
+
 def training_curves(log_jsonl, path):
-    """Writes a PNG: loss by epoch on the left, rank-1 and mAP of the epochs that were evaluated on the right."""
+    """Writes a PNG, by epoch: losses, learning rate, and rank-1 and mAP of each target where it was evaluated."""
     from matplotlib.figure import Figure  # not pyplot: it keeps global state and may want a display
     from matplotlib.ticker import MaxNLocator
 
     records = read_log(log_jsonl)
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([r["epoch"] for r in records], [r["loss"] for r in records], color="black", marker=".")
+    epochs = [r["epoch"] for r in records]
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 0.7, 1))
+    parts = [name for name in LOSS_PARTS if name in records[-1]]
+    left.plot(epochs, [r["loss"] for r in records], color="black", marker=".", label="sum")
+    for name in parts if len(parts) > 1 else ():
+        left.plot(epochs, [r.get(name) for r in records], marker=".", linewidth=1, label=name)
     left.set(title="training loss", xlabel="epoch", ylabel="loss")
-    evaluated = [r for r in records if "rank1" in r]
-    for key, name, colour in (("rank1", "rank-1", "tab:blue"), ("mAP", "mAP", "tab:orange")):
-        scores = [100 * r[key] for r in evaluated]
-        right.plot([r["epoch"] for r in evaluated], scores, color=colour, marker=".", label=name)
-        if scores:
-            right.annotate(f"{scores[-1]:.1f}", (evaluated[-1]["epoch"], scores[-1]), (5, 0),
-                           textcoords="offset points", color=colour, va="center")
+    if len(parts) > 1:
+        left.set_yscale("log")  # center is counted in hundreds, cross entropy in ones
+        left.legend(frameon=False)
+    if all("lr" in r for r in records):
+        middle.plot(epochs, [r["lr"] for r in records], color="black", marker=".")
+    middle.set(title="learning rate", xlabel="epoch", ylabel="rate", ylim=(0, None))
+    plot_scores(right, records)
     right.set(title="retrieval", xlabel="epoch", ylabel="%", ylim=(0, 100), xlim=left.get_xlim())
-    if evaluated:
-        right.legend(loc="lower right", frameon=False)
-    else:
-        right.text(0.5, 0.5, "not evaluated", transform=right.transAxes, ha="center", color="grey")
-    for axes in (left, right):
+    for axes in (left, middle, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         tidy(axes)
     figure.savefig(path, dpi=120, format="png")
+
+
+def plot_scores(axes, records):
+    """rank-1 and mAP by epoch of the records that have them; several targets by line style."""
+    evaluated = [r for r in records if "rank1" in r]
+    if not evaluated:
+        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color="grey")
+        return
+    targets = list(evaluated[-1].get("targets", {})) or [None]
+    for target, style in zip(targets, itertools.cycle(("-", "--", ":", "-.")), strict=False):
+        told = [(r["epoch"], r.get("targets", {}).get(target) if target else r) for r in evaluated]
+        found = [(epoch, summary) for epoch, summary in told if summary]
+        for key, name, colour in (("rank1", "rank-1", "tab:blue"), ("mAP", "mAP", "tab:orange")):
+            scores = [100 * summary[key] for _, summary in found]
+            label = f"{target}: {name}" if len(targets) > 1 else name
+            axes.plot([epoch for epoch, _ in found], scores, style, color=colour, marker=".", label=label)
+            axes.annotate(f"{scores[-1]:.1f}", (found[-1][0], scores[-1]), (5, 0), textcoords="offset points",
+                          color=colour, va="center")  # fmt: skip
+    axes.legend(frameon=False)
 
 
 def tidy(axes):

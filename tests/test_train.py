@@ -220,6 +220,195 @@ def test_core_packages_alone_train_evaluate_and_write_torchscript(root, tmp_path
     assert blocked.returncode == 1 and "No module named 'onnx'" in blocked.stderr  # the launcher does keep things away
 
 
+# Precision, layout, compiler, draws of the network itself ---------------------------------------------------------
+
+
+def test_half_precision_reaches_the_loss_of_full_precision(drawn_root, tmp_path, capsys):
+    """On a small set whose loss falls by 0.1; a step that is skipped or scaled wrongly would be seen."""
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--epochs", 6, "--lr", 0.001]
+    flags += ["--freeze-bn", "--schedule", "constant", "--augment", "--warmup-epochs", 0, "--label-smooth", 0]
+    losses_of = {}
+    for amp in recipe.AMP:
+        code, _, errors = run_main(capsys, *flags, "--amp", amp, "--out", tmp_path / amp)
+        assert code == 0, errors
+        records = (tmp_path / amp / "log.jsonl").read_text().splitlines()
+        losses_of[amp] = [json.loads(record)["loss"] for record in records]
+    assert losses_of["off"][0] - losses_of["off"][-1] > 0.05
+    for amp in ("bf16", "fp16"):
+        assert losses_of[amp] == pytest.approx(losses_of["off"], abs=2e-3)
+        assert losses_of[amp] != losses_of["off"]  # it did compute otherwise
+    saved = models.read_checkpoint(tmp_path / "fp16" / "last.pth")
+    assert saved["scaler"]["scale"] > 1 and "scaler" not in models.read_checkpoint(tmp_path / "bf16" / "last.pth")
+
+
+def test_gradients_beyond_half_precision_skip_a_step_and_lower_the_scale(monkeypatch):
+    """fp16 ends at 65504: with a scale of 2 ** 40 the gradients are infinite, and no weight may become so."""
+    model, optimizers, history = train_tiny([0], amp="fp16", scale=2.0**40)
+    assert changed(*history) <= STATISTICS
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert changed(*train_tiny([0], amp="fp16", scale=2.0**4)[2]) == HEAD | BASE | STATISTICS
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_compiled_network_trains_as_it_does_without(amp):
+    plain = train_tiny(range(2), "--warmup-epochs", 0, "--optim", "sgd", amp=amp)[2][-1]
+    compiled = train_tiny(range(2), "--warmup-epochs", 0, "--optim", "sgd", amp=amp, compiled=True)[2][-1]
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=2e-2 if amp == "bf16" else 1e-4, atol=1e-5, msg=name)
+
+
+def test_channels_last_gives_the_loss_of_the_other_layout():
+    torch.manual_seed(0)
+    model = models.build_model("hacnn", 4).train()
+    images = torch.randn(4, 3, 160, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        logits, _ = model.to(memory_format=layout)(images.contiguous(memory_format=layout))
+        found.append(losses.mean_over_branches(losses.cross_entropy, logits, torch.arange(4)).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_what_a_network_draws_follows_from_the_step(drawn_root, tmp_path, capsys, monkeypatch):
+    """Dropout: a run that is cut and resumed ends with the bits of one that was not."""
+    build = models.build_model
+
+    def build_with_dropout(*given, **options):
+        model = build(*given, **options)
+        model.fc.add_module("dropout", torch.nn.Dropout(0.5))
+        return model
+
+    monkeypatch.setattr(models, "build_model", build_with_dropout)
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 2, "--batch-size", 8]
+    assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
+    augment, calls = loader.augment, []
+
+    def augment_and_press_ctrl_c(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return augment(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
+        assert run_main(capsys, *flags, "--out", tmp_path / "cut")[0] == 130
+    torch.rand(7)  # what others draw does not matter
+    assert run_main(capsys, "--resume", tmp_path / "cut" / "last.pth")[0] == 0
+    assert same_bits(*(weights_of(tmp_path / name / "last.pth") for name in ("straight", "cut")))
+
+
+def test_the_same_command_gives_the_same_bits(drawn_root, tmp_path):
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 2, "--batch-size", 8, "--loss", "xent",
+             "triplet", "center", "--augment", *loader.AUGMENTATIONS, "--ema", 0.9]  # fmt: skip
+    for hash_seed in ("1", "2"):
+        done = run_command("train.py", *flags, "--out", tmp_path / hash_seed,
+                           env={**os.environ, "PYTHONHASHSEED": hash_seed})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = (models.read_checkpoint(tmp_path / name / "last.pth") for name in ("1", "2"))
+    for part in ("model", "averaged", "criterion"):
+        assert same_bits(one[part], two[part]), part
+
+
+# Watching and choosing ------------------------------------------------------------------------------------------------
+
+
+def test_scores_after_re_ranking_and_of_mirror_images_are_told_in_training(drawn_root, tmp_path, capsys):
+    flags = ["--dataset", "synthetic", "--root", drawn_root]
+    out = tmp_path / "run"
+    code, output, errors = run_main(capsys, *LIGHT, *flags, "--epochs", 2, "--eval-every", 1, "--flip", "--rerank",
+                                    "--batch-size", 8, "--out", out)  # fmt: skip
+    assert code == 0, errors
+    assert len(re.findall(r"^synthetic: rank-1 .* cosine distance, market1501 protocol, mirror", output, re.M)) == 2
+    assert len(re.findall(r"^synthetic, re-ranked: rank-1 .* k-reciprocal cosine distance", output, re.M)) == 2
+    record = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert record["reranked"]["mAP"] != record["mAP"] and record["flip"] is True
+    evaluated = run_main(capsys, "--evaluate", "--weights", out / "last.pth", *flags, "--flip", "--rerank")[1]
+    for line in evaluated.splitlines():
+        if "rank-1" in line and "protocol" in line:
+            assert line in output
+
+
+def test_features_of_mirror_images_are_averaged():
+    class Corner(torch.nn.Module):
+        mean, std, feature_dim = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3
+
+        def forward(self, images):
+            return images[:, :, 0, 0]
+
+    array = np.zeros((1, 2, 4, 3), dtype=np.uint8)
+    array[0, 0, 0], array[0, 0, 3] = (255, 0, 0), (255, 255, 0)  # the upper corners, left and right
+    pixels = loader.Pixels(["a.jpg"], (2, 4), array)
+    plain, both = (evaluate.extract_features(Corner(), pixels, torch.device("cpu"), 8, flip=f) for f in (False, True))
+    assert plain.tolist() == [[1, -1, -1]] and both.tolist() == [[1, 0, -1]]
+
+
+@pytest.mark.parametrize(
+    ("best", "epoch", "told"),
+    [
+        ([], 1, "mAP 70.0 % on grid"),
+        (["--best", "rank1"], 2, "rank-1 60.0 % on grid"),
+        (["--best", "rank-1:market1501"], 3, "rank-1 90.0 % on market1501"),
+    ],
+)
+def test_what_chooses_the_best_epoch(forest, tmp_path, capsys, quick, monkeypatch, best, epoch, told):
+    rank1 = {"grid": [0.5, 0.6, 0.1], "market1501": [0.2, 0.3, 0.9]}
+    mean = {"grid": [0.7, 0.1, 0.2], "market1501": [0.5, 0.6, 0.4]}
+
+    def scores_of(model, target, device, args):
+        how = {"num_valid_queries": 2, "distance": "cosine", "protocol": target.protocol, "mINP": 0.0}
+        return {"cmc": torch.full((50,), rank1[target.name].pop(0)), "mAP": mean[target.name].pop(0), **how}
+
+    monkeypatch.setattr(evaluate, "scores_of", scores_of)
+    flags = ["--dataset", "market1501", "--target", "grid", "market1501", "--epochs", 3, "--eval-every", 1, *best]
+    code, out, errors = run_main(capsys, *LIGHT, *flags, "--root", forest, "--out", tmp_path / "run")
+    assert code == 0, errors
+    assert f"{told}, epoch {epoch} of 3" in out
+    assert models.read_checkpoint(tmp_path / "run" / "best.pth")["epoch"] == epoch
+
+
+def test_best_of_what_is_not_tested_is_refused(drawn_root, tmp_path, capsys):
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--out", tmp_path / "run"]
+    code, _, errors = run_main(capsys, *flags, "--best", "mAP:viper")
+    assert code == 1 and "--best mAP:viper: tested is on synthetic" in errors
+    code, _, errors = run_main(capsys, *flags, "--best", "map")
+    assert code == 2 and "no score 'map': of rank1, rank5" in errors
+
+
+def test_curves_and_tensorboard_follow_the_training(drawn_root, tmp_path, capsys, monkeypatch):
+    written, drawn = [], []
+
+    class SummaryWriter:  # as torch.utils.tensorboard has it, which may not be installed
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name, value, epoch):
+            written.append((name, float(value), epoch))
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", argparse.Namespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setattr(visualize, "training_curves", lambda log, path: drawn.append(len(visualize.read_log(log))))
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))  # each look at it is 20 s later
+    out = tmp_path / "run"
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--loss", "xent", "ring"]
+    code, output, errors = run_main(capsys, *flags, "--epochs", 4, "--eval-every", 2, "--out", out)
+    assert code == 0, errors
+    assert drawn[0] == 1 and drawn[-1] == 4 and 2 <= len(drawn) < 4  # at most every 30 s, and at the end
+    assert written[0] == (out / "tensorboard", 1)
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    expected = set()
+    for r in records:
+        expected |= {(f"loss/{name}", r[name], r["epoch"]) for name in ("loss", "xent", "ring")}
+        expected |= {(f"train/{name}", r[name], r["epoch"]) for name in ("accuracy", "lr", "images_per_second")}
+        if "mAP" in r:
+            expected |= {(f"synthetic/{name}", r[name], r["epoch"]) for name in evaluate.SCORES}
+    assert set(written[1:]) == expected and len(written) == len(expected) + 1
+    assert f"python train.py --evaluate --weights {out}/best.pth" in output
+    assert f"python search.py --model {out}/best.onnx" in output
+
+
 # Fine-tuning ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +434,7 @@ class RandomPixels:
         return torch.randint(0, 256, (len(rows), 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
 
 
-def train_tiny(epochs, *flags, parallel=False, bf16=False):
+def train_tiny(epochs, *flags, parallel=False, amp="off", compiled=False, scale=None):
     """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
     flags = ["--batch-size", "4", "--lr", "0.1", "--augment", "--log-every", "99", *map(str, flags)]
     args = cli.build_parser().parse_args(flags)
@@ -253,14 +442,18 @@ def train_tiny(epochs, *flags, parallel=False, bf16=False):
     model = Tiny()
     criterion = recipe.Criterion(args, 2, [4])
     optimizers = recipe.build_optimizers(model, criterion, args)
-    runner = train.Runner(model, torch.device("cpu"), "bf16" if bf16 else "off")
+    runner = train.Runner(model, torch.device("cpu"), amp)
     runner = torch.nn.DataParallel(runner) if parallel else runner
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+    if compiled:
+        model.compile()
     history = []
     for epoch in epochs:
         history.append({name: value.clone() for name, value in model.state_dict().items()})
         state = {"epoch": epoch, "step": 0, "totals": {}}
         samples = train.TrainSet(RandomPixels(), np.array([0, 1] * 4))
-        assert train.train_one_epoch(runner, criterion, samples, optimizers, torch.device("cpu"), state, args)
+        device = torch.device("cpu")
+        assert train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args, scaler=scaler)
         runner.eval()  # as an evaluation between two epochs does
     return model, optimizers[0], [*history, model.state_dict()]
 
@@ -274,7 +467,7 @@ BASE = {"backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "backbone.1
 STATISTICS = {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.num_batches_tracked"}
 
 
-@pytest.mark.parametrize("setting", [{}, {"parallel": True}, {"bf16": True}], ids=["plain", "DataParallel", "bf16"])
+@pytest.mark.parametrize("setting", [{}, {"parallel": True}, {"amp": "bf16"}], ids=["plain", "DataParallel", "bf16"])
 @pytest.mark.parametrize("name", sorted(recipe.OPTIMIZERS))
 def test_a_frozen_base_stands_still_to_the_bit_and_then_thaws(name, setting):
     flags = ["--optim", name, "--weight-decay", 0.1, "--warmup-epochs", 0, "--fixbase-epochs", 2]

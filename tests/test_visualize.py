@@ -284,10 +284,29 @@ def test_training_curves_draw_what_the_log_says(evaluated, tmp_path, monkeypatch
         records[1].update(rank1=0.5, mAP=0.25)
         records[3].update(rank1=0.75, mAP=0.5)
     visualize.training_curves(write_log(tmp_path / "log.jsonl", records), tmp_path / "curves.png")
-    loss, scores = drawn[0].axes
+    loss, rate, scores = drawn[0].axes
     assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 6], [2, 5], [3, 4], [4, 3]]]
-    expected = {"rank-1": [[2, 50], [4, 75]], "mAP": [[2, 25], [4, 50]]} if evaluated else {"rank-1": [], "mAP": []}
+    assert [line.get_xydata().tolist() for line in rate.lines] == [[[e, 1e-3] for e in (1, 2, 3, 4)]]
+    expected = {"rank-1": [[2, 50], [4, 75]], "mAP": [[2, 25], [4, 50]]} if evaluated else {}
     assert {line.get_label(): line.get_xydata().tolist() for line in scores.lines} == expected
+
+
+def test_training_curves_draw_each_loss_and_each_target(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, **kwargs: drawn.append(self))
+    records = [{"epoch": e, "loss": 7.0 - e, "xent": 5.0 - e, "ring": 3.0 - e, "lr": 1e-3} for e in (1, 2)]
+    a, b = {"rank1": 0.5, "mAP": 0.25}, {"rank1": 0.75, "mAP": 0.5}
+    records[1].update(**a, targets={"a": a, "b": b})
+    visualize.training_curves(write_log(tmp_path / "log.jsonl", records), tmp_path / "curves.png")
+    loss, _, scores = ({line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn[0].axes)
+    assert loss == {"sum": [[1, 6], [2, 5]], "xent": [[1, 4], [2, 3]], "ring": [[1, 2], [2, 1]]}
+    assert scores == {"a: rank-1": [[2, 50]], "a: mAP": [[2, 25]], "b: rank-1": [[2, 75]], "b: mAP": [[2, 50]]}
+
+
+def test_the_names_of_losses_are_those_of_the_recipe():
+    recipe = pytest.importorskip("recipe")
+    assert visualize.LOSS_PARTS == tuple(recipe.LOSSES)
 
 
 def test_training_curves_write_a_png(tmp_path):
