@@ -1,6 +1,8 @@
 """Measures speed beside a straightforward version, and how far methods that learn nothing come on a data set.
 
     python benchmark.py speed                  # extraction, training step, epoch; ratios measured side by side
+    python benchmark.py training               # a whole epoch on Market-1501, and what of it is not the network
+    python benchmark.py devices                # nn.DataParallel and torchrun once, on however many GPUs there are
     python benchmark.py networks               # images/s of light networks in fp32 and bf16; or of those you name
     python benchmark.py baselines --dataset synthetic
     python benchmark.py data                   # parsing, decoding, training from a cache larger than memory should be
@@ -26,6 +28,7 @@ import math
 import platform
 import runpy
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -36,11 +39,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 import cli
 import data
@@ -50,6 +55,7 @@ import losses
 import metrics
 import models
 import recipe
+import synthetic
 import train
 
 
@@ -254,6 +260,177 @@ def measure_epoch(device, batch, bf16, steps=6):
         seconds = medians([epoch, lambda: [step() for _ in range(steps)]], device)
     report(f"epoch, batch {batch}", steps * batch, seconds, ("from the cache", "one batch"))
 
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+class Stopwatch:
+    """Seconds inside forward, backward and step of what runs in its `with`; for the CPU, where nothing runs ahead."""
+
+    def __init__(self, runner, criterion, optimizers):
+        self.seconds, self.undo = 0.0, contextlib.ExitStack()
+        self.timed = [(module, "forward") for module in (runner, criterion)] + [(o, "step") for o in optimizers]
+
+    def watch(self, owner, name):
+        function = getattr(owner, name)
+
+        def timed(*given, **named):
+            start = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        self.undo.enter_context(mock.patch.object(owner, name, timed))
+
+    def __enter__(self):
+        for owner, name in [*self.timed, (torch.Tensor, "backward")]:
+            self.watch(owner, name)
+        return self
+
+    def __exit__(self, *error):
+        self.undo.close()
+
+
+def matmul_peak(device, size=8192):
+    """FLOP/s of a bf16 matrix product on this GPU: what its tensor cores reach, not what a table says."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / medians([lambda: a @ b], device, rounds=20, warm_up=3)[0]
+
+
+def copy_bandwidth(device, gigabytes=2):
+    """Bytes/s that a copy inside the GPU's memory reads and writes."""
+    source = torch.empty(int(gigabytes * 1e9), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / medians([lambda: target.copy_(source)], device, rounds=20, warm_up=3)[0]
+
+
+def measure_training(device, dataset, root, arch="hacnn", batch_size=64, amp="auto", compiled=None, steps=0):
+    """Images/s of an epoch of train.py and the share of it that is spent outside forward, backward and step."""
+    flags = ["--arch", arch, "--batch-size", str(batch_size), "--log-every", "50", "--epochs", "9", "--root", root]
+    args = cli.build_parser().parse_args([*flags, "--dataset", dataset, "--warmup-epochs", "0"])
+    args.amp = amp if amp != "auto" else "bf16" if cli.has_fast_bf16(device) else "off"
+    args.split = 0
+    items = evaluate.load_set(dataset, args, evaluate=False).train
+    items = items[:: max(1, len(items) // (steps * batch_size))][: steps * batch_size] if steps else items
+    labels, pids = data.relabel(items)
+    torch.manual_seed(0)
+    model = models.build_model(arch, len(pids)).to(device, memory_format=torch.channels_last)
+    if compiled:
+        model.compile(mode=compiled)
+    pixels = evaluate.load_pixels([item.paths[0] for item in items], model, f"{dataset}-benchmark", args, device)
+    runner = train.Runner(model, device, args.amp)
+    criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
+    optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+
+    def epoch(number=0, count=None):
+        part = samples if count is None else train.TrainSet(pixels, labels[: count * batch_size])
+        state = {"epoch": number, "step": 0, "totals": {}}
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.train_one_epoch(runner, criterion, part, optimizers, device, state, args, scaler=scaler)
+        synchronize(device)
+        return state["totals"]["images"]
+
+    epoch(count=4 if device.type == "cuda" else 1)  # warm up: compilers, algorithms, caches
+    images = pixels.batch(np.arange(batch_size), device)
+    images = loader.augment(images, loader.Draws(0), args.augment, model.mean, model.std)
+    targets = torch.from_numpy(labels[:batch_size]).to(device)
+
+    def step():
+        logits, features = runner.train()(images)
+        loss, _ = criterion(logits, features, targets)
+        optimizers[0].zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizers[0])
+        scaler.update()
+
+    if device.type == "cuda":
+        start = time.perf_counter()
+        count = epoch(1)
+        seconds = time.perf_counter() - start
+        inside = count / batch_size * medians([step], device, rounds=50, warm_up=5)[0]
+    else:
+        with Stopwatch(runner, criterion, optimizers) as watched:
+            start = time.perf_counter()
+            count = epoch(1)
+            seconds = time.perf_counter() - start
+        inside = watched.seconds
+    print(f"an epoch of {dataset}, {count} images, {arch}, batch {batch_size}, {args.amp}"
+          f"{f', compiled ({compiled})' * bool(compiled)}: {seconds:.1f} s, {count / seconds:.1f} images/s, "
+          f"{100 * max(0, 1 - inside / seconds):.1f} % of it outside forward, backward and step")  # fmt: skip
+    if device.type == "cuda":
+        flops = 3 * 2 * sum(models.count_macs(models.build_model(arch, 1)))  # backward: about twice the forward pass
+        peak, bandwidth = matmul_peak(device), copy_bandwidth(device)
+        reached = flops * count / seconds
+        print(f"  {reached / 1e12:.1f} TFLOP/s, {100 * reached / peak:.1f} % of the {peak / 1e12:.0f} of a bf16 product; "
+              f"a copy moves {bandwidth / 1e12:.2f} TB/s; memory at most "
+              f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB")  # fmt: skip
+        profile_step(step, device)
+
+
+def profile_step(step, device, rows=12):
+    """Prints what a training step spends the GPU's time on, and for how much of it the GPU has nothing to do."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as told:
+        start = time.perf_counter()
+        for _ in range(5):
+            step()
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    table = told.key_averages()
+    busy = sum(row.self_device_time_total for row in table) / 1e6
+    print(f"  profiled: kernels run for {100 * busy / seconds:.0f} % of the time; the longest:")
+    for row in sorted(table, key=lambda row: -row.self_device_time_total)[:rows]:
+        print(f"    {100 * row.self_device_time_total / 1e6 / busy:5.1f} %  {row.key[:100]}")
+
+
+def measure_devices(device):
+    """Trains, scores and saves through nn.DataParallel over all GPUs, then by torchrun with a process on each."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder:
+        synthetic.write_dataset(Path(folder, "synthetic"), num_train_ids=16, num_test_ids=8, num_distractors=8,
+                                num_junk=4, seed=0, processes=1)  # fmt: skip
+        flags = ["--dataset", "synthetic", "--root", folder, "--batch-size", str(8 * count), "--epochs", "2"]
+        flags += ["--lr", "0.001", "--warmup-epochs", "0", "--loss", "xent", "triplet", "center"]
+        args = cli.build_parser().parse_args(flags)
+        args.split, args.distance, args.target = 0, "cosine", args.dataset
+        splits = evaluate.load_set("synthetic", args)
+        labels, pids = data.relabel(splits.train)
+        torch.manual_seed(0)
+        model = models.build_model("hacnn", len(pids)).to(device, memory_format=torch.channels_last)
+        criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
+        optimizers = recipe.build_optimizers(model, criterion, args)
+        wrapped = nn.DataParallel(train.Runner(model, device, "bf16" if device.type == "cuda" else "off"))
+        pixels = evaluate.load_pixels([item.paths[0] for item in splits.train], model, "synthetic-train", args, device)
+        state = {"epoch": 0, "step": 0, "totals": {}}
+        train.train_one_epoch(wrapped, criterion, train.TrainSet(pixels, labels), optimizers, device, state, args)
+        target = evaluate.load_target("synthetic", splits, model, args, device)
+        scores = evaluate.scores_of(wrapped, target, device, args)
+        print(evaluate.score_line(evaluate.summarise(scores, "synthetic")))
+        path = Path(folder, "saved.pth")
+        train.save_atomically({"arch": "hacnn", "num_ids": len(pids), "options": {}, "model": model.state_dict()}, path)
+        loaded = models.load_checkpoint(path, device)[0].to(memory_format=torch.channels_last)
+        features = [evaluate.extract_features(m, target.pixels, device, 128) for m in (wrapped, loaded)]
+        difference = float((features[0] - features[1]).abs().max())
+        prefixed = [name for name in model.state_dict() if name.startswith("module.")]
+        print(f"nn.DataParallel over {count} devices: features of the file differ by {difference:.1e}, "
+              f"{len(prefixed)} names with module.")  # fmt: skip
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        launch += ["train.py", *flags, "--device", device.type, "--out", str(Path(folder, "run"))]
+        launch += ["--sync-bn"] if device.type == "cuda" else []
+        done = subprocess.run(launch, cwd=Path(__file__).parent, capture_output=True, text=True)
+        if done.returncode or difference > 1e-3 or prefixed:
+            raise ValueError(f"it did not work:\n{done.stderr[-3000:]}")
+        print(f"torchrun, {count} processes:", *done.stdout.splitlines()[-6:], sep="\n  ")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks to choose from
 
 LIGHT = [n for n in models.MODELS if n.startswith(("hacnn", "osnet", "resnet18", "mobile", "shuffle", "squeeze"))]
 VARIANTS = ("fp32", "bf16", "fp32 cl", "bf16 cl", "fp32 comp", "bf16 comp")
@@ -622,6 +799,15 @@ def build_parser():
     add = command("speed", measure_speed, "HA-CNN and the training loop beside plain versions")
     add("--batch-size", type=int, default=32, help="of extraction and training step (default: 32)")
     add("--amp", choices=("off", "bf16"), default="off", help="of both sides (default: off)")
+    add = command("training", measure_training, "images/s of an epoch, and what share of it is not the network")
+    add("--dataset", default="market1501", help="of images (default: market1501)")
+    add("--root", default="data", help="folder above the data set's own (default: data)")
+    add("--arch", default="hacnn", help="default: hacnn")
+    add("--batch-size", type=int, default=64, help="default: 64")
+    add("--amp", choices=("auto", *recipe.AMP), default="auto", help="as train.py has it (default: auto)")
+    add("--compile", dest="compiled", nargs="?", const="default", help="as train.py has it")
+    add("--steps", type=int, default=0, help="of the epoch, images spread over all (default: 0, a whole epoch)")
+    command("devices", measure_devices, "trains, scores and saves through nn.DataParallel and torchrun once")
     add = command("networks", measure_networks, "images/s of networks to choose from, in each precision and layout")
     add("names", nargs="*", default=LIGHT, metavar="NAME", help=f"default: {' '.join(LIGHT)}")
     add("--batch-size", type=int, help="default: 16 on a CPU, 64 on a GPU")

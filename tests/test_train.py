@@ -1052,6 +1052,20 @@ def test_a_disk_that_fills_up_in_a_run_ends_it_and_the_run_goes_on_later(drawn_r
     assert again.returncode == 0 and models.read_checkpoint(out / "last.pth")["epoch"] == 2
 
 
+def test_a_disk_that_fills_up_is_told_of_however_torch_does(tmp_path):
+    """In the middle of a large tensor torch.save ends with a RuntimeError, not with that of the system."""
+    script = (
+        "import resource, sys, torch, train; from pathlib import Path\n"
+        "path = Path(sys.argv[1]); train.save_atomically({'w': torch.ones(3)}, path)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "train.save_atomically({'w': torch.zeros(1_000_000)}, path)"
+    )
+    done = run_command("-c", script, tmp_path / "last.pth")
+    assert "OSError: checkpoint" in done.stderr and "the previous one is kept" in done.stderr
+    assert models.read_checkpoint(tmp_path / "last.pth")["w"].shape == (3,)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
 def test_a_folder_that_is_lost_in_a_run_is_one_message(drawn_root, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(train, "save_atomically", lost(out, train.save_atomically))
