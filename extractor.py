@@ -14,9 +14,9 @@ A file of another exporter has none; then `preprocessing` says it: {"input_size"
 | bytes | uint8 (h, w, 3), as it is | an image; the graph resizes and normalises, images of one size run together |
 
 Pixels are made as in training: Pillow, RGB, BILINEAR to (H, W), the whole image. EXIF rotation is not applied, since
-data sets are read without it; an animated image gives its first frame; transparency is dropped. Refused, and listed
-like other broken files: images above MAX_PIXELS, before they are decoded, and 16-bit grey whose values Pillow would
-clip.
+data sets are read without it; an animated image gives its first frame; transparency is dropped; 16-bit grey is clipped
+to 0..255, so convert such files first. Images above MAX_PIXELS are refused before they are decoded, and listed like
+other files that cannot be read.
 Letters: N images, D feature size, H W image size, B batch, T frames of a tracklet.
 """
 
@@ -65,9 +65,6 @@ def read_image(path, size=None):
 
 def resize(image, size=None):
     """A PIL image as uint8 (H, W, 3), at size (H, W) where one is given."""
-    if image.mode.startswith("I") and image.getextrema()[1] > 255:
-        raise ValueError(f"16-bit grey up to {image.getextrema()[1]}: Pillow would clip all above 255 to white; "
-                         "convert the file to 8 bits")
     image = image.convert("RGB")
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR) if size else image)
 
@@ -142,14 +139,17 @@ def open_session(path, provider="auto", threads=0):
         return create_session(path, "cpu", threads)
     session = create_gpu_session(path, "cuda" if provider == "auto" else provider, threads, quiet=provider == "auto")
     if session is None and provider != "auto":
-        needs = {"cuda": "CUDA and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'",
-                 "tensorrt": "CUDA, cuDNN and TensorRT libraries (libnvinfer.so.10)"}[provider]  # fmt: skip
-        raise RuntimeError(
-            f"provider {provider}: onnxruntime {onnxruntime.__version__} cannot use "
-            f"{'CUDA' if provider == 'cuda' else 'TensorRT'} here (built with "
-            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and "
-            f"{needs}. Or choose the provider cpu or auto.")
+        raise RuntimeError(unusable(provider))
     return session or create_session(path, "cpu", threads)
+
+
+def unusable(provider):
+    """What to say where onnxruntime does not get to a GPU."""
+    name, needs = {"cuda": ("CUDA", "CUDA and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+                   "tensorrt": ("TensorRT", "CUDA, cuDNN and TensorRT libraries (libnvinfer.so.10)")}[provider]
+    return (f"provider {provider}: onnxruntime {onnxruntime.__version__} cannot use {name} here (built with "
+            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and {needs}. "
+            "Or choose the provider cpu or auto.")  # fmt: skip
 
 
 def create_session(path, provider, threads=0, options=None):
@@ -176,9 +176,10 @@ def create_gpu_session(path, provider, threads, quiet):
             with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
                 onnxruntime.preload_dlls()
         session = create_session(path, provider, threads)
-    except ValueError:
+    except ValueError as error:
         if not quiet:
-            raise
+            create_session(path, "cpu")  # raises where the file is what is wrong
+            raise RuntimeError(f"{unusable(provider)} ({error})") from None
         return None
     finally:
         if quiet:
@@ -305,9 +306,7 @@ def read_metadata(session, path, preprocessing=None):
     if missing:
         raise ValueError(f"{path}: the metadata property 'reid' lacks {', '.join(missing)}; export the model again")
     check_sizes(metadata, path)
-    metadata.setdefault("input", "images")
-    metadata.setdefault("precision", "fp32")
-    threshold = metadata.setdefault("threshold", None)
+    threshold = metadata.get("threshold")
     if threshold is not None and not (isinstance(threshold, dict) and {"similarity", "fmr", "fnmr"} <= set(threshold)):
         raise ValueError(f"{path}: its metadata has the threshold {threshold!r}, not similarity, fmr and fnmr; "
                          "calibrate it again")
@@ -322,7 +321,7 @@ def check_graph(session, path, metadata):
         "images": [("images", "tensor(float)", [free, *image])],
         "clips": [("clips", "tensor(float)", [free, free, *image]), ("mask", "tensor(float)", [free, free])],
         "bytes": [("bytes", "tensor(uint8)", [free, free, free, 3])],
-    }[metadata["input"]]
+    }[metadata.get("input", "images")]
     wanted_outputs = [("features", "tensor(float)", [free, metadata["feature_dim"]])]
 
     def told(values):  # axes of any length have a name, or nothing
@@ -394,11 +393,11 @@ class Extractor:
         self.metadata = read_metadata(self.session, path, preprocessing)
         self.input_size = tuple(self.metadata["input_size"])
         self.mean, self.std = tuple(self.metadata["mean"]), tuple(self.metadata["std"])
-        self.distance, self.threshold = self.metadata["distance"], self.metadata["threshold"]
-        self.input, self.precision = self.metadata["input"], self.metadata["precision"]
+        self.distance, self.threshold = self.metadata["distance"], self.metadata.get("threshold")
+        self.input = self.metadata.get("input", "images")  # schema 1 knows nothing else
+        self.precision = self.metadata.get("precision", "fp32")
         self.names = [value.name for value in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
-        self.feature_dim = self.metadata["feature_dim"]
         self.bound, self.on_cpu = None, []
         if self.provider != "CPUExecutionProvider":
             self.check_placement(provider)
@@ -419,7 +418,7 @@ class Extractor:
         work should say so now. Called when a model is opened."""
         noise = self.noise()
         features = self.run([noise])
-        self.feature_dim = self.metadata["feature_dim"] = features.shape[1]
+        self.feature_dim = features.shape[1]  # which another exporter's file need not say
         if self.bound:
             self.run([noise] * self.list_size)
 

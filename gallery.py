@@ -106,8 +106,8 @@ def products(queries, part, pool):
 
 
 def merge(indices, similarities, scores, numbers):
-    """Updates the best (q, k) in place with the scores (q, g) of the gallery rows `numbers` (g,), all after the earlier
-    ones: what ties with the last of the best comes too late."""
+    """Updates the best (q, k) in place with the scores (q, g) of the gallery rows `numbers` (g,), all after the
+    earlier ones: what ties with the last of the best comes too late."""
     k = indices.shape[1]
     floor = similarities[:, -1:]  # to be beaten
     better = scores > floor
@@ -115,6 +115,8 @@ def merge(indices, similarities, scores, numbers):
         floor = np.partition(scores, -k, axis=1)[:, -k, None]  # many: the k best of this block are enough
         better &= scores >= floor
     rows, columns = np.divmod(np.flatnonzero(better), scores.shape[1])
+    if not len(rows):
+        return
     changed, first = np.unique(rows, return_index=True)
     for row, start, stop in zip(changed, first, [*first[1:], len(rows)], strict=True):
         new = columns[start:stop]

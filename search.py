@@ -506,12 +506,17 @@ def answer(args, console):
     if not len(answers):
         print_unreadable(unreadable)
         raise SystemExit("nothing could be ranked: no readable query, or every row left out")
+    # files first: a table that is piped into head must not lose them
     unreadable += write_outputs(args, answers, index, searched)
     if "-" not in (args.csv, args.jsonl):
         print_table([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
                      for query, ranked in answers.first(DRAWN)], *roots(args, rows))  # fmt: skip
         if len(answers) > DRAWN:
             print(f"... and {len(answers) - DRAWN} more queries: --csv, --jsonl and --html show more")
+        print()
+    for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
+        if path and path != "-":
+            print(f"{path}: " + (f"the first {most} queries" if most and len(answers) > most else "all queries"))
     known = [ranked[0][2] for _, ranked in answers if any(match is not None for _, _, match in ranked)]
     if known:
         print(f"rank-1: {sum(map(bool, known))} of the {len(known)} queries whose person is known")
@@ -575,14 +580,10 @@ def write_outputs(args, answers, index, searched):
                 (query.path, [(row.path, s, match, remark(row)) for row, s, match in ranked])
                 for query, ranked in answers.first(PAGE)),
                 title=f"Ranked lists from {args.index}", notes=notes)  # fmt: skip
-    except BrokenPipeError:
+    except BrokenPipeError:  # --csv - into head
         raise
     except (OSError, ValueError, KeyError) as error:  # the last two: Pillow, for a name without a known ending
         raise SystemExit(f"could not write the results ({error})") from None
-    for path, what in ((args.csv, "all queries"), (args.jsonl, "all queries"), (args.html, f"the first {PAGE} queries"),
-                       (args.picture, f"the first {DRAWN} queries")):  # fmt: skip
-        if path and path != "-":
-            print(f"{path}: {what if len(answers) > (PAGE if path == args.html else DRAWN) else 'all queries'}")
     return gone
 
 

@@ -1,62 +1,19 @@
+"""Tests of search.py: the commands and the class, end to end with models of a few nodes.
+
+python -m pytest tests/test_search.py
+"""
+
 import csv
-import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
+from tiny_onnx import broken_images, person, write_model
 
 import search
-
-H, W, DIM = 32, 16, 24
-MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.25, 0.125]  # unlike each other, so that swapped channels show
-METADATA = {
-    "schema": 1, "arch": "tiny", "input_size": [H, W], "mean": MEAN, "std": STD, "colour_order": "RGB",
-    "resize": "Pillow BILINEAR", "feature_dim": DIM, "l2_normalised": True, "distance": "cosine", "threshold": None,
-    "dataset": "market1501", "scores": {"rank1": 0.5}, "weights_sha256": "0" * 64,
-}  # fmt: skip
-
-
-def write_model(path, metadata=METADATA, batch="batch", size=(H, W), normalise=True):
-    """A graph whose features are the means of 8 x 8 patches, L2-normalised. Returns path."""
-    nodes = [
-        helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("LpNormalization" if normalise else "Neg", ["flat"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes, "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, *size])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, 3 * (size[0] // 8) * (size[1] // 8)])],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    if metadata is not None:
-        helper.set_model_props(model, {"reid": json.dumps(metadata)})
-    onnx.save(model, path)
-    return path
-
-
-def person(pid, camid=0, size=(64, 128)):
-    """A PIL image of 8 x 4 coloured blocks drawn from the pid alone, with a little noise drawn from the camera."""
-    blocks = np.random.default_rng(pid).integers(40, 216, (8, 4, 3))
-    pixels = np.kron(blocks, np.ones((16, 16, 1))) + np.random.default_rng(camid).integers(-20, 21, (128, 64, 3))
-    return Image.fromarray(pixels.astype(np.uint8)).resize(size)
-
-
-def broken_images(folder):
-    """A truncated JPEG and a text file named .jpg."""
-    person(1).save(folder / "whole.jpg")
-    data = (folder / "whole.jpg").read_bytes()
-    (folder / "whole.jpg").unlink()
-    (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
-    (folder / "text.jpg").write_text("this is no image")
 
 
 @pytest.fixture
@@ -92,22 +49,6 @@ def read_csv(out):
         return list(csv.DictReader(file))
 
 
-def cuda_usable():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # plain onnxruntime warns about a provider it was not built with
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        options = onnxruntime.SessionOptions()
-        graph = helper.make_graph(
-            [helper.make_node("Relu", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
-        )  # fmt: skip
-        tiny = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-        session = onnxruntime.InferenceSession(
-            tiny.SerializeToString(), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    return session.get_providers()[0] == "CUDAExecutionProvider"
-
-
 # ---- imports ----
 
 @pytest.mark.parametrize("prelude", ["", "sys.modules.update(torch=None, torchvision=None, matplotlib=None);"])
@@ -118,239 +59,6 @@ def test_search_needs_neither_torch_nor_matplotlib(prelude, model, market, tmp_p
             "bad = [m for m in ('torch', 'torchvision', 'matplotlib') if sys.modules.get(m)]; assert not bad, bad")
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(search.__file__).parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-
-
-# ---- images ----
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
-def test_read_image_is_pillow_rgb_bilinear(mode, tmp_path):
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    person(5, size=(50, 90)).convert(mode).save(path)
-    pixels = search.read_image(path, (H, W))
-    assert pixels.shape == (H, W, 3) and pixels.dtype == np.uint8
-    expected = Image.open(path).convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
-    assert pixels.tobytes() == expected.tobytes()
-
-
-def test_read_image_leaves_exif_rotation_alone(tmp_path):
-    image, exif = person(5), Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees
-    image.save(tmp_path / "plain.jpg")
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    same = [search.read_image(tmp_path / name, (H, W)).tobytes() for name in ("plain.jpg", "turned.jpg")]
-    assert same[0] == same[1]
-
-
-def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
-    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg"]
-    others = [".hidden.jpg", "._a.jpeg", "Thumbs.db", "notes.txt", ".cache/i.jpg", "sub/.git/j.png", "noextension"]
-    for name in names + others:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "folder.jpg").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in search.list_images(tmp_path)]
-    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "sub/c.png", "sub/deep/d.bmp"]
-
-
-# ---- features ----
-
-def slow_feature(image):
-    """What the tiny model means, in float64 with loops."""
-    pixels = np.asarray(image.convert("RGB").resize((W, H), Image.Resampling.BILINEAR))
-    feature = []
-    for channel in range(3):
-        for top in range(0, H, 8):
-            for left in range(0, W, 8):
-                patch = pixels[top : top + 8, left : left + 8, channel]
-                feature.append(np.mean((patch / 255 - MEAN[channel]) / STD[channel]))
-    return np.array(feature) / np.linalg.norm(feature)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_extractor_equals_slow_reference(batch_size, model):
-    images = [person(pid, size=(40 + pid, 70 + 3 * pid)) for pid in range(8)]
-    features = search.Extractor(model, "cpu", batch_size)(images)
-    assert features.dtype == np.float32 and features.shape == (8, DIM)
-    np.testing.assert_allclose(features, [slow_feature(image) for image in images], atol=1e-6)
-
-
-def test_paths_images_and_arrays_give_the_same_features(model, tmp_path):
-    paths = []
-    for pid in range(5):
-        person(pid).save(tmp_path / f"{pid}.png")
-        paths.append(tmp_path / f"{pid}.png")
-    extractor = search.Extractor(model, "cpu")
-    images = [Image.open(path) for path in paths]
-    expected = extractor(paths)
-    for same in ([str(path) for path in paths], images, [np.asarray(image) for image in images],
-                 np.stack([np.asarray(image) for image in images]), (path for path in paths)):  # fmt: skip
-        assert extractor(same).tobytes() == expected.tobytes()
-    for one in (paths[0], str(paths[0]), images[0], np.asarray(images[0])):
-        np.testing.assert_allclose(extractor(one), expected[:1], atol=1e-6)
-    assert extractor([]).shape == (0, DIM)
-
-
-def test_extractor_says_what_it_is(model):
-    extractor = search.Extractor(model, "cpu")
-    assert (extractor.input_size, extractor.feature_dim) == ((H, W), DIM)
-    assert (extractor.mean, extractor.std) == (tuple(MEAN), tuple(STD))
-    assert (extractor.distance, extractor.threshold) == ("cosine", None)
-    assert extractor.provider == "CPUExecutionProvider" and extractor.metadata == METADATA
-
-
-@pytest.mark.parametrize("array", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)])
-def test_extractor_refuses_other_arrays(array, model):
-    with pytest.raises(TypeError, match=r"uint8 array \(H, W, 3\)"):
-        search.Extractor(model, "cpu")([array])
-
-
-def test_extractor_raises_for_unreadable_image_and_extract_lists_it(model, tmp_path):
-    broken_images(tmp_path)
-    for pid in range(4):
-        person(pid).save(tmp_path / f"{pid}.png")
-    paths = [tmp_path / name for name in
-             ("0.png", "truncated.jpg", "1.png", "2.png", "text.jpg", "gone.png", "3.png")]  # fmt: skip
-    extractor = search.Extractor(model, "cpu", batch_size=2)
-    with pytest.raises(OSError, match="truncated"):
-        extractor(paths)
-    features, read, unreadable = search.extract(extractor, paths)
-    assert [path.name for path in read] == ["0.png", "1.png", "2.png", "3.png"]
-    np.testing.assert_allclose(features, [slow_feature(Image.open(path)) for path in read], atol=1e-6)
-    assert [path.name for path, _ in unreadable] == ["truncated.jpg", "text.jpg", "gone.png"]
-    for (_, reason), expected in zip(unreadable, ["truncated", "cannot identify", "No such file"], strict=True):
-        assert expected in reason
-
-
-def test_decoding_runs_ahead_but_not_away(monkeypatch):
-    """One list in hand and two ahead: a gallery of millions must not pile up in memory."""
-    started = []
-    monkeypatch.setattr(search, "to_pixels", lambda image, size: started.append(image))
-    lists = search.decode_ahead(list(range(20)), (H, W), 2)
-    assert [image for image, _ in next(lists)] == [0, 1]
-    lists.close()  # waits for the threads
-    assert sorted(started) == [0, 1, 2, 3, 4, 5]
-
-
-def test_features_that_are_not_normalised_are_refused(tmp_path):
-    extractor = search.Extractor(write_model(tmp_path / "raw.onnx", normalise=False), "cpu")
-    with pytest.raises(ValueError, match="instead of 1"):
-        extractor([person(1)])
-
-
-def test_failure_inside_the_model_is_no_traceback(model, market, tmp_path, monkeypatch):
-    """A model that stops in the middle, as it does when a GPU runs out of memory."""
-    monkeypatch.setattr(search, "resize", lambda image, size: np.zeros((H + 8, W, 3), np.uint8))
-    with pytest.raises(SystemExit, match="CPUExecutionProvider failed on a batch of 4; try fewer .*dimension"):
-        search.main(command(model, *market, tmp_path / "out"))
-
-
-# ---- the model file ----
-
-@pytest.mark.parametrize("change, message", [
-    ({"schema": 2}, "schema 2, this search.py reads 1"),
-    ({"mean": None, "feature_dim": None}, "lacks mean, feature_dim"),
-    ({"colour_order": "BGR"}, "colour_order 'BGR'"),
-    ({"resize": "bicubic"}, "resize 'bicubic'"),
-    ({"l2_normalised": False}, "l2_normalised False"),
-    ({"input_size": [W, H]}, "input_size"),
-    ({"feature_dim": 7}, "feature_dim 7"),
-])  # fmt: skip
-def test_metadata_is_checked(change, message, tmp_path):
-    metadata = {key: value for key, value in {**METADATA, **change}.items() if value is not None}
-    with pytest.raises(ValueError, match=message):
-        search.Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu")
-
-
-def test_model_without_metadata_names_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="not written by export.py.*input_size, mean, std"):
-        search.Extractor(write_model(tmp_path / "m.onnx", None), "cpu")
-
-
-def test_fixed_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="any batch"):
-        search.Extractor(write_model(tmp_path / "m.onnx", batch=4), "cpu")
-
-
-@pytest.mark.parametrize("provider", ["cpu", "auto"])
-@pytest.mark.parametrize("content", [b"", b"this is no model", "half"])
-def test_foreign_file_is_refused(provider, content, model, tmp_path):
-    data = model.read_bytes()
-    (tmp_path / "bad.onnx").write_bytes(data[: len(data) // 2] if content == "half" else content)
-    with pytest.raises(ValueError, match="bad.onnx: onnxruntime cannot load"):
-        search.Extractor(tmp_path / "bad.onnx", provider)
-
-
-def test_unknown_provider(model):
-    with pytest.raises(ValueError, match="'gpu' is unknown; choose from auto, cpu, cuda"):
-        search.Extractor(model, "gpu")
-
-
-def test_cuda_fails_rather_than_fall_back(model, market, tmp_path):
-    if cuda_usable():
-        pytest.skip("CUDA works on this machine")
-    with pytest.raises(RuntimeError, match="cannot use CUDA here"):
-        search.Extractor(model, "cuda")
-    with pytest.raises(SystemExit, match="cannot use CUDA here"):
-        search.main([*command(model, *market, tmp_path / "out"), "--provider", "cuda"])
-
-
-def test_cuda_gives_the_features_of_the_cpu(model):
-    if not cuda_usable():
-        pytest.skip("no CUDA device that onnxruntime can use")
-    images = [person(pid) for pid in range(7)]
-    extractor = search.Extractor(model, "cuda")
-    assert extractor.provider == "CUDAExecutionProvider" == search.Extractor(model, "auto").provider
-    np.testing.assert_allclose(extractor(images), search.Extractor(model, "cpu")(images), atol=1e-5)
-
-
-def test_auto_takes_the_cpu_without_a_word(model, capfd):
-    if cuda_usable():
-        pytest.skip("CUDA works on this machine")
-    capfd.readouterr()
-    assert search.Extractor(model, "auto").provider == "CPUExecutionProvider"
-    assert capfd.readouterr() == ("", "")
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        cuda_usable()
-        assert "CUDA" in capfd.readouterr().err  # onnxruntime speaks up again for whoever uses it next
-
-
-# ---- ranking ----
-
-def slow_top_k(queries, gallery, k, left_out):
-    """Sorts everything, for each query: the most similar first, equal ones in gallery order."""
-    rows = []
-    for q, query in enumerate(queries):
-        allowed = [g for g in range(len(gallery)) if not left_out[q, g]]
-        rows.append(sorted(allowed, key=lambda g: -(gallery[g] @ query))[:k])  # sorted is stable
-    return rows
-
-
-@pytest.mark.parametrize("block", [1, 7, 1000])
-@pytest.mark.parametrize("k", [1, 5, 60, 300])
-def test_top_k_equals_a_full_stable_sort(block, k, monkeypatch):
-    """Small whole numbers: products are exact, so they do not depend on the block, and many are equal."""
-    monkeypatch.setattr(search, "QUERY_BLOCK", 4)
-    rng = np.random.default_rng(block + k)
-    queries, gallery = (rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in (11, 250))
-    query_keys, gallery_keys = rng.integers(0, 5, 11), rng.integers(0, 5, 250)
-    more = np.arange(11), np.full(250, 3)  # leaves nothing for query 3
-    left_out = (query_keys[:, None] == gallery_keys) | (more[0][:, None] == more[1])
-    indices, similarities = search.top_k(queries, gallery, k, [(query_keys, gallery_keys), more], block)
-    for q, expected in enumerate(slow_top_k(queries, gallery, k, left_out)):
-        assert indices[q].tolist() == expected + [-1] * (k - len(expected))
-        assert similarities[q, : len(expected)].tolist() == (gallery[expected] @ queries[q]).tolist()
-    assert (indices[3] == -1).all()
-
-
-@pytest.mark.parametrize("block", [1, 7, 1000])
-def test_top_k_of_real_features(block):
-    rng = np.random.default_rng(block)
-    queries, gallery = (rng.standard_normal((n, 16)).astype(np.float32) for n in (5, 400))
-    indices, similarities = search.top_k(queries, gallery, 10, block=block)
-    exact = queries.astype(float) @ gallery.T.astype(float)
-    assert indices.tolist() == np.argsort(-exact, axis=1, kind="stable")[:, :10].tolist()
-    np.testing.assert_allclose(similarities, -np.sort(-exact, axis=1)[:, :10], atol=1e-5)
 
 
 # ---- the command ----
