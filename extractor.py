@@ -148,8 +148,8 @@ def unusable(provider):
     name, needs = {"cuda": ("CUDA", "CUDA and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
                    "tensorrt": ("TensorRT", "CUDA, cuDNN and TensorRT libraries (libnvinfer.so.10)")}[provider]
     return (f"provider {provider}: onnxruntime {onnxruntime.__version__} cannot use {name} here (built with "
-            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and {needs}. "
-            "Or choose the provider cpu or auto.")  # fmt: skip
+            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and "
+            f"{needs}. Or choose the provider cpu or auto.")  # fmt: skip
 
 
 def create_session(path, provider, threads=0, options=None):

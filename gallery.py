@@ -223,9 +223,10 @@ def header(count, dim):
 
 def write_rows(file, rows):
     """Lines of items.csv. Names that are not valid UTF-8 keep their bytes."""
-    csv.writer(file, lineterminator="\n").writerows(
-        ["" if value is None else f"{value:.15g}" if type(value) is float else value for value in row]
-        for row in rows)  # fmt: skip
+    def plain(value):
+        return "" if value is None else int(value) if isinstance(value, float) and value.is_integer() else value
+
+    csv.writer(file, lineterminator="\n").writerows(map(plain, row) for row in rows)
 
 
 def parse_row(fields):
