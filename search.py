@@ -22,6 +22,7 @@ Letters: N images, Q queries, G gallery, D feature size, H W image size.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -267,18 +268,17 @@ def write_csv(path, rows, labelled):
                 writer.writerow([query, number, f"{similarity:.6f}", gallery, *verdict])
 
 
-def open_output(path):
-    """A file to write text to; '-' is the console."""
-    if path == "-":
-        return open(sys.stdout.fileno(), "w", newline="", encoding="utf-8", errors="surrogateescape", closefd=False)
-    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")
+def open_output(path, console):
+    """A file to write text to; '-' is the console. Names that are not valid UTF-8 keep their bytes."""
+    path, close = (console.fileno(), False) if path == "-" else (path, True)
+    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape", closefd=close)
 
 
 DETAILS = ("pid", "camid", "time", "tracklet")
 
 
-def write_answers_csv(path, answers):
-    with open_output(path) as file:
+def write_answers_csv(path, answers, console):
+    with open_output(path, console) as file:
         writer = csv.writer(file)
         writer.writerow(["query", "rank", "similarity", "gallery", "match", *DETAILS])
         for query, ranked in answers:
@@ -288,9 +288,9 @@ def write_answers_csv(path, answers):
                                  "" if match is None else int(match), *details])  # fmt: skip
 
 
-def write_answers_jsonl(path, answers):
+def write_answers_jsonl(path, answers, console):
     """A line per query: {"query": path, "results": [{"rank", "similarity", "gallery", "match", "pid", ...}, ...]}."""
-    with open_output(path) as file:
+    with open_output(path, console) as file:
         for query, ranked in answers:
             results = [{"rank": number, "similarity": round(similarity, 6), "gallery": row.path, "match": match,
                         **{name: getattr(row, name) for name in DETAILS}}
@@ -473,11 +473,9 @@ def run_query(args):
     for path in (args.csv, args.jsonl, args.picture, args.html):
         if path and path != "-":
             writable_folder(Path(path).parent, path)
-    console, sys.stdout = sys.stdout, sys.stderr if "-" in (args.csv, args.jsonl) else sys.stdout
-    try:
+    console = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr if "-" in (args.csv, args.jsonl) else console):
         return answer(args, console)
-    finally:
-        sys.stdout = console
 
 
 def answer(args, console):
@@ -507,7 +505,7 @@ def answer(args, console):
         print_unreadable(unreadable)
         raise SystemExit("nothing could be ranked: no readable query, or every row left out")
     # files first: a table that is piped into head must not lose them
-    unreadable += write_outputs(args, answers, index, searched)
+    unreadable += write_outputs(args, answers, index, searched, console)
     if "-" not in (args.csv, args.jsonl):
         print_table([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
                      for query, ranked in answers.first(DRAWN)], *roots(args, rows))  # fmt: skip
@@ -559,14 +557,14 @@ def extent(rows):
             + (f"its times: from {min(times):.15g} to {max(times):.15g}" if times else "no times known"))
 
 
-def write_outputs(args, answers, index, searched):
+def write_outputs(args, answers, index, searched, console):
     """The files that the flags name; [(path, reason)] of images that could not be drawn."""
     gone = []
     try:
         if args.csv:
-            write_answers_csv(args.csv, answers)
+            write_answers_csv(args.csv, answers, console)
         if args.jsonl:
-            write_answers_jsonl(args.jsonl, answers)
+            write_answers_jsonl(args.jsonl, answers, console)
         if args.picture:
             rows, gone = drawable([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
                                    for query, ranked in answers.first(DRAWN)])  # fmt: skip
