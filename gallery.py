@@ -36,8 +36,9 @@ from typing import NamedTuple
 import numpy as np
 
 HEAD = 128  # bytes before the rows in features.npy
-# Similarities held at once: 32 MB
-QUERY_BLOCK, GALLERY_BLOCK, HELD = 1024, 8192, 2**23
+QUERY_BLOCK, GALLERY_BLOCK = 1024, 8192  # at the least
+LARGEST = 2**17  # rows of a block for few queries; the library's matrix product is faster where blocks are large
+HELD = 2**23  # similarities at once: 32 MB
 FEW = 3  # queries up to which rows are read once and multiplied one by one: what counts then is reading them
 SLICE = 2**20  # bytes of the gallery that stay in the cache meanwhile
 READERS = min(8, os.cpu_count() or 1)  # threads that do so
@@ -70,7 +71,7 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
     count = len(gallery_features) if rows is None else len(rows)
     indices = np.full((len(query_features), k), -1)
     similarities = np.full((len(query_features), k), -np.inf, np.float32)
-    block = block or max(GALLERY_BLOCK, HELD // max(1, min(QUERY_BLOCK, len(query_features))))
+    block = block or min(LARGEST, max(GALLERY_BLOCK, HELD // max(1, len(query_features))))
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, count, block):
             chosen = slice(start, min(start + block, count)) if rows is None else rows[start : start + block]
