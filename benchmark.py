@@ -242,7 +242,8 @@ def measure_epoch(device, batch, bf16, steps=6):
         args = cli.build_parser().parse_args(flags)
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-        runner, criterion = train.Runner(model, device, bf16), recipe.Criterion(args, 16, recipe.branch_sizes(model))
+        runner = train.Runner(model, device, args.amp)
+        criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
         optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
 
         def epoch():
@@ -250,7 +251,7 @@ def measure_epoch(device, batch, bf16, steps=6):
             with contextlib.redirect_stdout(io.StringIO()):
                 train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args)
 
-        images = loader.augment(pixels.batch(np.arange(batch), device), torch.Generator(), (), model.mean, model.std)
+        images = loader.augment(pixels.batch(np.arange(batch), device), loader.Draws(0), (), model.mean, model.std)
         step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))
         seconds = medians([epoch, lambda: [step() for _ in range(steps)]], device)
     report(f"epoch, batch {batch}", steps * batch, seconds, ("from the cache", "one batch"))
@@ -630,7 +631,7 @@ def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
         samples = train.TrainSet(loader.Pixels([""] * len(array), size, array), np.arange(len(array)) % 16)
         state = {"epoch": 0, "step": 0, "totals": {}}
         bf16 = cli.has_fast_bf16(device)  # as --amp auto
-        runner = train.Runner(model, device, bf16)
+        runner = train.Runner(model, device, "bf16" if bf16 else "off")
         epoch = partial(train.train_one_epoch, runner, criterion, samples, optimizers, device, state, args)
         before = anonymous_memory()
         with contextlib.redirect_stdout(io.StringIO()):

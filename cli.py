@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 import data
+import distributed
+import evaluate
 import loader
 import metrics
 import models
 import video
-from recipe import HEADS, LOSSES, OPTIMIZERS, RECIPES, SCHEDULES
+from recipe import AMP, HEADS, LOSSES, OPTIMIZERS, RECIPES, SCHEDULES
 
 
 def loss_weight(text):
@@ -40,6 +42,15 @@ class StorePairs(argparse.Action):
         setattr(namespace, self.dest, dict(pairs))
 
 
+def best_rule(text):
+    """'mAP' or 'rank1:viper' -> (score, name of the target or None): a type for argparse."""
+    metric, _, target = text.partition(":")
+    metric = metric.replace("rank-", "rank")
+    if metric not in evaluate.SCORES:
+        raise argparse.ArgumentTypeError(f"no score {metric!r}: of {', '.join(evaluate.SCORES)}, as in rank1:viper")
+    return metric, target or None
+
+
 def split_number(text):
     """'3' -> 3; 'all' stays."""
     if text != "all" and not text.isdecimal():
@@ -57,7 +68,7 @@ def build_parser(description=None):
         f"{', '.join(sorted(data.DATASETS))}; folder:PATH is your own")
     add("--target", nargs="+", metavar="NAME",
         help="what to test on, each alone (default: what is trained on, where it has queries); the first decides which "
-        "epoch is best")
+        "epoch is best, see --best")
     add("--root", default="data", help="folder above the data sets' own (default: data), see DATASETS.md")
     add("--split", type=split_number, metavar="N",
         help="of data sets that have several (default: 0, or the checkpoint's); all: each in turn, mean and deviation. "
@@ -147,7 +158,10 @@ def build_parser(description=None):
         help="with --evaluate, also: queries pooled from the images of gt_bbox; of: average, maximum")
     add("--expand", type=int, default=0, metavar="K",
         help="with --evaluate, also: queries averaged with their K nearest gallery images; 5 is a good start")
-    add("--rerank", action="store_true", help="with --evaluate, also: k-reciprocal re-ranking (Zhong et al. 2017)")
+    add("--rerank", action="store_true", help="also: scores after k-reciprocal re-ranking (Zhong et al. 2017)")
+    add("--flip", action="store_true", help="test on the mean of the features of each image and of its mirror image")
+    add("--best", type=best_rule, default=("mAP", None), metavar="SCORE[:TARGET]",
+        help=f"what best.pth is chosen by (default: mAP, of the first target); of: {', '.join(evaluate.SCORES)}")
     add("--maps", type=int, default=0, metavar="N",
         help="with --evaluate and --out: draw what the network looks at in N queries, up to 100, into maps.jpg")
     add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
@@ -159,8 +173,16 @@ def build_parser(description=None):
     add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
     add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0); report several")
     add("--device", default="auto", help="default: auto, all GPUs or else the CPU; cpu, cuda, or cuda:1 for one GPU")
-    add("--amp", choices=("auto", "bf16", "off"), default="auto",
-        help="mixed precision (default: auto: bf16 on GPUs and CPUs with AMX); off to compare across machines")
+    add("--amp", choices=("auto", *AMP), default="auto",
+        help="mixed precision (default: auto: bf16 on GPUs and CPUs with AMX); fp16, with scaled gradients, for older "
+        "GPUs; off to compare across machines")
+    add("--compile", nargs="?", const="default", choices=("default", "reduce-overhead", "max-autotune"), metavar="MODE",
+        help="torch.compile the network: minutes at the start, faster steps on a GPU; reduce-overhead captures CUDA "
+        "graphs, max-autotune also tries kernels")
+    add("--sync-bn", action=argparse.BooleanOptionalAction, default=False,
+        help="torchrun on GPUs: batch norms see the whole batch, not the part of their process")
+    add("--timeout", type=float, default=600, metavar="SECONDS",
+        help="torchrun: a process that does not answer for so long ends the run (default: 600)")
     add("--log-every", type=int, default=50, metavar="STEPS", help="steps between lines of the log (default: 50)")
     return parser
 
@@ -208,7 +230,7 @@ def parse(argv, description=None):
 def check_resumed_flags(args, checkpoint):
     """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
     fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
-    fixed += ["temporal", "split", "loss", "ema"]
+    fixed += ["temporal", "split", "loss", "ema", "best"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
         fixed += ["batch_size", "num_instances", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
         fixed += ["dataset", "min_frames", "combine_all", "accumulate"]
@@ -227,7 +249,7 @@ def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
     at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
     at_least |= {"eval_every": 0, "seed": 0, "expand": 0, "fixbase_epochs": 0, "seq_len": 1, "min_frames": 0}
-    at_least |= {"num_domains": 0, "accumulate": 1, "clip_norm": 0}
+    at_least |= {"num_domains": 0, "accumulate": 1, "clip_norm": 0, "timeout": 1}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
@@ -264,8 +286,8 @@ def check_flags(parser, args):
         parser.error("--recipe says how to train, and --evaluate does not train: leave it out")
     if args.evaluate and not args.weights:
         parser.error("--evaluate needs --weights FILE, such as runs/hacnn-market1501/best.pth")
-    if not args.evaluate and (args.multi_query or args.expand or args.rerank):
-        parser.error("--multi-query, --expand and --rerank belong to --evaluate: training ends with the plain scores")
+    if not args.evaluate and (args.multi_query or args.expand):
+        parser.error("--multi-query and --expand belong to --evaluate: training ends with the plain scores")
     if not 0 <= args.maps <= 100 or (args.maps and not (args.evaluate and args.out)):
         parser.error("--maps takes 0 to 100 queries, and draws them into the folder --out of --evaluate: give both")
     if args.evaluate and args.resume:
@@ -286,7 +308,9 @@ def check_splits(args):
 
 
 def pick_device(name):
-    """auto is the first GPU where there is one, else the CPU."""
+    """auto is the first GPU where there is one, else the CPU; under torchrun each process has a GPU of its own."""
+    if distributed.launched():
+        return distributed.pick_gpu(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -13,6 +13,7 @@ verification, open set) and writes into the folder --out, where it is given (for
 import contextlib
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import distributed
 import loader
 import metrics
 import models
@@ -102,31 +104,43 @@ def load_target(name, splits, model, args, device):
 
 
 @torch.inference_mode()
-def extract_features(model, pixels, device, batch_size, clips=None):
+def extract_features(model, pixels, device, batch_size, clips=None, flip=False):
     """float32 features (N, D) of N items on `device`; the model is left in evaluation mode.
 
     clips: rows of `pixels` of each item, all of them in order; None where an item is an image. What the frames of a
     tracklet give is pooled as soon as it is complete, so a tracklet may be longer than a batch.
+    flip: the mean of the features of an image and of its mirror image.
+    Several processes take a part each and get the features of all: whole batches, the same ones as in one process, or
+    whole tracklets.
     """
     bare = model.module if isinstance(model, nn.DataParallel) else model
     model.eval()
-    features, waiting = [], torch.empty(0)
-    ends = np.cumsum([len(rows) for rows in clips]) if clips and max(map(len, clips)) > 1 else None
-    with tqdm(total=len(pixels), desc="features", unit="img", disable=None, leave=False) as bar:
-        for start in range(0, len(pixels), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(pixels)))
+    is_video = bool(clips) and max(map(len, clips)) > 1
+    if is_video:
+        mine, ends = distributed.part(len(clips)), np.cumsum([0, *map(len, clips)])
+        clips, ends, (first, last) = clips[mine], ends[mine.start + 1 : mine.stop + 1], ends[[mine.start, mine.stop]]
+    else:
+        mine = distributed.part(math.ceil(len(pixels) / batch_size))
+        first, last = mine.start * batch_size, min(mine.stop * batch_size, len(pixels))
+    features, waiting = [], torch.empty(0, device=device)
+    with tqdm(total=last - first, desc="features", unit="img", disable=distributed.hides_bars(), leave=False) as bar:
+        for start in range(first, last, batch_size):
+            rows = np.arange(start, min(start + batch_size, last))
             images = loader.normalise(pixels.batch(rows, device), bare.mean, bare.std)
             found = model(images).float()
+            if flip:
+                found = (found + model(images.flip(-1)).float()) / 2
             bar.update(len(rows))
-            if ends is None:
+            if not is_video:
                 features.append(found)
                 continue
-            waiting = torch.cat([waiting.to(device), found])
+            waiting = torch.cat([waiting, found])
             complete = int(np.searchsorted(ends, rows[-1] + 1, side="right"))
             for clip in clips[len(features) : complete]:
                 frames, waiting = waiting[: len(clip)].unsqueeze(0), waiting[len(clip) :]
                 features.append(bare.pool_frames(frames, torch.ones(frames.shape[:2], device=device)))
-    return torch.cat(features)
+    own = torch.cat(features) if features else torch.empty(0, bare.feature_dim, device=device)
+    return distributed.gather_parts(own)
 
 
 def ids_of(*parts):
@@ -136,27 +150,52 @@ def ids_of(*parts):
 
 def split_features(model, target, device, args):
     """Features of the queries (Q, D) and of the gallery (G, D)."""
-    features = extract_features(model, target.pixels, device, args.test_batch_size, target.clips)
+    features = extract_features(model, target.pixels, device, args.test_batch_size, target.clips, args.flip)
     return features.split([len(target.splits.query), len(target.splits.gallery)])
 
 
-def scores_of(model, target, device, args):
-    """What metrics.evaluate gives for the query split against the gallery split."""
-    queries, gallery = split_features(model, target, device, args)
+def rank(queries, gallery, target, args):
+    """What metrics.evaluate gives for these features; several processes rank a part of the queries each."""
+    query_pids, gallery_pids, query_camids, gallery_camids = ids_of(target.splits.query, target.splits.gallery)
+    mine, gather = distributed.part(len(queries)), distributed.gather_parts
+    if len(queries) < distributed.world_size():
+        mine, gather = slice(None), None
+    ids = query_pids[mine], gallery_pids, query_camids[mine], gallery_camids
+    how = {"distance": args.distance, "protocol": target.protocol}
+    return metrics.evaluate(queries[mine], gallery, *ids, **how, gather=gather)
+
+
+def rank_again(queries, gallery, target, args):
+    """The scores after k-reciprocal re-ranking, of all queries in this process."""
+    distances = metrics.rerank(queries, gallery, distance=args.distance)
     ids = ids_of(target.splits.query, target.splits.gallery)
-    return metrics.evaluate(queries, gallery, *ids, distance=args.distance, protocol=target.protocol)
+    scores = metrics.evaluate_distances(distances, *ids, protocol=target.protocol)
+    return {**scores, "distance": f"k-reciprocal {args.distance}"}
+
+
+def scores_of(model, target, device, args):
+    """What metrics.evaluate gives for the query split against the gallery split.
+
+    With --rerank, in the first process, also `reranked`: the same after re-ranking.
+    """
+    queries, gallery = split_features(model, target, device, args)
+    scores = rank(queries, gallery, target, args)
+    if args.rerank and distributed.rank() == 0:
+        scores["reranked"] = rank_again(queries, gallery, target, args)
+    return scores
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What is told about them
 
 
-def summarise(scores, dataset):
-    """Plain numbers for a log or a checkpoint, from what metrics.evaluate gives."""
+def summarise(scores, dataset, flip=False):
+    """Plain numbers for a log or a checkpoint, from what metrics.evaluate gives; flip: of which features."""
     ranks = {f"rank{rank}": float(scores["cmc"][rank - 1]) for rank in RANKS}
     return {
         "dataset": dataset, **ranks, "mAP": float(scores["mAP"]), "mINP": float(scores["mINP"]),
         "queries": int(scores["num_valid_queries"]), "distance": scores["distance"], "protocol": scores["protocol"],
+        "flip": flip,
     }
 
 
@@ -164,7 +203,21 @@ def score_line(summary):
     """One line with the scores in percent, and what they were measured with."""
     numbers = "  ".join(f"{name.replace('rank', 'rank-')} {100 * summary[name]:.1f}" for name in SCORES)
     how = f"{summary['queries']} queries, {summary['distance']} distance, {summary['protocol']} protocol"
+    how += ", mirror images too" * summary["flip"]
     return f"{summary['dataset']}: {numbers}  (%, {how})"
+
+
+def tell(scores, target, shown, flip=False):
+    """Prints the line of what scores_of gives, and that after re-ranking; returns the summary, with both.
+
+    shown: what the lines call it.
+    """
+    summary = summarise(scores, target, flip)
+    print(score_line({**summary, "dataset": shown}))
+    if "reranked" in scores:
+        summary["reranked"] = summarise(scores["reranked"], target, flip)
+        print(score_line({**summary["reranked"], "dataset": f"{shown}, re-ranked"}))
+    return summary
 
 
 def verification_table(roc, points):
@@ -216,7 +269,7 @@ def pooled_queries(model, target, args, device):
     queries = target.splits.query
     items = data.load_multi_query(target.name, args.root, queries)
     pixels, clips = load_clips(items, model, f"{target.name}-multi-query", args, device)
-    features = extract_features(model, pixels, device, args.test_batch_size, clips)
+    features = extract_features(model, pixels, device, args.test_batch_size, clips, args.flip)
     ids = *ids_of(items), *ids_of(queries)
     return metrics.multi_query(features, *ids, pool=args.multi_query, distance=args.distance)
 
@@ -243,25 +296,28 @@ def draw_maps(model, target, device, args, folder):
 
 
 def report(model, target, device, args, folder):
-    """Prints all about one target and writes it into the folder, where there is one; returns its summaries."""
-    if args.maps:
-        draw_maps(model, target, device, args, folder)
-    queries, gallery = split_features(model, target, device, args)
+    """Prints all about one target and writes it into the folder, where there is one; returns its summaries.
+
+    Of several processes the first does so alone, once all have extracted and ranked their parts.
+    """
     name, ids = target.name, ids_of(target.splits.query, target.splits.gallery)
     how = {"distance": args.distance, "protocol": target.protocol}
+    queries, gallery = split_features(model, target, device, args)
+    rows = {name: rank(queries, gallery, target, args)}
+    pooled = pooled_queries(model, target, args, device) if args.multi_query else None
+    if distributed.rank() > 0:
+        return [summarise(rows[name], name, args.flip)]
 
-    rows = {name: metrics.evaluate(queries, gallery, *ids, **how)}
+    if args.maps:
+        draw_maps(model, target, device, args, folder)
     if args.multi_query:
-        pooled = pooled_queries(model, target, args, device)
         rows[f"{name}, multi-query ({args.multi_query})"] = metrics.evaluate(pooled, gallery, *ids, **how)
     if args.expand:
         expanded = metrics.expand_queries(queries, gallery, k=args.expand, distance=args.distance)
         rows[f"{name}, queries expanded by {args.expand}"] = metrics.evaluate(expanded, gallery, *ids, **how)
     if args.rerank:
-        distances = metrics.rerank(queries, gallery, distance=args.distance)
-        scores = metrics.evaluate_distances(distances, *ids, protocol=target.protocol)
-        rows[f"{name}, re-ranked"] = {**scores, "distance": f"k-reciprocal {args.distance}"}
-    summaries = [summarise(scores, name) for name, scores in rows.items()]
+        rows[f"{name}, re-ranked"] = rank_again(queries, gallery, target, args)
+    summaries = [summarise(scores, name, args.flip) for name, scores in rows.items()]
     for summary in summaries:
         print(score_line(summary))
     try:
@@ -324,11 +380,14 @@ def run(args, device):
         if several and name in learnt_sets and args.split != learnt_split:
             print(f"warning: {args.weights} was trained on split {learnt_split} of {name}, so on persons that split "
                   f"{args.split} tests on: scores flatter")  # fmt: skip
-        splits = load_set(name, args, train=False)
+        with distributed.first_on_machine():
+            splits = load_set(name, args, train=False)
         folder = Path(args.out, *[file_name(name)] * (len(args.target) > 1)) if args.out else None
-        if folder:
+        if folder and distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)  # now: not after the work is done
         if data.has_video(splits) and not isinstance(model, video.VideoModel):
             model = video.VideoModel(model, "avg").eval()
-        found[name] = report(model, load_target(name, splits, model, args, device), device, args, folder)
+        with distributed.first_on_machine():
+            target = load_target(name, splits, model, args, device)
+        found[name] = report(model, target, device, args, folder)
     return found

@@ -2,7 +2,7 @@
 
     pixels = load_pixels(paths, (160, 64), Path("data/.pixels"), "market1501-train")
     for rows in epoch_batches(labels, batch_size=64, num_instances=4, seed=0, epoch=0):
-        images = augment(pixels.batch(rows, device), generator, ("flip", "translate"), mean, std)   # (B, 3, H, W)
+        images = augment(pixels.batch(rows, device), Draws(seed), ("flip", "translate"), mean, std)   # (B, 3, H, W)
 
 Three things differ from the usual way:
 - Images are decoded and resized once, into one array of bytes that later runs map again. What starves a trainer is
@@ -278,24 +278,45 @@ def epoch_batches(labels, batch_size, num_instances, seed, epoch, domains=None, 
 # Transforms of a batch
 
 
-def uniform(generator, low, high, *shape):
-    return low + (high - low) * torch.rand(shape, generator=generator)
+class Draws:
+    """Random numbers for the images of a batch, from a generator of its own.
+
+    Where a batch is spread over world_size processes, each draws for all of it and takes what belongs to its part: what
+    happens to an image does not depend on how many processes there are.
+    """
+
+    def __init__(self, seed, rank=0, world_size=1):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rank, self.world_size = rank, world_size
+
+    def uniform(self, low, high, batch, *shape):
+        """(batch, *shape) floats, low to high; batch: images of this process."""
+        drawn = torch.rand(batch * self.world_size, *shape, generator=self.generator)
+        return low + (high - low) * drawn[batch * self.rank : batch * (self.rank + 1)]
+
+    def integers(self, number, batch):
+        """(batch,) whole numbers from 0, below `number`."""
+        drawn = torch.randint(number, (batch * self.world_size,), generator=self.generator)
+        return drawn[batch * self.rank : batch * (self.rank + 1)]
+
+    def coins(self, batch):
+        """(batch,) booleans, true with probability 1/2."""
+        return self.uniform(0, 1, batch) < 0.5
 
 
-def move(images, generator, flip, translate):
+def move(images, draws, flip, translate):
     """Horizontal flip and translation, each with probability 1/2: float images (B, C, H, W) -> the same shape.
 
     Translation enlarges by 1.125 and crops H x W at a random whole offset. Both choose source positions on each axis,
     so two interpolation matrices do both: rows (H x H) @ image @ columns (W x W).
     """
     batch, _, height, width = images.shape
-    moved = (torch.rand(batch, generator=generator) < 0.5) & translate
-    flipped = (torch.rand(batch, generator=generator) < 0.5) & flip
+    moved, flipped = draws.coins(batch) & translate, draws.coins(batch) & flip
     matrices = []
     for size, flips in ((height, torch.zeros_like(flipped)), (width, flipped)):
         slack = round(size * 1.125) - size
         scale = torch.where(moved, 1 + slack / size, 1.0)
-        offset = torch.randint(slack + 1, (batch,), generator=generator) * moved
+        offset = draws.integers(slack + 1, batch) * moved
         index = torch.arange(size, dtype=torch.float32)
         source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)
         source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1).to(images.device)
@@ -308,14 +329,14 @@ def move(images, generator, flip, translate):
     return x.view(batch, width, height, -1).permute(0, 3, 2, 1)  # (B, W, H, C) -> (B, C, H, W)
 
 
-def jitter(images, generator, brightness=0.2, contrast=0.15, saturation=0.15):
+def jitter(images, draws, brightness=0.2, contrast=0.15, saturation=0.15):
     """Brightness, contrast and saturation, each by a factor of its own per image, 1 +- the given; images in 0..1.
 
     Images (B, 3, H, W), or clips (B, T, 3, H, W) with the factors of a clip for all of its frames.
     """
 
     def factors(strength):
-        factor = uniform(generator, 1 - strength, 1 + strength, len(images))
+        factor = draws.uniform(1 - strength, 1 + strength, len(images))
         return factor.view(-1, *[1] * (images.dim() - 1)).to(images.device)
 
     def grey(x):  # ITU-R 601 luma, (..., 1, H, W)
@@ -329,27 +350,27 @@ def jitter(images, generator, brightness=0.2, contrast=0.15, saturation=0.15):
     return (middle + (images - middle) * factors(saturation)).clamp(0, 1)
 
 
-def erasing_boxes(generator, batch, height, width, tries=100):
+def erasing_boxes(draws, batch, height, width, tries=100):
     """Random erasing (Zhong et al., AAAI 2020): boxes (B, 4) top, bottom, left, right; empty where nothing is erased.
 
     Probability 1/2, area 0.02 to 0.4 of the image, aspect 0.3 to 1/0.3, the first of 100 draws that fits inside.
     """
-    area = uniform(generator, 0.02, 0.4, batch, tries) * height * width
-    aspect = uniform(generator, 0.3, 1 / 0.3, batch, tries)
+    area = draws.uniform(0.02, 0.4, batch, tries) * height * width
+    aspect = draws.uniform(0.3, 1 / 0.3, batch, tries)
     box_h, box_w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()  # (B, tries)
     fits = (box_h < height) & (box_w < width)
     first = fits.float().argmax(dim=1, keepdim=True)
     box_h, box_w = box_h.gather(1, first).squeeze(1), box_w.gather(1, first).squeeze(1)  # (B,)
-    erased = (torch.rand(batch, generator=generator) < 0.5) & fits.any(dim=1)
-    top = (torch.rand(batch, generator=generator) * (height - box_h + 1)).long()
-    left = (torch.rand(batch, generator=generator) * (width - box_w + 1)).long()
+    erased = draws.coins(batch) & fits.any(dim=1)
+    top = (draws.uniform(0, 1, batch) * (height - box_h + 1)).long()
+    left = (draws.uniform(0, 1, batch) * (width - box_w + 1)).long()
     return torch.stack([top, top + box_h, left, left + box_w], dim=1) * erased.unsqueeze(1)
 
 
-def erase(images, generator):
+def erase(images, draws):
     """Sets a random box of normalised images to zero, which is the mean colour."""
     batch, _, height, width = images.shape
-    top, bottom, left, right = erasing_boxes(generator, batch, height, width).to(images.device).unsqueeze(2).unbind(1)
+    top, bottom, left, right = erasing_boxes(draws, batch, height, width).to(images.device).unsqueeze(2).unbind(1)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
     return images * ~(inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).unsqueeze(1)  # (B, 1, H, W)
@@ -366,7 +387,7 @@ def normalise(images, mean, std):
 AUGMENTATIONS = ("flip", "translate", "jitter", "erase")
 
 
-def augment(images, generator, names, mean, std):
+def augment(images, draws, names, mean, std):
     """Bytes -> augmented, normalised float images of the same shape; `names` out of AUGMENTATIONS, in that order.
 
     Images (B, 3, H, W) have parameters of their own; in clips (B, T, 3, H, W) all frames of one share theirs, for what
@@ -375,10 +396,10 @@ def augment(images, generator, names, mean, std):
     shape = images.shape
     images = images.float().div_(255)
     if "flip" in names or "translate" in names:  # frames as channels
-        images = move(images.flatten(1, -3), generator, "flip" in names, "translate" in names).reshape(shape)
+        images = move(images.flatten(1, -3), draws, "flip" in names, "translate" in names).reshape(shape)
     if "jitter" in names:
-        images = jitter(images, generator)
+        images = jitter(images, draws)
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     images = normalise(images, mean, std)
-    return erase(images.flatten(1, -3), generator).reshape(shape) if "erase" in names else images
+    return erase(images.flatten(1, -3), draws).reshape(shape) if "erase" in names else images

@@ -430,10 +430,12 @@ def rank_queries(comparison, ids, protocol, max_rank, pool):
     return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}, first_hit
 
 
-def score(comparison, ids, distance, protocol, max_rank):
+def score(comparison, ids, distance, protocol, max_rank, gather=None):
     """The dict that evaluate and evaluate_distances give."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # for sort_rows; starting threads anew takes its time
         queries, first_hit = rank_queries(comparison, ids, protocol, max_rank, pool)
+    if gather:
+        queries, first_hit = {name: gather(values) for name, values in queries.items()}, gather(first_hit)
     number = int((queries["matches"] > 0).sum())
     if number == 0:
         rule = "the same pid in the gallery" + (" under another camid" if protocol != "no_camera_rule" else "")
@@ -490,11 +492,14 @@ def evaluate(
     protocol="market1501",
     max_rank=50,
     block=None,
+    gather=None,
 ):
     """Scores of query features (Q, D) against gallery features (G, D); definitions at the top of this file.
 
     block: (queries, gallery items) that are multiplied at a time; the gallery is read once for each block of queries,
     and the parts of it that hold matches twice where it is large.
+    gather: where several processes rank a part of the queries each, the function that puts rows (q, ...) of all
+    together; every process then returns the scores of all queries.
     Returns cmc (max_rank,) on the CPU, mAP and mINP as fractions, num_valid_queries, distance, protocol, and `queries`:
     per query, tensors (Q,) on the CPU, ap and inp (0 without a match), matches (how many), first_hit (its rank, 0
     without one), nearest_match and nearest_wrong (gallery index, -1 where there is none), match_distance and
@@ -505,7 +510,7 @@ def evaluate(
     ids = query_pids, gallery_pids, query_camids, gallery_camids
     comparison, ids = compare_with_ids(query_features, gallery_features, ids, distance, protocol, block)
     with exact_products(comparison.device):
-        return score(comparison, ids, distance, protocol, max_rank)
+        return score(comparison, ids, distance, protocol, max_rank, gather)
 
 
 @torch.no_grad()

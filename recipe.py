@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+import distributed
 import losses
 import video
 
@@ -47,8 +48,9 @@ class Criterion(nn.Module):
     """The losses of --loss with the parameters that some of them have: own ones for each branch of the model.
 
     (logits, features, labels) as a model gives them in training -> (weighted sum, name -> loss), means over branches.
-    Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it: fine in one
-    process, while DistributedDataParallel would wait for it.
+    Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it. Where
+    several processes share a batch, losses that compare images take those of all processes and are the loss of the
+    whole; the others are the loss of this process's part.
     """
 
     def __init__(self, args, num_ids, sizes):
@@ -62,10 +64,16 @@ class Criterion(nn.Module):
                 self.functions[name] = built[0]
 
     def forward(self, logits, features, labels):
-        parts = {}
+        parts, everyone = {}, None
         for name in self.weights:
             loss = self.learned[name] if name in self.learned else self.functions[name]
-            parts[name] = losses.mean_over_branches(loss, logits if name == "xent" else features, labels)
+            outputs = (logits if name == "xent" else features), labels
+            if name in NEED_POSITIVES and distributed.world_size() > 1:
+                if everyone is None:
+                    gathered = [distributed.gather(losses.full_precision(x)) for x in features]
+                    everyone = gathered, distributed.gather(labels)
+                outputs = everyone
+            parts[name] = losses.mean_over_branches(loss, *outputs)
         return sum(weight * parts[name] for name, weight in self.weights.items()), parts
 
 
@@ -90,6 +98,9 @@ OPTIMIZERS = {
         params, args.lr, alpha=0.99, momentum=args.momentum, weight_decay=args.weight_decay
     ),
 }
+
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # --amp: the type that autocast computes in
 
 
 def milestones(args):

@@ -8,16 +8,19 @@
     python train.py --dataset viper --split all                                  # mean and deviation over 20 splits
     python train.py --resume runs/hacnn-market1501/last.pth                      # goes on where a run stopped
     python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501   # see evaluate.py
+    torchrun --nproc-per-node 4 train.py --dataset market1501                    # on 4 GPUs, see distributed.py
 
 A run writes into its folder: last.pth after every epoch (and on Ctrl-C), best.pth after an evaluation with the best mAP
-so far (with --ema of the raw or of the averaged weights, whichever score better), log.txt (what the console shows),
-log.jsonl (one line per epoch) and curves.png. --resume continues to the same bits on a CPU: what an epoch draws at
-random follows from (--seed, epoch, step), and so does the learning rate.
+so far (or what --best says; with --ema of the raw or of the averaged weights, whichever score better), log.txt (what
+the console shows), log.jsonl (one line per epoch), curves.png, and where TensorBoard is installed the folder
+tensorboard. --resume continues to the same bits on a CPU: what an epoch draws at random follows from (--seed, epoch,
+step), and so does the learning rate.
 """
 import contextlib
 import copy
 import itertools
 import json
+import math
 import os
 import shlex
 import signal
@@ -36,6 +39,7 @@ from tqdm import tqdm
 
 import cli
 import data
+import distributed
 import evaluate
 import loader
 import models
@@ -106,7 +110,6 @@ def until_interrupted():
 
 def check_finite(values, epoch, first_step):
     """FloatingPointError with step and value where a loss since first_step (from 0) is infinite or not a number."""
-    values = torch.stack(values).float().cpu()
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
@@ -117,19 +120,24 @@ def check_finite(values, epoch, first_step):
 
 
 class Runner(nn.Module):
-    """The model, in bf16 where it trains and that is asked for.
+    """The model, under autocast where it trains and --amp says so.
 
     Autocast stands inside, because the threads of nn.DataParallel would not inherit its type: they would run fp16.
+    with_logits: whether a loss takes them; if not, DistributedDataParallel has to see that no gradient comes that way.
     """
 
-    def __init__(self, model, device, bf16):
+    def __init__(self, model, device, amp="off", with_logits=True):
         super().__init__()
-        self.model, self.device_type, self.bf16 = model, device.type, bf16
+        self.model, self.device_type, self.dtype = model, device.type, recipe.AMP[amp]
+        self.with_logits = with_logits
         self.mean, self.std, self.pool_frames = model.mean, model.std, getattr(model, "pool_frames", None)
+        self.feature_dim = getattr(model, "feature_dim", None)
 
     def forward(self, images):
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16 and self.training):
-            return self.model(images)
+        half = self.training and self.dtype is not None
+        with torch.autocast(self.device_type, self.dtype or torch.bfloat16, enabled=half):
+            out = self.model(images)
+        return ([], out[1]) if self.training and not self.with_logits else out
 
 
 class TrainSet(NamedTuple):
@@ -173,14 +181,17 @@ def instances(args):
     return args.num_instances if sampler == "identity" else None
 
 
-def train_one_epoch(model, criterion, train_set, optimizers, device, state, args, averaged=None, interrupts=()):
+def train_one_epoch(
+    model, criterion, train_set, optimizers, device, state, args, averaged=None, interrupts=(), scaler=None
+):
     """Trains from state["step"] to the end of epoch state["epoch"]; False where `interrupts` filled and cut it short.
 
     state["totals"] sums what the epoch's log shows: images, seconds, and each loss times the images it was taken over.
     optimizers: as recipe.build_optimizers gives them. averaged: the network of averaged weights, of which
-    state["updates"] counts the updates.
+    state["updates"] counts the updates. scaler: of gradients, for fp16.
     """
     epoch, totals, optimizer = state["epoch"], Counter(state["totals"]), optimizers[0]
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     bare = model.module if isinstance(model, nn.DataParallel) else model
     batches = train_set.batches(args, epoch)
     model.train()
@@ -188,33 +199,42 @@ def train_one_epoch(model, criterion, train_set, optimizers, device, state, args
     recipe.freeze_base(bare.model, optimizer, opened)
     if args.freeze_bn:
         recipe.freeze_statistics(bare.model)
+    network = distributed.parallel(model, device, find_unused="xent" not in args.loss)
+    processes, mine = distributed.world_size(), distributed.part(args.batch_size)
     recent, sums, started = [], Counter(), time.perf_counter()
-    bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", disable=None, leave=False)
+    bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", leave=False,
+               disable=distributed.hides_bars())  # fmt: skip
     with bar:
         for step in range(state["step"], len(batches)):
-            samples = batches[step]
             first = step - step % args.accumulate  # of the batches that one step of the optimizer takes together
             last = min(first + args.accumulate, len(batches)) - 1
             seed = int(np.random.SeedSequence((args.seed, epoch, step)).generate_state(1)[0])
-            rows = train_set.rows(samples, args, seed)
+            torch.manual_seed(seed + distributed.rank())  # of what a network itself draws, such as dropout
+            rows = train_set.rows(batches[step], args, seed)[mine]
             images = train_set.pixels.batch(rows, device)  # uint8 (B, 3, H, W), clips (B, T, 3, H, W)
-            images = loader.augment(images, torch.Generator().manual_seed(seed), args.augment, bare.mean, bare.std)
-            targets = torch.from_numpy(train_set.labels[samples]).to(device, non_blocking=True)  # (B,)
+            draws = loader.Draws(seed, distributed.rank(), processes)
+            images = loader.augment(images, draws, args.augment, bare.mean, bare.std)
+            targets = torch.from_numpy(train_set.labels[batches[step][mine]]).to(device, non_blocking=True)  # (B,)
             rate = recipe.learning_rate(epoch + first / len(batches), args)
             for group, factor in zip(optimizer.param_groups, (1, args.base_lr_mult), strict=False):
                 group["lr"] = rate * factor
-            logits, features = model(images)
-            loss, parts = criterion(logits, features, targets)
             if step == first:
                 for each in optimizers:
                     each.zero_grad(set_to_none=True)
-            (loss / (last - first + 1)).backward()
+            waits = network.no_sync() if processes > 1 and step != last else contextlib.nullcontext()
+            with waits:
+                logits, features = network(images)
+                loss, parts = criterion(logits, features, targets)
+                scaler.scale(loss / (last - first + 1)).backward()
             if step == last:
+                distributed.average_gradients(criterion.parameters())
                 if args.clip_norm:
+                    scaler.unscale_(optimizer)
                     clipped = [p for group in optimizer.param_groups for p in group["params"]]
                     nn.utils.clip_grad_norm_(clipped, args.clip_norm)
                 for each in optimizers:
-                    each.step()
+                    scaler.step(each)
+                scaler.update()
                 if averaged is not None:
                     recipe.update_average(averaged, bare.model, args.ema, state["updates"])
                     state["updates"] += 1
@@ -222,14 +242,15 @@ def train_one_epoch(model, criterion, train_set, optimizers, device, state, args
             if "xent" in args.loss:  # else the model's classifier has learned nothing
                 parts["accuracy"] = (logits[0].detach().argmax(dim=1) == targets).float().mean()
             for name, value in {"loss": loss, **parts}.items():
-                sums[name] += value.detach() * rows.size
+                sums[name] += value.detach() * rows.size * processes
             recent.append(loss.detach())
             bar.update()
-            stop = bool(interrupts) and step == last  # gradients that are summed half are not saved
-            if len(recent) == args.log_every or step + 1 == len(batches) or stop:
-                check_finite(recent, epoch, step + 1 - len(recent))  # here only: it waits for the GPU
-                totals.update({name: float(value) for name, value in sums.items()})
-                totals["images"] += len(recent) * rows.size
+            stop = step == last and distributed.agree(bool(interrupts))  # gradients that are summed half are not saved
+            if len(recent) == args.log_every or step + 1 == len(batches) or stop:  # here only: it waits for the GPU
+                check_finite(distributed.average(torch.stack(recent).float()), epoch, step + 1 - len(recent))
+                means = distributed.average(torch.stack(list(sums.values())))
+                totals.update(dict(zip(sums, means.tolist(), strict=True)))
+                totals["images"] += len(recent) * rows.size * processes
                 totals["seconds"] += time.perf_counter() - started
                 recent, sums, started = [], Counter(), time.perf_counter()
                 tqdm.write(progress_line(epoch, step, len(batches), totals, optimizer.param_groups[0]["lr"], args))
@@ -294,10 +315,74 @@ def load_sets(args):
     return data.merge(parts), np.repeat(np.arange(len(parts)), list(map(len, parts))), {n: found[n] for n in targets}
 
 
+def choose_best(args, tests):
+    """(score, name of the target) by which best.pth is chosen; ValueError where --best names another target."""
+    metric, target = args.best
+    if target is not None and target not in tests:
+        raise ValueError(f"--best {metric}:{target}: tested is on {', '.join(tests) or 'nothing'}, name one of these")
+    return metric, target or next(iter(tests), None)
+
+
+def open_board(out, epoch):
+    """A TensorBoard writer for a run that goes on after `epoch` epochs; None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(out / "tensorboard", purge_step=epoch + 1)  # what a killed run wrote of later epochs goes
+
+
+def write_board(board, record):
+    """The numbers of a line of log.jsonl, under names such as loss/xent and market1501/mAP."""
+    if board is None:
+        return
+    targets = record.get("targets", {})
+    for name, value in record.items():
+        if name == "loss" or name in recipe.LOSSES:
+            board.add_scalar(f"loss/{name}", value, record["epoch"])
+        elif name in ("accuracy", "lr", "images_per_second"):
+            board.add_scalar(f"train/{name}", value, record["epoch"])
+    for target, summary in targets.items():
+        for name in evaluate.SCORES:
+            board.add_scalar(f"{target}/{name}", summary[name], record["epoch"])
+    board.flush()
+
+
+def draw_curves(out):
+    with contextlib.suppress(ImportError, OSError, ValueError):  # no matplotlib, or no log: no picture
+        visualize.training_curves(out / "log.jsonl", out / "curves.png")
+
+
+def print_summary(out, args, state, chosen_by):
+    """What a run leaves, and the commands that follow. chosen_by: (score, target) of best.pth, None with no target."""
+    best, data_flags = shlex.quote(f"{out}/best.pth"), shlex.join(["--root", args.root])
+    told = "no data set to test it on"
+    if chosen_by:
+        told = f"{chosen_by[0].replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {chosen_by[1]}"
+        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root])
+    told += f" ({state['best_weights']} weights)" if args.ema else ""
+    told += f", epoch {state['best_epoch']} of {args.epochs}"
+    with contextlib.suppress(OSError, ValueError):
+        seconds = sum(record["seconds"] for record in visualize.read_log(out / "log.jsonl"))
+        print(f"trained for {timedelta(seconds=round(seconds))}; log.txt, log.jsonl and curves.png are in {out}")
+    report, model = (shlex.quote(f"{out}/{name}") for name in ("report", "best.onnx"))
+    if chosen_by:
+        print(f"all about it: python train.py --evaluate --weights {best} {data_flags} --out {report}")
+    print(f"once exported: python search.py --model {model} --query q.jpg --gallery crops/")
+    print(f"finished: {best}, {told}. Next: python export.py --ckpt {best}")
+
+
 def run_training(args, checkpoint, device):
     """Trains; returns (exit code, name -> summary of the scores at the end)."""
-    out = Path(args.out)
-    items, sources, tests = load_sets(args)
+    out, processes = Path(args.out), distributed.world_size()
+    if args.batch_size % processes or args.batch_size == processes:
+        raise ValueError(
+            f"--batch-size {args.batch_size} is that of all {processes} processes together: give a multiple of "
+            f"{processes} that leaves at least 2 images to each"
+        )
+    with distributed.first_on_machine():
+        items, sources, tests = load_sets(args)
+    best_metric, best_target = choose_best(args, tests)
     pids = data.relabel(items)[1]
     if checkpoint is not None and checkpoint["pids"] != pids:
         raise ValueError(
@@ -319,6 +404,8 @@ def run_training(args, checkpoint, device):
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
         f"input {model.input_size}, feature {model.feature_dim}"
     )
+    if args.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
     optimizers = recipe.build_optimizers(model, criterion, args)
     averaged = copy.deepcopy(model).requires_grad_(False) if args.ema else None
@@ -328,64 +415,85 @@ def run_training(args, checkpoint, device):
     if args.fixbase_epochs:
         opened = recipe.find_layers(model, args.open_layers, "--open-layers")
         print(f"epochs 1 to {args.fixbase_epochs} train {', '.join(opened)} alone, the base is frozen")
-    train_set = train_set._replace(pixels=evaluate.load_pixels(
-        [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device
-    ))  # fmt: skip
-    targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
+    with distributed.first_on_machine():
+        train_set = train_set._replace(pixels=evaluate.load_pixels(
+            [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device
+        ))  # fmt: skip
+        targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
-    # updates: of the averaged weights; best_weights: which of the two best.pth holds
-    state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "best_mAP": -1.0}
-    state |= {"updates": 0, "best_weights": "raw"}
+    # updates: of the averaged weights; best_*: what best.pth holds, its score by --best and which of the two weights
+    state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "updates": 0}
+    state |= {"best_score": -1.0, "best_epoch": 0, "best_weights": "raw"}
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     if checkpoint is not None:
         optimizers[0].load_state_dict(checkpoint["optimizer"])
         criterion.load_state_dict(checkpoint.get("criterion", {}))  # an older run had no loss with parameters
+        scaler.load_state_dict(checkpoint.get("scaler", {}) if scaler.is_enabled() else {})
         if averaged is not None:
             averaged.load_state_dict(checkpoint["averaged"])
         state = {name: checkpoint.get(name, fresh) for name, fresh in state.items()}
-        torch.set_rng_state(checkpoint["torch_random_state"])
+        if "best_mAP" in checkpoint:  # of an older run
+            state["best_score"] = checkpoint["best_mAP"]
         print(f"going on from {args.resume}: epoch {state['epoch'] + 1}, step {state['step'] + 1}")
 
     def save(name, network=model):
+        if distributed.rank() > 0:
+            return
         content = {
             "arch": args.arch, "num_ids": len(pids), "options": options, "input_size": model.input_size,
             "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
             "dataset": " ".join(args.dataset), "pids": pids, "model": network.state_dict(),
-            "torch_random_state": torch.get_rng_state(), "args": vars(args), **state,
+            "args": vars(args), **state,
         }
         if network is model:  # averaged weights are for use: a run cannot go on from them
             content |= {"optimizer": optimizers[0].state_dict(), "criterion": criterion.state_dict()}
             content |= {"averaged": averaged.state_dict()} if averaged is not None else {}
+            content |= {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
         save_atomically(content, out / name)
 
     networks = {"raw": model} if averaged is None else {"raw": model, "averaged": averaged}
-    runners = {kind: Runner(network, device, args.amp == "bf16") for kind, network in networks.items()}
-    if device == torch.device("cuda") and torch.cuda.device_count() > 1:
+    runners = {kind: Runner(network, device, args.amp, "xent" in args.loss) for kind, network in networks.items()}
+    if device == torch.device("cuda") and torch.cuda.device_count() > 1:  # torchrun gives each process cuda:N
+        if args.compile:
+            raise ValueError("--compile does not go with nn.DataParallel: use torchrun, or one GPU, --device cuda:0")
         runners = {kind: nn.DataParallel(runner) for kind, runner in runners.items()}
         print(f"nn.DataParallel over {torch.cuda.device_count()} GPUs")
+    if processes > 1:
+        print(f"{processes} processes, {args.batch_size // processes} of {args.batch_size} images of a batch in each")
+    if args.compile:
+        model.compile(mode=args.compile)  # in place: no name changes. Averaged weights, rarely used, stay as they are
+    board = open_board(out, state["epoch"]) if distributed.rank() == 0 else None
+    drawn = -math.inf  # when curves.png was
     while True:
         if state["record"]:
             last = state["epoch"] == args.epochs
             if targets and (last or (args.eval_every and state["epoch"] % args.eval_every == 0)):
                 found = {kind: {} for kind in runners}  # raw or averaged -> name of target -> summary
                 for kind, t in itertools.product(runners, targets):
-                    found[kind][t.name] = evaluate.summarise(evaluate.scores_of(runners[kind], t, device, args), t.name)
+                    distributed.copy_from_first(networks[kind])
                     shown = t.name if kind == "raw" else f"{t.name}, averaged weights"
-                    print(evaluate.score_line({**found[kind][t.name], "dataset": shown}))
-                better = max(found, key=lambda kind: found[kind][targets[0].name]["mAP"])
+                    scores = evaluate.scores_of(runners[kind], t, device, args)
+                    found[kind][t.name] = evaluate.tell(scores, t.name, shown, args.flip)
+                scores_of_best = {kind: scores[best_target][best_metric] for kind, scores in found.items()}
+                better = max(found, key=scores_of_best.get)
                 state["scores"] = found[better]
-                first = state["scores"][targets[0].name]
-                state["record"].update(first, targets=state["scores"])
+                state["record"].update(state["scores"][targets[0].name], targets=state["scores"])
                 if averaged is not None:
                     state["record"].update(weights=better, **found)
-                if first["mAP"] > state["best_mAP"]:
-                    state.update(best_mAP=first["mAP"], best_weights=better)
+                if scores_of_best[better] > state["best_score"]:
+                    state.update(best_score=scores_of_best[better], best_epoch=state["epoch"], best_weights=better)
                     save("best.pth", networks[better])
                     if averaged is not None:
                         print(f"best.pth holds the {better} weights of epoch {state['epoch']}")
             elif last:  # nothing to test on: the last is the best, and of two the one that was asked for
-                state["best_weights"] = list(networks)[-1]
+                state.update(best_weights=list(networks)[-1], best_epoch=state["epoch"])
                 save("best.pth", networks[state["best_weights"]])
-            append_record(out / "log.jsonl", state["record"])
+            if distributed.rank() == 0:
+                append_record(out / "log.jsonl", state["record"])
+                write_board(board, state["record"])
+                if last or time.monotonic() - drawn > 30:  # drawing takes about a second, some epochs no longer
+                    draw_curves(out)
+                    drawn = time.monotonic()
             state["record"] = None
             save("last.pth")
         if state["epoch"] >= args.epochs:
@@ -394,7 +502,7 @@ def run_training(args, checkpoint, device):
             print(f"epoch {state['epoch'] + 1:3}/{args.epochs}  the base thaws: all layers train")
         with until_interrupted() as interrupts:
             if train_one_epoch(
-                runners["raw"], criterion, train_set, optimizers, device, state, args, averaged, interrupts
+                runners["raw"], criterion, train_set, optimizers, device, state, args, averaged, interrupts, scaler
             ):
                 totals, epoch = state["totals"], state["epoch"] + 1
                 record = {name: totals[name] / totals["images"] for name in totals if name not in ("images", "seconds")}
@@ -402,34 +510,31 @@ def run_training(args, checkpoint, device):
                 record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
                 state.update(epoch=epoch, step=0, totals={}, record=record)
             save("last.pth")
-        if interrupts:
+        if distributed.agree(bool(interrupts)):
             print(f"interrupted; saved. Go on with: python train.py --resume {shlex.quote(f'{out}/last.pth')}")
             return 130, {}
-    with contextlib.suppress(ImportError, OSError, ValueError):  # no matplotlib, or no log: no picture
-        visualize.training_curves(out / "log.jsonl", out / "curves.png")
-    best = f"{out}/best.pth"
-    told = f"mAP {100 * state['best_mAP']:.1f} % on {targets[0].name}" if targets else "no data set to test it on"
-    told += f" ({state['best_weights']} weights)" if averaged is not None else ""
-    print(f"finished: {best}, {told}. Next: python export.py --ckpt {best}")
+    if distributed.rank() == 0:
+        print_summary(out, args, state, (best_metric, best_target) if targets else None)
     return 0, state["scores"] or {}
 
 
-def execute(args, checkpoint):
+def execute(args, checkpoint, device):
     """One run, training or evaluation: (exit code, name of target -> summary of the scores)."""
-    device = cli.pick_device(args.device)
     if args.evaluate:
         args.target = args.target or args.dataset
         return 0, {name: summaries[0] for name, summaries in evaluate.run(args, device).items()}
     args.arch, args.distance, args.split = args.arch or "hacnn", args.distance or "cosine", args.split or 0
     args.out = args.out or default_folder(args)
+    if args.amp == "auto":
+        args.amp = "bf16" if cli.has_fast_bf16(device) else "off"
+    if distributed.rank() > 0:
+        return run_training(args, checkpoint, device)
     resumed_here = args.resume and Path(args.resume).resolve().parent == Path(args.out).resolve()
     if Path(args.out, "last.pth").exists() and not resumed_here:
         raise ValueError(
             f"{args.out} already holds a run: go on with it (--resume {args.out}/last.pth), give another --out, or "
             "delete it"
         )
-    if args.amp == "auto":
-        args.amp = "bf16" if cli.has_fast_bf16(device) else "off"
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         tee = Tee(sys.stdout, Path(args.out) / "log.txt")
@@ -449,7 +554,7 @@ def default_folder(args):
     return f"runs/{(args.arch or 'hacnn').replace('/', '-')}-{evaluate.file_name('+'.join(args.dataset))}"
 
 
-def execute_all_splits(args, argv):
+def execute_all_splits(args, argv, device):
     """Each split in turn, then mean and standard deviation of their scores, also in summary.json; the exit code.
 
     Training goes into a folder per split, and where that is there already it goes on: a run that was stopped is started
@@ -483,7 +588,7 @@ def execute_all_splits(args, argv):
                 continue
             now += ["--resume", str(last)]
         now += ["--out", str(out / name)] if not args.evaluate else []
-        code, scores = execute(*cli.parse([*argv, *now]))
+        code, scores = execute(*cli.parse([*argv, *now]), device)
         if code:
             print("the command that was given, again, goes on there and with the other splits")
             return code
@@ -497,7 +602,7 @@ def execute_all_splits(args, argv):
         print(f"{target}, mean +- standard deviation of {len(found)} splits: {told}  (%)")
         rows = zip(evaluate.SCORES, means, deviations, table.T.tolist(), strict=True)
         summary[target] = {name: {"mean": m, "deviation": d, "splits": values} for name, m, d, values in rows}
-    if args.out or not args.evaluate:
+    if distributed.rank() == 0 and (args.out or not args.evaluate):
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return 0
 
@@ -505,15 +610,25 @@ def execute_all_splits(args, argv):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args, checkpoint = cli.parse(argv, __doc__)
-        if args.split == "all":
-            return execute_all_splits(args, argv)
-        return execute(args, checkpoint)[0]
+        with distributed.silent_others(errors=True):
+            args, checkpoint = cli.parse(argv, __doc__)
+            device = cli.pick_device(args.device)
+            if args.sync_bn and not (distributed.launched() and device.type == "cuda"):
+                raise ValueError("--sync-bn is for several processes on GPUs: torchrun --nproc-per-node N train.py ...")
+    except (ValueError, OSError) as error:
+        if distributed.rank() == 0:  # all of them find the same
+            distributed.complain(error)
+        return 1
+    try:
+        with distributed.group(device, args.timeout):
+            if args.split == "all":
+                return execute_all_splits(args, argv, device)
+            return execute(args, checkpoint, device)[0]
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        distributed.complain(error)
         return 1
     except torch.OutOfMemoryError as error:
-        print(f"error: {error}\nLower --batch-size or --test-batch-size", file=sys.stderr)
+        distributed.complain(error, "\nLower --batch-size or --test-batch-size")
         return 1
     except KeyboardInterrupt:  # outside an epoch there is nothing to save: last.pth is up to date if it exists
         print("interrupted outside an epoch; if the run's folder holds last.pth, --resume goes on", file=sys.stderr)

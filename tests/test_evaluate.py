@@ -168,7 +168,7 @@ def test_wrong_flags(root, light_weights, capsys, flags, code, message):
     assert got == code and message in err
 
 
-@pytest.mark.parametrize("flags", [["--rerank"], ["--expand", "5"], ["--multi-query", "maximum"]])
+@pytest.mark.parametrize("flags", [["--expand", "5"], ["--multi-query", "maximum"]])
 def test_flags_of_evaluation_are_refused_in_training(root, capsys, flags):
     code, _, err = run_main(capsys, "--dataset", "synthetic", "--root", root, *flags)
     assert code == 2 and "belong to --evaluate" in err

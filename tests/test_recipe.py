@@ -81,7 +81,7 @@ def prepared(*flags):
 def train_epochs(epochs, *flags, averaged=None):
     """What `prepared` gives, after these epochs."""
     model, criterion, optimizers, args = prepared(*flags)
-    runner, state = train.Runner(model, CPU, False), {"updates": 0}
+    runner, state = train.Runner(model, CPU), {"updates": 0}
     if averaged is not None:
         averaged.load_state_dict(model.state_dict())
     for epoch in epochs:

@@ -252,7 +252,7 @@ def train_tiny(epochs, *flags, parallel=False, bf16=False):
     model = Tiny()
     criterion = recipe.Criterion(args, 2, [4])
     optimizers = recipe.build_optimizers(model, criterion, args)
-    runner = train.Runner(model, torch.device("cpu"), bf16)
+    runner = train.Runner(model, torch.device("cpu"), "bf16" if bf16 else "off")
     runner = torch.nn.DataParallel(runner) if parallel else runner
     history = []
     for epoch in epochs:
@@ -982,7 +982,7 @@ def test_checkpoint_is_plain_and_rebuilds_the_model_alone(finished):
     assert not model.training and info["arch"] == "hacnn" and info["distance"] == "cosine" and info["epoch"] == 1
     assert info["input_size"] == (160, 64) and 0 <= info["scores"]["synthetic"]["mAP"] <= 1
     last = torch.load(finished / "last.pth", weights_only=True)
-    assert last.keys() >= {"optimizer", "args", "pids", "torch_random_state"}
+    assert last.keys() >= {"optimizer", "args", "pids"}
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished, drawn_root, capsys):
