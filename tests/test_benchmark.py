@@ -42,6 +42,27 @@ def test_the_usual_ranking_gives_the_same_scores():
     assert scores["mAP"] == pytest.approx(mean_ap, abs=1e-6)
 
 
+def test_search_is_measured_beside_reading_and_multiplying(capsys, monkeypatch):
+    turns, medians = [], benchmark.medians
+    monkeypatch.setattr(benchmark, "medians", lambda sides, *rest: turns.append(sides) or medians(sides, *rest))
+    ratios = benchmark.measure_search(CPU, size=5000, dim=16, queries=5, top=3, rounds=1)
+    assert list(ratios) == [1, 5] and all(ratio > 0 for ratio in ratios.values())
+    printed = capsys.readouterr().out
+    assert "1 query: " in printed and "5 queries: " in printed and "bare product" in printed
+    (_, read), (ours, product) = turns
+    features = ours.args[1]
+    assert read() == pytest.approx(features.sum(), rel=1e-3, abs=1)  # all of it was read
+    assert np.allclose(product(), ours.args[0] @ features.T)
+
+
+def test_wrong_answers_are_noticed():
+    features = np.eye(4, dtype=np.float32)
+    asked = np.array([[4, 3, 2, 1]], np.float32)
+    benchmark.check_answers(np.array([[0, 1]]), asked, features)
+    with pytest.raises(ValueError, match="does not give the best"):
+        benchmark.check_answers(np.array([[0, 2]]), asked, features)
+
+
 def test_medians_takes_turns_and_leaves_the_first_call_out():
     calls = []
     seconds = benchmark.medians([lambda: calls.append("a"), lambda: calls.append("b")], CPU, rounds=3)
