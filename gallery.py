@@ -76,13 +76,14 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
         for start in range(0, count, block):
             chosen = slice(start, min(start + block, count)) if rows is None else rows[start : start + block]
             part = gallery_features[chosen]  # (g, D): a view, or a copy of the chosen rows
-            numbers = np.arange(chosen.start, chosen.stop) if rows is None else chosen
             for first in range(0, len(query_features), QUERY_BLOCK):
                 queries = slice(first, first + QUERY_BLOCK)
                 scores = products(query_features[queries], part, pool)  # (q, g)
                 for query_keys, gallery_keys in leave_out:
                     scores[query_keys[queries, None] == gallery_keys[None, chosen]] = -np.inf
-                merge(indices[queries], similarities[queries], scores, numbers)
+                merge(indices[queries], similarities[queries], scores, start)
+    if rows is not None and count:
+        indices[:] = np.where(indices < 0, -1, rows[indices])
     return indices, similarities
 
 
@@ -106,9 +107,9 @@ def products(queries, part, pool):
     return scores
 
 
-def merge(indices, similarities, scores, numbers):
-    """Updates the best (q, k) in place with the scores (q, g) of the gallery rows `numbers` (g,), all after the
-    earlier ones: what ties with the last of the best comes too late."""
+def merge(indices, similarities, scores, start):
+    """Updates the best (q, k) in place with the scores (q, g) of the rows from `start` on. All of them stand behind
+    the earlier ones: what ties with the last of the best comes too late."""
     k = indices.shape[1]
     floor = similarities[:, -1:]  # to be beaten
     better = scores > floor
@@ -119,11 +120,11 @@ def merge(indices, similarities, scores, numbers):
     if not len(rows):
         return
     changed, first = np.unique(rows, return_index=True)
-    for row, start, stop in zip(changed, first, [*first[1:], len(rows)], strict=True):
-        new = columns[start:stop]
+    for row, begin, end in zip(changed, first, [*first[1:], len(rows)], strict=True):
+        new = columns[begin:end]
         values = np.concatenate([similarities[row], scores[row, new]])
         order = np.argsort(-values, kind="stable")[:k]
-        similarities[row], indices[row] = values[order], np.concatenate([indices[row], numbers[new]])[order]
+        similarities[row], indices[row] = values[order], np.concatenate([indices[row], start + new])[order]
 
 
 def average(features, groups, count):

@@ -44,15 +44,19 @@ def test_the_usual_ranking_gives_the_same_scores():
 
 def test_search_is_measured_beside_reading_and_multiplying(capsys, monkeypatch):
     turns, medians = [], benchmark.medians
-    monkeypatch.setattr(benchmark, "medians", lambda sides, *rest: turns.append(sides) or medians(sides, *rest))
+
+    def watched(sides, *rest):  # what is measured, and what it gives
+        turns.append((sides[0].args[0], np.array(sides[0].args[1]), sides[1]()))
+        return medians(sides, *rest)
+
+    monkeypatch.setattr(benchmark, "medians", watched)
     ratios = benchmark.measure_search(CPU, size=5000, dim=16, queries=5, top=3, rounds=1)
     assert list(ratios) == [1, 5] and all(ratio > 0 for ratio in ratios.values())
     printed = capsys.readouterr().out
     assert "1 query: " in printed and "5 queries: " in printed and "bare product" in printed
-    (_, read), (ours, product) = turns
-    features = ours.args[1]
-    assert read() == pytest.approx(features.sum(), rel=1e-3, abs=1)  # all of it was read
-    assert np.allclose(product(), ours.args[0] @ features.T)
+    (_, features, read), (asked, _, product) = turns
+    assert read == pytest.approx(features.sum(dtype=np.float64), rel=1e-3)  # all of it was read
+    assert np.allclose(product, asked @ features.T, atol=1e-4)
 
 
 def test_wrong_answers_are_noticed():
