@@ -513,8 +513,8 @@ def measure_search(device, size=1_000_000, dim=1024, queries=100, top=10, rounds
             seconds = medians([ours, least], device, rounds)
             ratios[count] = seconds[0] / seconds[1]
             rate = f", {4e-9 * size * dim / seconds[1]:.1f} GB/s" if count == 1 else ""
-            print(f"{count:4} {'query' if count == 1 else 'queries'}: {seconds[0]:.3f} s; {what} {seconds[1]:.3f} s{rate}; "
-                  f"ratio {ratios[count]:.2f}", flush=True)  # fmt: skip
+            print(f"{count:4} {'query' if count == 1 else 'queries'}: {seconds[0]:.3f} s; {what} {seconds[1]:.3f} s"
+                  f"{rate}; ratio {ratios[count]:.2f}", flush=True)  # fmt: skip
     return ratios
 
 
@@ -674,7 +674,7 @@ def build_parser():
     add = command("rerank", measure_rerank, "metrics.rerank for 1,600 + 8,000 items beside the usual way")
     add("--peer-rerank", metavar="FILE", help="torchreid/utils/rerank.py of deep-person-reid: it too")
     add("--full", action="store_true", help="at MSMT17's size too, 11,659 + 82,161; 3.8 GB returned")
-    add = command("search", measure_search, "gallery.top_k beside reading and multiplying, in a file of 4.1 GB below TMPDIR")
+    add = command("search", measure_search, "gallery.top_k beside reading and multiplying, in a file of 4.1 GB")
     add("--size", type=int, default=1_000_000, help="rows of the gallery (default: 1000000)")
     return parser
 

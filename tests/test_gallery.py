@@ -314,6 +314,30 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path):
     check_index(tmp_path / "i", range(21))
 
 
+def test_a_disk_that_is_full_when_the_lines_are_written(tmp_path):
+    """Paths are long: their lines reach the limit when the features are written already."""
+    def long_rows(*numbers):
+        features, rows = some_rows(*numbers)
+        return features, [row._replace(path=f"/{'x' * 300}/{row.pid}.jpg") for row in rows]
+
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(*long_rows(*range(5)))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+            with pytest.raises(OSError):
+                index.append(*long_rows(*range(5, 25)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        for path in index.paths[:2]:  # not only hidden, but gone
+            assert path.stat().st_size == {"features.npy": galleries.HEAD + 5 * 4 * DIM}.get(path.name, index.items_end)
+        index.append(*long_rows(5))
+    with Index.read(tmp_path / "i") as index:
+        assert [row.pid for row in index.rows] == list(range(6))
+
+
 def test_two_writers_and_a_reader(tmp_path):
     with Index.open(tmp_path / "i", ABOUT) as index:
         with pytest.raises(ValueError, match="another process writes"):
@@ -330,6 +354,22 @@ def test_an_index_of_another_model_is_refused_with_both_hashes(tmp_path):
     with pytest.raises(ValueError, match="another model"):
         Index.open(tmp_path / "i", ABOUT | {"feature_dim": 9})
     Index.open(tmp_path / "i", ABOUT).close()  # the lock was given back
+
+
+def test_rows_that_are_removed_while_a_reader_reads(tmp_path, monkeypatch):
+    """The reader has the old features.npy open and has read items.csv, when both are replaced."""
+    with Index.open(tmp_path / "i", ABOUT) as writer:
+        writer.append(*some_rows(*range(6)))
+        samestat, waiting = os.path.samestat, [[1, 4], [1]]
+
+        def remove_first(a, b):
+            if waiting:
+                kept = waiting.pop(0)
+                writer.keep([number for number, row in enumerate(writer.rows) if row.pid in kept])
+            return samestat(a, b)
+
+        monkeypatch.setattr(os.path, "samestat", remove_first)
+        check_index(tmp_path / "i", [1])
 
 
 @pytest.mark.parametrize("spoil, message", [

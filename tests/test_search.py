@@ -269,7 +269,8 @@ def test_index_again_adds_changes_and_prunes(model, market, tmp_path, capsys):
 
     (gallery / "0007_c1s1_000001_01.jpg").write_text("spoilt")
     assert search.main([*index(model, folder, gallery), "--labels", "market1501", "--prune"]) == 0
-    assert "5 rows now, 2 removed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 new, 1 changed, 5 there already" in printed and "5 rows now, 2 removed" in printed
     assert not set(rows_of(folder)) & {"0007_c1s1_000001_01.jpg", "0004_c1s1_000006_01.jpg"}
 
 

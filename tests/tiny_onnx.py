@@ -44,19 +44,20 @@ def write_model(path, metadata=METADATA, batch="batch", size=(H, W), normalise=T
 
 
 def write_clip_model(path, metadata=SECOND | {"input": "clips"}):
-    """The same features of the mean of the frames that the mask counts."""
+    """The same features of 1 + the mean of the frames that the mask counts; so a wrong count turns them."""
     nodes = [
         helper.make_node("Unsqueeze", ["mask", "axes"], ["weights"]),
         helper.make_node("Mul", ["clips", "weights"], ["weighed"]),
         helper.make_node("ReduceSum", ["weighed", "one"], ["sum"], keepdims=0),
         helper.make_node("ReduceSum", ["weights", "one"], ["count"], keepdims=0),
         helper.make_node("Div", ["sum", "count"], ["mean"]),
-        helper.make_node("AveragePool", ["mean"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Add", ["mean", "shift"], ["shifted"]),
+        helper.make_node("AveragePool", ["shifted"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("LpNormalization", ["flat"], ["features"]),
     ]
     inputs = [("clips", TensorProto.FLOAT, ["b", "t", 3, H, W]), ("mask", TensorProto.FLOAT, ["b", "t"])]
-    constants = [("axes", np.array([2, 3, 4])), ("one", np.array([1]))]
+    constants = [("axes", np.array([2, 3, 4])), ("one", np.array([1])), ("shift", np.float32(1))]
     return save(path, nodes, inputs, [("features", TensorProto.FLOAT, ["b", DIM])], metadata, constants)
 
 
