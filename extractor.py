@@ -231,7 +231,8 @@ class Bound:
     KEPT = 16  # shapes; beyond that, as with images of many sizes, all are given up and made anew
 
     def __init__(self, session, device="cuda"):
-        self.session, self.device, self.shapes, self.lock = session, device, {}, threading.Lock()
+        self.session, self.device, self.output = session, device, session.get_outputs()[0].name
+        self.shapes, self.lock = {}, threading.Lock()
         self.pinned = None  # whether the host's side is page-locked; known after the first run
 
     def bind(self, names, arrays, shapes):
@@ -240,12 +241,9 @@ class Bound:
             hosts.append(np.zeros(shape, array.dtype))
             values.append(onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, array.dtype.type, self.device, 0))
             binding.bind_ortvalue_input(name, values[-1])
-        binding.bind_output("features" if "features" in self.outputs() else self.outputs()[0], self.device, 0)
+        binding.bind_output(self.output, self.device, 0)
         self.pinned = all([pin(host) for host in hosts])
         return binding, hosts, values
-
-    def outputs(self):
-        return [output.name for output in self.session.get_outputs()]
 
     def run(self, names, arrays):
         """Features (B, D) of input arrays that all begin with B."""
@@ -260,8 +258,9 @@ class Bound:
                 self.shapes[key] = self.bind(names, arrays, shapes)
             binding, hosts, values = self.shapes[key]
             for host, value, array in zip(hosts, values, arrays, strict=True):
-                host[:count] = 0
                 host[tuple(map(slice, array.shape))] = array
+                if axes == 2:
+                    host[:count, array.shape[1] :] = 0
                 host[count:] = host[count - 1]
                 value.update_inplace(host)
             self.session.run_with_iobinding(binding)

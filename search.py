@@ -304,6 +304,10 @@ def remark(row):
     return ", ".join(part for part in told if part)
 
 
+def counted(count, one, many):
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def print_unreadable(unreadable):
     if unreadable:
         print(f"{len(unreadable)} images could not be read and were left out:")
@@ -396,7 +400,9 @@ def run_index(args):
         start = time.perf_counter()
         try:
             spoilt, more = embed_into(index, extractor, todo)
-            gone = [place for place, row in enumerate(index.rows) if not os.path.exists(row.path)]
+            gone = [place for place, row in enumerate(index.rows)
+                    if os.path.isabs(row.path) and not os.path.exists(row.path)]  # other names are of no file
+            example = index.rows[gone[0]].path if gone else None
             drop = set(spoilt) | (set(gone) if args.prune else set())
             if drop or updated or new < len(todo):
                 index.keep([place for place in range(len(index.rows)) if place not in drop])
@@ -407,8 +413,8 @@ def run_index(args):
         print(f"{args.index}: {len(index)} rows now" + f", {len(drop)} removed" * bool(drop)
               + f"; {len(todo) / seconds:.0f} images/s, decoding included" * bool(todo))
         if gone and not args.prune:
-            print(f"the files of {len(gone)} rows are gone, such as {index.rows[gone[0]].path if not drop else '...'}; "
-                  "they stay in the index, --prune removes them")
+            print(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
+                  "the index, --prune removes them")
         print_unreadable(problems + more)
         if not len(index):
             raise SystemExit(f"{args.index} is empty: no image could be read")
@@ -485,6 +491,7 @@ def answer(args, console):
     chosen = choose_rows(rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after, before=args.before)
     if chosen is not None and not len(chosen):
         raise SystemExit(f"no row of {args.index} passes the filters; {extent(rows)}")
+    searched = len(rows) if chosen is None else len(chosen)
     if args.tracklets in ("gallery", "both"):
         features, rows = average_tracklets(features, rows, chosen)
         chosen = None
@@ -498,9 +505,8 @@ def answer(args, console):
     indices, similarities = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
     seconds = time.perf_counter() - start
     answers = Answers(query_rows, rows, indices, similarities)
-    searched = len(rows) if chosen is None else len(chosen)
-    print(f"{len(query_rows)} queries, {searched:,} of {len(index):,} rows searched"
-          + f", in {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
+    print(f"{counted(len(query_rows), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
+          + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
     if not len(answers):
         print_unreadable(unreadable)
         raise SystemExit("nothing could be ranked: no readable query, or every row left out")
@@ -510,14 +516,16 @@ def answer(args, console):
         print_table([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
                      for query, ranked in answers.first(DRAWN)], *roots(args, rows))  # fmt: skip
         if len(answers) > DRAWN:
-            print(f"... and {len(answers) - DRAWN} more queries: --csv, --jsonl and --html show more")
+            more = counted(len(answers) - DRAWN, "more query", "more queries")
+            print(f"... and {more}: --csv, --jsonl and --html show more")
         print()
     for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
         if path and path != "-":
             print(f"{path}: " + (f"the first {most} queries" if most and len(answers) > most else "all queries"))
     known = [ranked[0][2] for _, ranked in answers if any(match is not None for _, _, match in ranked)]
     if known:
-        print(f"rank-1: {sum(map(bool, known))} of the {len(known)} queries whose person is known")
+        told = counted(len(known), "query", "queries")
+        print(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
     print_unreadable(unreadable)
     return 0
 
@@ -571,8 +579,8 @@ def write_outputs(args, answers, index, searched, console):
             ranked_grid(rows).save(args.picture, **({"quality": 90, "subsampling": 0} if is_jpeg(args.picture) else {}))
         if args.html:
             about = index.about
-            notes = [f"{len(answers)} queries, {searched} gallery rows searched; {about.get('arch')}, "
-                     f"{about.get('model')}; cosine similarity"]
+            notes = [f"{counted(len(answers), 'query', 'queries')}, {searched:,} gallery rows searched; "
+                     f"{about.get('arch')}, {about.get('model')}; cosine similarity"]
             notes += [f"the first {PAGE} queries are shown"] * (len(answers) > PAGE)
             write_page(args.html, (
                 (query.path, [(row.path, s, match, remark(row)) for row, s, match in ranked])
@@ -919,6 +927,9 @@ def rank_folder(args):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        start_parser().error(f"there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}, or give --model, "
+                             "--query and --gallery")  # fmt: skip
     build, run = COMMANDS.get(argv[0] if argv else "", (start_parser, rank_folder))
     args = parse(build(), argv[1:] if run is not rank_folder else argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
@@ -928,6 +939,8 @@ def main(argv=None):
     except BrokenPipeError:  # the table was piped into head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
 

@@ -427,7 +427,7 @@ def test_nodes_on_the_cpu_are_found_but_not_the_arithmetic_of_shapes(tmp_path):
         helper.make_node("Concat", ["count", "rest"], ["target"], axis=0, name="target_shape"),
         helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8], name="pool"),
         helper.make_node("Flatten", ["pooled"], ["one"], name="flatten"),
-        helper.make_node("Expand", ["one", "target"], ["flat"], name="repeat"),  # a Reshape would swallow the shape nodes
+        helper.make_node("Expand", ["one", "target"], ["flat"], name="repeat"),  # Reshape would swallow shape nodes
         helper.make_node("LpNormalization", ["flat"], ["features"], name="scale"),
     ]
     constants = [("zero", np.array([0])), ("rest", np.array([DIM]))]

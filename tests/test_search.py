@@ -264,7 +264,8 @@ def test_index_again_adds_changes_and_prunes(model, market, tmp_path, capsys):
     assert search.main([*index(model, folder, gallery), "--labels", "market1501"]) == 0
     printed = capsys.readouterr().out
     assert "8 listed, 3 new, 1 changed, 4 there already" in printed and "7 rows now" in printed
-    assert "the files of 1 rows are gone, such as" in printed and "2 images could not be read" in printed
+    gone = gallery / "0004_c1s1_000006_01.jpg"
+    assert f"1 row is of files that are gone, such as {gone}" in printed and "2 images could not be read" in printed
     assert set(rows_of(folder)) >= {"0007_c1s1_000001_01.jpg", "0004_c1s1_000006_01.jpg"}
 
     (gallery / "0007_c1s1_000001_01.jpg").write_text("spoilt")
@@ -499,12 +500,15 @@ def test_a_filter_that_leaves_nothing_says_what_there_is(model, market, shop, ca
     assert "no row of" in message and "its cameras: 1, 2, 3; its times: from 2 to 6" in message
 
 
-def test_index_against_index_needs_no_model(model, market, shop, tmp_path):
+def test_index_against_index_needs_no_model(model, market, shop, tmp_path, capsys):
     """The same answers as with the images, and rows that are in both are left out of their own ranking."""
     search.main([*index(model, tmp_path / "q", market[0]), "--labels", "market1501"])
     argv = ["query", "--index", str(shop), "--query-index"]
     found = answers_of([*argv, str(tmp_path / "q"), "--top", "2"], tmp_path)
     assert found == answers_of([*query(model, shop, market[0]), "--top", "2"], tmp_path)
+    capsys.readouterr()
+    own = answers_of([*argv, str(shop), "--tracklets", "gallery"], tmp_path)
+    assert "6 queries, 6 of 6 rows searched, as 6 tracklets" in capsys.readouterr().out
     own = answers_of([*argv, str(shop)], tmp_path)
     assert len(own) == 6 and all(len(names) == 5 and name not in names for name, names in own.items())
 
@@ -539,7 +543,7 @@ def test_query_on_the_console(model, market, shop, capfd):
     assert search.main(argv) == 0
     printed = capfd.readouterr().out
     assert "0001_c1s1_000001_00.jpg     1      1.0000  0001_c1s1_000002_01.jpg  right" in printed
-    assert "rank-1: 3 of the 4 queries" in printed
+    assert "rank-1: 3 of 4 queries whose" in printed
     assert search.main([*argv, "--jsonl", "-"]) == 0
     out, err = capfd.readouterr()
     assert len([json.loads(line) for line in out.splitlines()]) == 4 and "runs on: CPU" in err
@@ -653,6 +657,11 @@ def test_searcher_on_an_index(model, market, tmp_path):
         with pytest.raises(OSError):
             searcher.add([tmp_path / "gone.png"])
         assert searcher.remove(paths[:1]) == 1
+        searcher.add([person(1)], names=["no file"])
+    search.main([*index(model, tmp_path / "i", market[1]), "--prune"])
+    with search.Searcher(searcher.extractor, tmp_path / "i", write=True) as searcher:
+        assert searcher.remove(["no file"]) == 1 and searcher.remove(paths[3:]) == len(paths) - 3
+        searcher.remove(paths[:1])
     with search.Searcher(searcher.extractor, tmp_path / "i") as reader:
         assert [hit.row.path for hit in reader.search(paths[1])[0]][0] == str(paths[1]) and len(reader) == 2
         with pytest.raises(ValueError, match="opened to search in"):
@@ -678,7 +687,7 @@ def test_searcher_on_an_index(model, market, tmp_path):
     (["verify", "a", "b", "--model", "m", "--batch-size", "0"], "--batch-size 0: it has to be at least 1"),
     (["verify", "a", "b", "--model", "m", "--threads", "-1"], "--threads -1"),
     (["calibrate", "--model", "m", "--labelled", "l", "--fmr", "1"], "--fmr 1.0: a rate lies between 0 and 1"),
-    (["indx", "crops"], "--query"),
+    (["indx", "crops"], "there is no command 'indx'; choose from index, query, verify, calibrate"),
 ])  # fmt: skip
 def test_usage_errors_of_subcommands(argv, message, capsys):
     assert message in fails(capsys, argv, 2)
