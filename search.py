@@ -52,7 +52,7 @@ from extractor import (
 from gallery import Gallery, Index, Row, average_tracklets, check_same_model, choose_rows, describe, top_k
 from pages import write_page
 from sources import JUNK, LABELS, find_rows, group_tracklets, has_changed, is_below, parse_time, read_name, resolve
-from threshold import calibrate, store
+from threshold import calibrate, import_onnx, store
 from visualize import ranked_grid
 
 __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
@@ -176,7 +176,7 @@ class Searcher:
         if average:
             gallery, rows = average_tracklets(gallery, rows, chosen)
             chosen = None
-        found = top_k(features, gallery, max(1, min(top, len(rows))), rows=chosen)
+        found = top_k(features, gallery, min(top, max(1, len(rows))), rows=chosen)
         return [[Hit(rows[g], float(s)) for g, s in zip(*pair, strict=True) if g >= 0]
                 for pair in zip(*found, strict=True)]  # fmt: skip
 
@@ -346,9 +346,9 @@ def plan(index, rows, items):
 
 
 def embed_into(index, extractor, todo):
-    """Embeds and stores; a kill costs the last seconds. Returns places of rows whose files are now unreadable, and
-    [(path, reason)] of those files and of files that changed meanwhile."""
-    pending, spoilt, problems, since = ([], []), [], [], time.monotonic()
+    """Embeds and stores; a kill costs the last seconds. Returns places of rows whose files are now unreadable, [(path,
+    reason)] of all unreadable files, and the paths of rows whose files changed meanwhile."""
+    pending, spoilt, problems, changed, since = ([], []), [], [], [], time.monotonic()
     clips = extractor.input == "clips"
 
     def commit():
@@ -364,7 +364,7 @@ def embed_into(index, extractor, todo):
         for number, place in enumerate(good):
             row, paths, old = todo[place]
             if has_changed(paths, row):
-                problems.append((row.path, "changed while it was read; the next run reads it again"))
+                changed.append(row.path)
             if old is None:
                 new.append(number)
                 pending[1].append(row)
@@ -379,7 +379,7 @@ def embed_into(index, extractor, todo):
             commit()
             since = time.monotonic()
     commit()
-    return spoilt, problems
+    return spoilt, problems, changed
 
 
 def run_index(args):
@@ -399,7 +399,7 @@ def run_index(args):
               f"{len(rows) - len(todo)} there already")
         start = time.perf_counter()
         try:
-            spoilt, more = embed_into(index, extractor, todo)
+            spoilt, more, changed = embed_into(index, extractor, todo)
             gone = [place for place, row in enumerate(index.rows)
                     if os.path.isabs(row.path) and not os.path.exists(row.path)]  # other names are of no file
             example = index.rows[gone[0]].path if gone else None
@@ -416,6 +416,9 @@ def run_index(args):
             print(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
                   "the index, --prune removes them")
         print_unreadable(problems + more)
+        if changed:
+            print(f"{counted(len(changed), 'image', 'images')} changed while being read; the next run reads them again:")
+            print(*(f"  {path}" for path in changed), sep="\n")
         if not len(index):
             raise SystemExit(f"{args.index} is empty: no image could be read")
     return 0
@@ -651,6 +654,7 @@ def run_calibrate(args):
     extractor = open_extractor(args)
     if not os.access(Path(args.model).parent, os.W_OK):
         raise ValueError(f"{args.model}: the threshold is stored in this file, and its folder cannot be written to")
+    import_onnx(args.model)  # now, rather than after the work
     rows, problems = find_rows(args.labelled, args.labels, args.video)
     rows = [row for row in rows if row.pid is not None]
     if not rows:

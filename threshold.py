@@ -71,15 +71,20 @@ def calibrate(features, pids, camids, fmr=0.001, bins=BINS):
             "eer": float((fmrs[crossing] + fnmrs[crossing]) / 2)}  # fmt: skip
 
 
-def store(path, threshold, metadata, check):
-    """Writes `threshold` into the metadata of an ONNX file, which is replaced in one step, when check(new file) has not
-    raised. metadata: for a file without any, what an Extractor was told about it."""
+def import_onnx(path):
+    """The package onnx, which nothing else in search.py needs; ValueError where it is not installed."""
     try:
-        import onnx  # nothing else in search.py needs it
+        import onnx
     except ImportError:
         raise ValueError(f"{path}: the package onnx is needed to write into the file: pip install onnx (on any "
                          "machine; the file can then be copied)") from None
-    partial = Path(f"{path}.partial")
+    return onnx
+
+
+def store(path, threshold, metadata, check):
+    """Writes `threshold` into the metadata of an ONNX file, which is replaced in one step, when check(new file) has not
+    raised. metadata: for a file without any, what an Extractor was told about it."""
+    onnx, partial = import_onnx(path), Path(f"{path}.partial")
     try:
         model = onnx.load(path, load_external_data=False)
         properties = {entry.key: entry.value for entry in model.metadata_props}

@@ -374,7 +374,8 @@ def test_a_gallery_that_changes_while_it_is_read(model, tmp_path, capsys, monkey
     assert search.main(index(model, folder, crops)) == 0
     printed = capsys.readouterr().out
     assert f"{crops / '0.png'}: " in printed and "No such file" in printed
-    assert f"{crops / '1.png'}: changed while it was read; the next run reads it again" in printed
+    assert f"1 image changed while being read; the next run reads them again:\n  {crops / '1.png'}\n" in printed
+    assert "1 images could not be read" in printed and "3 rows now" in printed
     monkeypatch.undo()
     search.main(index(model, folder, crops))
     assert "0 new, 1 changed, 2 there already" in capsys.readouterr().out
@@ -616,6 +617,13 @@ def test_calibrate_a_file_of_another_exporter(tmp_path, capsys):
     assert len(rows_of(tmp_path / "i")) == 16
     a, b = crops / "0001_c1.png", crops / "0001_c2.png"
     assert search.main(["verify", str(a), str(b), "--model", str(model)]) == 0
+
+
+def test_calibrate_without_onnx_says_so_before_the_work(model, market, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr(search, "find_rows", lambda *_: pytest.fail("it began"))
+    argv = ["calibrate", "--model", str(model), "--labelled", str(market[1])]
+    assert "the package onnx is needed" in fails(capsys, argv, 1)
 
 
 # ---- the class ----
