@@ -72,6 +72,7 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
     indices = np.full((len(query_features), k), -1)
     similarities = np.full((len(query_features), k), -np.inf, np.float32)
     block = block or min(LARGEST, max(GALLERY_BLOCK, HELD // max(1, len(query_features))))
+    leave_out = [(ours, theirs, np.isin(ours, theirs)) for ours, theirs in leave_out]
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, count, block):
             chosen = slice(start, min(start + block, count)) if rows is None else rows[start : start + block]
@@ -79,8 +80,10 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
             for first in range(0, len(query_features), QUERY_BLOCK):
                 queries = slice(first, first + QUERY_BLOCK)
                 scores = products(query_features[queries], part, pool)  # (q, g)
-                for query_keys, gallery_keys in leave_out:
-                    scores[query_keys[queries, None] == gallery_keys[None, chosen]] = -np.inf
+                for query_keys, gallery_keys, shared in leave_out:
+                    some = np.flatnonzero(shared[queries])  # mostly none, and comparing all takes as long as multiplying
+                    row, column = np.nonzero(query_keys[queries][some, None] == gallery_keys[None, chosen])
+                    scores[some[row], column] = -np.inf
                 merge(indices[queries], similarities[queries], scores, start)
     if rows is not None and count:
         indices[:] = np.where(indices < 0, -1, rows[indices])

@@ -417,7 +417,8 @@ def run_index(args):
                   "the index, --prune removes them")
         print_unreadable(problems + more)
         if changed:
-            print(f"{counted(len(changed), 'image', 'images')} changed while being read; the next run reads them again:")
+            told = counted(len(changed), "image", "images")
+            print(f"{told} changed while being read; the next run reads them again:")
             print(*(f"  {path}" for path in changed), sep="\n")
         if not len(index):
             raise SystemExit(f"{args.index} is empty: no image could be read")
