@@ -81,7 +81,7 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
                 queries = slice(first, first + QUERY_BLOCK)
                 scores = products(query_features[queries], part, pool)  # (q, g)
                 for query_keys, gallery_keys, shared in leave_out:
-                    some = np.flatnonzero(shared[queries])  # mostly none, and comparing all takes as long as multiplying
+                    some = np.flatnonzero(shared[queries])  # mostly none; comparing all takes as long as multiplying
                     row, column = np.nonzero(query_keys[queries][some, None] == gallery_keys[None, chosen])
                     scores[some[row], column] = -np.inf
                 merge(indices[queries], similarities[queries], scores, start)

@@ -518,7 +518,7 @@ def answer(args, console):
     unreadable += write_outputs(args, answers, index, searched, console)
     if "-" not in (args.csv, args.jsonl):
         print_table([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
-                     for query, ranked in answers.first(DRAWN)], *roots(args, rows))  # fmt: skip
+                     for query, ranked in answers.first(DRAWN)], common_root(query_rows), common_root(rows))
         if len(answers) > DRAWN:
             more = counted(len(answers) - DRAWN, "more query", "more queries")
             print(f"... and {more}: --csv, --jsonl and --html show more")
@@ -554,11 +554,10 @@ class Answers:
                                     if g >= 0]  # fmt: skip
 
 
-def roots(args, rows):
-    """Folders that names in the table are relative to: what the user gave, and what all of the gallery shares."""
-    query = resolve(args.query) if args.query else "/"
+def common_root(rows):
+    """The folder that names in the table are relative to: what all paths share."""
     parents = {os.path.dirname(row.path) for row in rows}
-    return query, os.path.commonpath(parents) if parents and all(map(os.path.isabs, parents)) else "/"
+    return os.path.commonpath(parents) if parents and all(map(os.path.isabs, parents)) else "/"
 
 
 def extent(rows):
