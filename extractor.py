@@ -427,6 +427,11 @@ class Extractor:
         return self.prepare(pixels)[0]
 
     @property
+    def unit(self):
+        """What it counts, in words."""
+        return "tracklets" if self.input == "clips" else "images"
+
+    @property
     def list_size(self):
         """Images, or tracklets of up to 8 times as many frames in all, that run together."""
         return max(1, self.batch_size // 8) if self.input == "clips" else self.batch_size
@@ -508,7 +513,7 @@ def stream(extractor, images, *, skip=True, title=None):
     """Yields, list by list: features (n, D), the places of those n in images, and [(image, reason)] of what cannot be
     read; without skip the first of those raises. Decoding, resizing and normalising run ahead in threads. title: of a
     progress bar."""
-    with tqdm(total=len(images), desc=title, unit=" images", disable=None if title else True) as bar:
+    with tqdm(total=len(images), desc=title, unit=f" {extractor.unit}", disable=None if title else True) as bar:
         start = 0
         for prepared in work_ahead(extractor.prepare, images, extractor.list_size):
             rows = [(start + place, row) for place, (row, _) in enumerate(prepared) if row is not None]

@@ -411,7 +411,7 @@ def run_index(args):
                              "stay good. Make room and start the same command again") from None
         seconds = time.perf_counter() - start
         print(f"{args.index}: {len(index)} rows now" + f", {len(drop)} removed" * bool(drop)
-              + f"; {len(todo) / seconds:.0f} images/s, decoding included" * bool(todo))
+              + f"; {len(todo) / seconds:.0f} {extractor.unit}/s, decoding included" * bool(todo))
         if gone and not args.prune:
             print(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
                   "the index, --prune removes them")
@@ -677,7 +677,7 @@ def run_calibrate(args):
     point["dataset"] = args.name or os.path.basename(os.path.abspath(args.labelled[0]))
     store(args.model, point, extractor.metadata, lambda file: check_stored(file, extractor, point))
     print(f"pairs: {point['pairs'][0]:,} of one person, {point['pairs'][1]:,} of two, from {len(rows)} "
-          f"{'tracklets' if extractor.input == 'clips' else 'images'} of {len({row.pid for row in rows})} persons; "
+          f"{extractor.unit} of {len({row.pid for row in rows})} persons; "
           f"equal error rate {equal:.2%}")
     print(f"threshold {point['similarity']:.4f}: false match rate {point['fmr']:.3g} (asked: at most {args.fmr:g}), "
           f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
