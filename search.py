@@ -23,8 +23,6 @@ Letters: N images, Q queries, G gallery, D feature size, H W image size.
 
 import argparse
 import contextlib
-import csv
-import json
 import os
 import sys
 import tempfile
@@ -38,6 +36,18 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from answers import (
+    NO_LABEL,
+    Answers,
+    common_root,
+    counted,
+    is_match,
+    print_table,
+    print_unreadable,
+    write_answers_csv,
+    write_answers_jsonl,
+    write_csv,
+)
 from extractor import (
     PROVIDERS,
     SIZES,
@@ -60,7 +70,6 @@ __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict",
 DRAWN = 20  # queries, and answers per query, in the picture and the printed table
 PAGE = 500  # queries on the HTML page
 COMMIT = 2.0  # seconds of work that a kill may cost while an index is made
-NO_LABEL = -2
 SAME, OTHER, UNKNOWN = 0, 3, 4  # exit codes of verify
 
 
@@ -203,7 +212,7 @@ def judge(similarity, threshold):
     return Verdict(similarity, similarity >= threshold["similarity"], threshold["similarity"], threshold["fmr"])
 
 
-# ---- answers, and what is written of them ----
+# ---- who is who, for what is left out and what is right ----
 
 
 def read_ids(paths, labels):
@@ -235,84 +244,10 @@ def same_person_and_camera(query_ids, gallery_ids):
                           for pids, camids in (query_ids, gallery_ids)))  # fmt: skip
 
 
-def is_match(query_pid, gallery_pid):
-    """None where it cannot be known: an image without a label, or a query that is no person."""
-    if query_pid is None or gallery_pid is None:
-        return None
-    return None if query_pid <= 0 or gallery_pid == NO_LABEL else bool(query_pid == gallery_pid)
-
-
-def print_table(rows, query_root, gallery_root):
-    """File names are relative to the folder that the user gave."""
-    def name(path, root):
-        path = Path(path)
-        return str(path.relative_to(root) if path != Path(root) and path.is_relative_to(root) else path.name)
-
-    width = max(len(name(query, query_root)) for query, _ in rows)
-    print(f"\n{'query':<{width}}  rank  similarity  gallery")
-    for query, ranked in rows:
-        for number, (path, similarity, match) in enumerate(ranked, start=1):
-            verdict = {True: "  right", False: "  wrong", None: ""}[match]
-            print(f"{name(query, query_root):<{width}}  {number:>4}  {similarity:>10.4f}  "
-                  f"{name(path, gallery_root)}{verdict}")
-
-
-def write_csv(path, rows, labelled):
-    """match is 1, 0 or empty. Names that are not valid UTF-8 keep their bytes, so that the paths still open."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["query", "rank", "similarity", "gallery"] + ["match"] * labelled)
-        for query, ranked in rows:
-            for number, (gallery, similarity, match) in enumerate(ranked, start=1):
-                verdict = ["" if match is None else int(match)] * labelled
-                writer.writerow([query, number, f"{similarity:.6f}", gallery, *verdict])
-
-
-def open_output(path, console):
-    """A file to write text to; '-' is the console. Names that are not valid UTF-8 keep their bytes."""
-    path, close = (console.fileno(), False) if path == "-" else (path, True)
-    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape", closefd=close)
-
-
-DETAILS = ("pid", "camid", "time", "tracklet")
-
-
-def write_answers_csv(path, answers, console):
-    with open_output(path, console) as file:
-        writer = csv.writer(file)
-        writer.writerow(["query", "rank", "similarity", "gallery", "match", *DETAILS])
-        for query, ranked in answers:
-            for number, (row, similarity, match) in enumerate(ranked, start=1):
-                details = ["" if value is None else value for value in (getattr(row, name) for name in DETAILS)]
-                writer.writerow([query.path, number, f"{similarity:.6f}", row.path,
-                                 "" if match is None else int(match), *details])  # fmt: skip
-
-
-def write_answers_jsonl(path, answers, console):
-    """A line per query: {"query": path, "results": [{"rank", "similarity", "gallery", "match", "pid", ...}, ...]}."""
-    with open_output(path, console) as file:
-        for query, ranked in answers:
-            results = [{"rank": number, "similarity": round(similarity, 6), "gallery": row.path, "match": match,
-                        **{name: getattr(row, name) for name in DETAILS}}
-                       for number, (row, similarity, match) in enumerate(ranked, start=1)]  # fmt: skip
-            file.write(json.dumps({"query": query.path, "results": results}) + "\n")
-
-
 def remark(row):
     """What the HTML page says below a similarity."""
     told = [f"camera {row.camid}" if row.camid else "", f"{row.frames} frames" if row.frames > 1 else ""]
     return ", ".join(part for part in told if part)
-
-
-def counted(count, one, many):
-    return f"{count:,} {one if count == 1 else many}"
-
-
-def print_unreadable(unreadable):
-    if unreadable:
-        print(f"{len(unreadable)} images could not be read and were left out:")
-        for path, reason in unreadable:
-            print(f"  {path}: {reason}")
 
 
 # ---- python search.py index ----
@@ -532,32 +467,6 @@ def answer(args, console):
         print(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
     print_unreadable(unreadable)
     return 0
-
-
-class Answers:
-    """(query row, [(gallery row, similarity, match), ...]) of each query that has any; made as they are looked at."""
-
-    def __init__(self, queries, rows, indices, similarities):
-        self.queries, self.rows, self.indices, self.similarities = queries, rows, indices, similarities
-        self.ranked = np.flatnonzero(indices[:, 0] >= 0)
-
-    def __len__(self):
-        return len(self.ranked)
-
-    def __iter__(self):
-        return self.first(len(self.ranked))
-
-    def first(self, count):
-        for q in self.ranked[:count]:
-            yield self.queries[q], [(self.rows[g], float(s), is_match(self.queries[q].pid, self.rows[g].pid))
-                                    for g, s in zip(self.indices[q], self.similarities[q], strict=True)
-                                    if g >= 0]  # fmt: skip
-
-
-def common_root(rows):
-    """The folder that names in the table are relative to: what all paths share."""
-    parents = {os.path.dirname(row.path) for row in rows}
-    return os.path.commonpath(parents) if parents and all(map(os.path.isabs, parents)) else "/"
 
 
 def extent(rows):

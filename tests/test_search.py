@@ -6,6 +6,8 @@ python -m pytest tests/test_search.py
 import csv
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +73,24 @@ def test_search_needs_neither_torch_nor_matplotlib(prelude, model, market, tmp_p
             "bad = [m for m in ('torch', 'torchvision', 'matplotlib') if sys.modules.get(m)]; assert not bad, bad")
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(search.__file__).parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_files_that_readme_tells_to_copy_suffice(model, market, tmp_path):
+    """In a folder with nothing else of ours, every subcommand but calibrate, which needs a labelled set, runs."""
+    repository = Path(search.__file__).parent
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    told = readme[readme.index("Searching needs no torch:") :].partition("the `.onnx` file")[0]
+    (tmp_path / "deployed").mkdir()
+    for name in re.findall(r"`(\w+\.py)`", told):
+        shutil.copy(repository / name, tmp_path / "deployed" / name)
+    html = ["--html", str(tmp_path / "r.html"), "--picture", str(tmp_path / "r.jpg")]
+    image = str(next(market[0].iterdir()))
+    for argv, code in ((index(model, tmp_path / "i", market[1]), 0),
+                       ([*query(model, tmp_path / "i", market[0]), *html], 0),
+                       (["verify", image, image, "--model", str(model)], search.UNKNOWN)):  # fmt: skip
+        run = subprocess.run([sys.executable, "search.py", *argv], cwd=tmp_path / "deployed", capture_output=True,
+                             text=True)  # fmt: skip
+        assert run.returncode == code, run.stderr
 
 
 # ---- the command ----
