@@ -1,335 +1,609 @@
 """Search: an exported model ranks a gallery of person crops for each query, with onnxruntime and without torch.
 
-    python search.py --model best.onnx --query q.jpg --gallery crops/
-    python search.py --model best.onnx --query queries/ --gallery crops/ --top 20 --provider cuda
+    python search.py --model best.onnx --query q.jpg --gallery crops/          # everything at once; --help says more
 
-    from search import Extractor
-    features = Extractor("best.onnx")(["a.jpg", "b.jpg"])    # (2, D) float32
-    similarity = features[0] @ features[1]                   # their cosine
+    python search.py index crops/ --model best.onnx --index shop.index         # embed once; again: only what is new
+    python search.py query --model best.onnx --index shop.index --query q.jpg --html ranked.html
+    python search.py calibrate --model best.onnx --labelled labelled/          # a threshold, stored in best.onnx
+    python search.py verify a.jpg b.jpg --model best.onnx                      # the same person or not
 
-It writes ranked.csv (everything) and ranked.jpg (the first rows), and ends with the images that it could not read.
-Exit code: 0, 2 for a mistake on the command line, 1 for whatever else leaves nothing ranked.
+    from search import Searcher
+    searcher = Searcher("best.onnx")                                           # for other programs; in memory
+    searcher.add([frame[y0:y1, x0:x1] for y0, y1, x0, x1 in boxes], names=ids) # uint8 (h, w, 3), RGB
+    hits = searcher.search(frame[top:bottom, left:right], top=5)[0]            # [Hit(row, similarity), ...]
 
-The model says how it wants its pixels: the ONNX metadata property `reid` is one JSON document, written by export.py.
-They are made as in training: Pillow, RGB, BILINEAR to (H, W), the whole image. EXIF rotation is not applied, since
-data sets are read without it; an animated image gives its first frame. Ranking is by cosine, exact, block by block
-over the gallery; equal similarities rank in gallery order.
-Letters: N images, Q queries, G gallery, D feature size, H W image size, B batch.
+The first form writes ranked.csv (everything) and ranked.jpg (the first rows). Each ends with the images that it could
+not read. Exit code: 0, 2 for a mistake on the command line, 1 for whatever else leaves nothing to tell. verify: 0 the
+same person, 3 not, 4 no threshold is calibrated.
+
+The model says how it wants its pixels (extractor.py). Ranking is by cosine, exact (gallery.py). What folders, lists and
+file names tell of a person, a camera, a time and a tracklet stands in sources.py.
+Letters: N images, Q queries, G gallery, D feature size, H W image size.
 """
 
 import argparse
 import contextlib
-import csv
-import io
-import json
 import os
-import re
 import sys
 import tempfile
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
 from PIL import Image
-from tqdm import tqdm
 
+from answers import (
+    NO_LABEL,
+    Answers,
+    common_root,
+    counted,
+    is_match,
+    print_table,
+    print_unreadable,
+    write_answers_csv,
+    write_answers_jsonl,
+    write_csv,
+)
+from extractor import (
+    PROVIDERS,
+    SIZES,
+    SUFFIXES,
+    Extractor,
+    extract,
+    list_images,
+    read_image,
+    stream,
+    to_pixels,
+)
+from gallery import Gallery, Index, Row, average_tracklets, check_same_model, choose_rows, describe, top_k
+from pages import write_page
+from sources import JUNK, LABELS, find_rows, group_tracklets, has_changed, is_below, parse_time, read_name, resolve
+from threshold import calibrate, import_onnx, store
 from visualize import ranked_grid
 
-# Keys that the metadata of a model has to have, and the values that this file can work with.
-NEEDED = ("schema", "arch", "input_size", "mean", "std", "colour_order", "resize", "feature_dim", "l2_normalised",
-          "distance")  # fmt: skip
-FIXED = {"schema": 1, "colour_order": "RGB", "resize": "Pillow BILINEAR", "l2_normalised": True}
-# The default search for convolution algorithms starts anew for each batch size and stalls for seconds.
-CUDA = ("CUDAExecutionProvider", {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC"})
-PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": [CUDA, "CPUExecutionProvider"]}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
-QUERY_BLOCK, GALLERY_BLOCK = 1024, 8192  # similarities held at once: 32 MB
+__all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
+           "top_k"]  # fmt: skip
 DRAWN = 20  # queries, and answers per query, in the picture and the printed table
-LABELS = {"none": None, "market1501": r"(-1|\d{4})_c(\d)(?!\d)"}  # matches the start of a file name: pid, camera
-JUNK, NO_LABEL = -1, -2
+PAGE = 500  # queries on the HTML page
+COMMIT = 2.0  # seconds of work that a kill may cost while an index is made
+SAME, OTHER, UNKNOWN = 0, 3, 4  # exit codes of verify
 
 
-# ---- images ----
-
-def read_image(path, size):
-    """The pixels of an image file at size (H, W): uint8 (H, W, 3), RGB. Raises what Pillow raises."""
-    with Image.open(path) as image:
-        return resize(image, size)
+# ---- the class ----
 
 
-def resize(image, size):
-    return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
+class Hit(NamedTuple):
+    """An answer: the row of the gallery (path or name, pid, camid, time, tracklet) and its cosine with the query."""
+
+    row: Row
+    similarity: float
 
 
-def to_pixels(image, size):
-    """A path, PIL image or HxWx3 uint8 RGB array of any size -> uint8 (H, W, 3)."""
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image, size)
-    if isinstance(image, Image.Image):
-        return resize(image, size)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"an image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order, not {what}")
-    return resize(Image.fromarray(image), size)
+class Verdict(NamedTuple):
+    """Whether two images show one person. same, threshold and fmr (the false match rate that the threshold stands for)
+    are None where the model has no calibrated threshold."""
+
+    similarity: float
+    same: bool | None
+    threshold: float | None
+    fmr: float | None
 
 
-def pixels_or_error(image, size):
-    """(image, its pixels or the error): broken files make Pillow raise nearly every class there is."""
-    try:
-        return image, to_pixels(image, size)
-    except Exception as error:
-        return image, error
+class Searcher:
+    """A model and a gallery, for use inside another program.
 
+        searcher = Searcher("best.onnx")                                  # a gallery in memory
+        searcher = Searcher("best.onnx", "shop.index")                    # an index on disk, to search in
+        searcher = Searcher("best.onnx", "shop.index", write=True)        # and to add to; made where it is missing
 
-def decode_ahead(images, size, batch_size):
-    """Yields pixels_or_error of all images in lists of batch_size; threads decode two lists ahead of the caller."""
-    with ThreadPoolExecutor(DECODERS) as pool:
-        ahead = deque()
-        for start in range(0, len(images), batch_size):
-            ahead.append(pool.map(pixels_or_error, images[start : start + batch_size], repeat(size)))
-            if len(ahead) > 2:
-                yield list(ahead.popleft())
-        while ahead:
-            yield list(ahead.popleft())
-
-
-def list_images(folder):
-    """The image files below a folder, sorted by their path in it; nothing hidden (.name, ._name, .folder/)."""
-    found = []
-    for path in Path(folder).rglob("*"):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            found.append((inside.as_posix(), path))
-    return [path for _, path in sorted(found)]
-
-
-# ---- the model ----
-
-def open_session(path, provider):
-    """An onnxruntime session on the provider asked for: 'cuda' raises RuntimeError where CUDA cannot be used, 'auto'
-    then takes the CPU. onnxruntime itself would carry on on the CPU, with a line on stderr at most."""
-    if provider not in ("auto", *PROVIDERS):
-        raise ValueError(f"provider {provider!r} is unknown; choose from auto, {', '.join(PROVIDERS)}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; export.py writes the model that search.py reads")
-    if provider == "cpu":
-        return create_session(path, "cpu")
-    session = create_cuda_session(path, quiet=provider == "auto")
-    if session is None and provider == "cuda":
-        raise RuntimeError(
-            f"provider cuda: onnxruntime {onnxruntime.__version__} cannot use CUDA here (built with "
-            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and CUDA "
-            "and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'. Or choose the provider cpu or auto.")
-    return session or create_session(path, "cpu")
-
-
-def create_session(path, provider):
-    """A session without onnxruntime's own fallback, which would change the provider of a session that fails later."""
-    try:
-        return onnxruntime.InferenceSession(str(path), providers=PROVIDERS[provider], enable_fallback=0)
-    except Exception as error:  # onnxruntime has a dozen error classes of its own, all straight below Exception
-        raise ValueError(f"{path}: onnxruntime cannot load this file as an ONNX model ({error})") from None
-
-
-def create_cuda_session(path, quiet):
-    """A session that runs on CUDA, or None. The list of available providers says only what was compiled in, so the
-    one way to know is to try; quiet keeps the complaints of a machine without a GPU off the console."""
-    if CUDA[0] not in onnxruntime.get_available_providers():
-        return None
-    if quiet:
-        onnxruntime.set_default_logger_severity(4)
-    try:
-        if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that pip installed
-            with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
-                onnxruntime.preload_dlls()
-        session = create_session(path, "cuda")
-    except ValueError:
-        if not quiet:
-            raise
-        return None
-    finally:
-        if quiet:
-            onnxruntime.set_default_logger_severity(2)  # warnings, onnxruntime's default; it cannot be asked
-    return session if session.get_providers()[0] == CUDA[0] else None
-
-
-def read_metadata(session, path):
-    """The JSON document that export.py left in the file, checked: the keys, their values, and against the graph."""
-    text = session.get_modelmeta().custom_metadata_map.get("reid")
-    if text is None:
-        raise ValueError(f"{path} was not written by export.py: it has no metadata property 'reid', the JSON document "
-                         f"that gives {', '.join(NEEDED)}. Export the checkpoint with export.py.")
-    metadata = json.loads(text)
-    for key, value in FIXED.items():
-        if metadata.get(key, value) != value:
-            raise ValueError(f"{path}: its metadata says {key} {metadata[key]!r}, this search.py reads {value!r} only; "
-                             "take export.py and search.py from the same version")
-    missing = [key for key in NEEDED if key not in metadata]
-    if missing:
-        raise ValueError(f"{path}: the metadata property 'reid' lacks {', '.join(missing)}; export the model again")
-    images, features = session.get_inputs()[0], session.get_outputs()[0]
-    graph = (images.type, list(images.shape[1:]), list(features.shape[1:]), isinstance(images.shape[0], int))
-    if graph != ("tensor(float)", [3, *metadata["input_size"]], [metadata["feature_dim"]], False):
-        raise ValueError(f"{path}: the graph maps {images.type} {images.shape} to {features.shape}, its metadata says "
-                         f"input_size {metadata['input_size']}, feature_dim {metadata['feature_dim']}, any batch")
-    return metadata
-
-
-class Extractor:
-    """An exported model: extractor(images) -> (N, D) float32, L2-normalised, so a dot product is the cosine.
-
-    Carries input_size (H, W), feature_dim, mean, std, distance, threshold (None where not calibrated), provider (the
-    one in use, by onnxruntime's name) and metadata (all that the file says). Set batch_size for speed or memory.
+    An image is a path, a PIL image or a uint8 array (h, w, 3) in RGB order; for a model of tracklets also a list of
+    those. Unlike the commands, which list what they cannot read, methods raise what Pillow raises (mostly OSError).
+    extractor and gallery are open to be used directly: gallery.features is a float32 array (N, D), gallery.rows says
+    what its rows are.
     """
 
-    def __init__(self, path, provider="auto", batch_size=32):
-        self.session = open_session(path, provider)
-        self.metadata = read_metadata(self.session, path)
-        self.provider = self.session.get_providers()[0]
-        self.batch_size = batch_size
-        self.input_size = tuple(self.metadata["input_size"])
-        self.feature_dim = self.metadata["feature_dim"]
-        self.mean, self.std = tuple(self.metadata["mean"]), tuple(self.metadata["std"])
-        self.distance, self.threshold = self.metadata["distance"], self.metadata.get("threshold")
+    def __init__(
+        self, model: str | os.PathLike | Extractor, index: str | os.PathLike | None = None, *, write: bool = False,
+        provider: str = "auto", batch_size: int = 32, threads: int = 0,
+    ) -> None:  # fmt: skip
+        if not isinstance(model, Extractor):
+            model = Extractor(model, provider, batch_size, threads=threads)
+        self.extractor: Extractor = model
+        self.gallery: Gallery
+        if index is None:
+            self.gallery = Gallery(model.feature_dim)
+        elif write:
+            self.gallery = Index.open(index, describe(model))
+        else:
+            self.gallery = Index.read(index)
+            check_same_model(self.gallery.about, describe(model), index)
 
-    def __call__(self, images):
-        """images: a list of paths, PIL images or HxWx3 uint8 RGB arrays of any size, or one of them."""
-        single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", None) == 3
-        return extract(self, [images] if single else list(images), skip=False)[0]
+    def __len__(self) -> int:
+        return len(self.gallery)
 
-    def run(self, pixels):
-        """uint8 (B, H, W, 3) -> float32 (B, D), one call of the model."""
-        batch = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")  # (B, H, W, 3) -> (B, 3, H, W)
-        batch /= 255
-        batch -= np.float32(self.mean).reshape(3, 1, 1)
-        batch /= np.float32(self.std).reshape(3, 1, 1)
-        try:
-            features = self.session.run(["features"], {"images": batch})[0]
-        except Exception as error:  # as in create_session; mostly it is memory
-            raise RuntimeError(f"{self.provider} failed on a batch of {len(batch)}; try fewer ({error})") from error
-        norms = np.linalg.norm(features, axis=1)
-        if not (abs(norms - 1) < 0.01).all():  # also true for NaN, which no ranking survives
-            raise ValueError(f"the model gives features of length {norms.min()} to {norms.max()} instead of 1")
-        return features
+    def __enter__(self) -> "Searcher":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-def extract(extractor, images, *, skip=True, title=None):
-    """Features (N, D) of the readable images, those N images, and [(image, reason)] of the others; without skip the
-    first unreadable one raises. title: of a progress bar."""
-    features, read, unreadable = [np.empty((0, extractor.feature_dim), np.float32)], [], []
-    with tqdm(total=len(images), desc=title, unit=" images", disable=None if title else True) as bar:
-        for batch in decode_ahead(images, extractor.input_size, extractor.batch_size):
-            good = []
-            for image, pixels in batch:
-                if not isinstance(pixels, Exception):
-                    good.append(pixels)
-                    read.append(image)
-                elif skip:
-                    unreadable.append((image, str(pixels) or type(pixels).__name__))
-                else:
-                    raise pixels
-            if good:
-                features.append(extractor.run(np.stack(good)))
-            bar.update(len(batch))
-    return np.concatenate(features), read, unreadable
+    def close(self) -> None:
+        """Lets other processes write into the index."""
+        if isinstance(self.gallery, Index):
+            self.gallery.close()
 
+    def embed(self, images: object) -> np.ndarray:
+        """Features float32 (N, D), each of length 1, of a list of images or of one."""
+        return self.extractor(images)
 
-# ---- ranking ----
+    def add(
+        self, images: Sequence, names: Iterable[str] | None = None, *, pids: Iterable[int | None] | None = None,
+        camids: Iterable[str | int] | None = None, times: Iterable[float | None] | None = None,
+        tracklets: Iterable[str] | None = None,
+    ) -> int:  # fmt: skip
+        """Embeds images and puts them into the gallery; returns how many there are now. names: what `remove` and the
+        answers call them; paths name themselves, other images are numbered. A name may come again."""
+        images, count = list(images), len(self.gallery)
+        if names is None:
+            names = [resolve(image) if isinstance(image, (str, os.PathLike)) else f"#{count + number}"
+                     for number, image in enumerate(images)]  # fmt: skip
+        columns = {"path": map(str, names), "pid": pids, "camid": camids and map(str, camids), "time": times,
+                   "tracklet": tracklets}  # fmt: skip
+        columns = {name: list(values) for name, values in columns.items() if values is not None}
+        for name, values in columns.items():
+            if len(values) != len(images):
+                raise ValueError(f"{len(values)} of {name} for {len(images)} images; give one each")
+        rows = [Row(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+        self.writable().append(self.embed(images), rows)
+        return len(self.gallery)
 
-def top_k(query_features, gallery_features, k, leave_out=(), block=GALLERY_BLOCK):
-    """The k gallery rows with the largest dot product with each query -> (indices, similarities), both (Q, k).
+    def remove(self, names: Iterable[str | os.PathLike]) -> int:
+        """Removes all rows of these names or paths; returns how many were removed."""
+        names = {str(name) for name in names}
+        names |= {resolve(name) for name in names}
+        keep = [number for number, row in enumerate(self.gallery.rows) if row.path not in names]
+        removed = len(self.gallery) - len(keep)
+        if removed:
+            self.writable().keep(keep)
+        return removed
 
-    leave_out: pairs (query_keys (Q,), gallery_keys (G,)); where the keys are equal, that gallery row is left out for
-    that query. Equal similarities rank in gallery order. Index -1 fills up a query that has fewer than k rows.
-    """
-    if k < 1:
-        raise ValueError(f"k is {k}; a ranking needs at least 1")
-    indices = np.full((len(query_features), k), -1)
-    similarities = np.full((len(query_features), k), -np.inf, np.float32)
-    for start in range(0, len(gallery_features), block):
-        columns = slice(start, start + block)
-        for first in range(0, len(query_features), QUERY_BLOCK):
-            rows = slice(first, first + QUERY_BLOCK)
-            scores = query_features[rows] @ gallery_features[columns].T  # (q, D) x (D, g) -> (q, g)
-            for query_keys, gallery_keys in leave_out:
-                scores[query_keys[rows, None] == gallery_keys[None, columns]] = -np.inf
-            merge(indices[rows], similarities[rows], scores, start)
-    return indices, similarities
+    def search(
+        self, queries: object, top: int = 10, *, cameras: Iterable[str | int] = (),
+        not_cameras: Iterable[str | int] = (), after: float | None = None, before: float | None = None,
+        average: bool = False,
+    ) -> list[list[Hit]]:  # fmt: skip
+        """The `top` most similar rows for each query, the best first. queries: as for embed, or features (Q, D).
+        cameras, not_cameras, after, before: only rows under these cameras, none of those, of these times (inclusive).
+        average: one answer per tracklet, by the mean of its features."""
+        features = queries if is_features(queries, self.extractor.feature_dim) else self.embed(queries)
+        gallery, rows = self.gallery.features, self.gallery.rows
+        chosen = choose_rows(rows, cameras=cameras, not_cameras=not_cameras, after=after, before=before)
+        if average:
+            gallery, rows = average_tracklets(gallery, rows, chosen)
+            chosen = None
+        found = top_k(features, gallery, min(top, max(1, len(rows))), rows=chosen)
+        return [[Hit(rows[g], float(s)) for g, s in zip(*pair, strict=True) if g >= 0]
+                for pair in zip(*found, strict=True)]  # fmt: skip
 
+    def verify(self, a: object, b: object) -> Verdict:
+        """Whether two images show the same person, by the threshold that `search.py calibrate` stored in the model."""
+        first, second = self.extractor([a]), self.extractor([b])
+        return judge(float(first[0] @ second[0]), self.extractor.threshold)
 
-def merge(indices, similarities, scores, start):
-    """Updates the best (q, k) in place with the scores (q, g) of the gallery rows from start on."""
-    q, k = indices.shape
-    # (q, k + g). Earlier gallery rows stand first, and so do the empty places (-1), before what is left out (-inf).
-    scores = np.concatenate([similarities, scores], axis=1)
-    floor = np.partition(scores, -k, axis=1)[:, -k, None]
-    rows, columns = np.divmod(np.flatnonzero(scores >= floor), scores.shape[1])  # k of each row, more where tied
-    values = scores[rows, columns]
-    order = np.lexsort((-values, rows))  # stable, so equal values stay in gallery order
-    firsts = np.searchsorted(rows, np.arange(q))[:, None] + np.arange(k)  # (q, k): rows is sorted
-    columns = columns[order][firsts]
-    similarities[:] = values[order][firsts]
-    old = np.take_along_axis(indices, np.minimum(columns, k - 1), axis=1)
-    indices[:] = np.where(columns < k, old, columns - k + start)
+    def writable(self):
+        if isinstance(self.gallery, Index) and not self.gallery.lock:
+            raise ValueError(f"{self.gallery.folder} was opened to search in; Searcher(..., write=True) may write")
+        return self.gallery
 
 
-# ---- the command ----
+def is_features(queries, dim):
+    return isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.ndim == 2 and \
+        queries.shape[1] == dim  # fmt: skip
 
-def read_ids(paths, pattern):
-    """pids and camids (N,) that pattern finds in the file names; both NO_LABEL where it finds none."""
-    found = [pattern and re.match(pattern, path.name) for path in paths]
-    pids = [int(match[1]) if match else NO_LABEL for match in found]
-    camids = [int(match[2]) - 1 if match else NO_LABEL for match in found]
+
+def judge(similarity, threshold):
+    """The Verdict for a similarity, by a threshold as a model's metadata has it."""
+    if threshold is None:
+        return Verdict(similarity, None, None, None)
+    return Verdict(similarity, similarity >= threshold["similarity"], threshold["similarity"], threshold["fmr"])
+
+
+# ---- who is who, for what is left out and what is right ----
+
+
+def read_ids(paths, labels):
+    """pids and camids (N,) that file names tell; both NO_LABEL where they tell none."""
+    told = [read_name(path.name, labels) for path in paths]
+    pids = [one.get("pid", NO_LABEL) for one in told]
+    camids = [int(one.get("camid", NO_LABEL)) for one in told]
     return np.array(pids, int), np.array(camids, int)
+
+
+def number_alike(*sides):
+    """Keys for top_k: an array of numbers per side, equal where what stands there is. None is like nothing."""
+    numbers, keys = {}, []
+    for side, values in enumerate(sides):
+        keys.append(np.array([-1 - side if value is None else numbers.setdefault(value, len(numbers))
+                              for value in values], int))  # fmt: skip
+    return keys
 
 
 def same_file(queries, gallery):
     """Keys for top_k: equal where a query and a gallery image are one file on disk."""
-    numbers = {}
-    return [np.array([numbers.setdefault(os.path.realpath(path), len(numbers)) for path in paths], int)
-            for paths in (queries, gallery)]
+    return number_alike(map(os.path.realpath, queries), map(os.path.realpath, gallery))
 
 
 def same_person_and_camera(query_ids, gallery_ids):
     """Keys for top_k; distractors (pid 0), junk and unlabelled images are like nothing else."""
-    return [np.where(pids > 0, pids * 16 + camids, other)
-            for (pids, camids), other in ((query_ids, -1), (gallery_ids, -2))]
+    return number_alike(*([(int(pid), camid) if pid is not None and pid > 0 else None
+                           for pid, camid in zip(pids, camids, strict=True)]
+                          for pids, camids in (query_ids, gallery_ids)))  # fmt: skip
 
 
-def is_match(query_pid, gallery_pid):
-    """None where it cannot be known: an image without a label, or a query that is no person."""
-    return None if query_pid <= 0 or gallery_pid == NO_LABEL else bool(query_pid == gallery_pid)
+def remark(row):
+    """What the HTML page says below a similarity."""
+    told = [f"camera {row.camid}" if row.camid else "", f"{row.frames} frames" if row.frames > 1 else ""]
+    return ", ".join(part for part in told if part)
 
 
-def print_table(rows, query_root, gallery_root):
-    """File names are relative to the folder that the user gave."""
-    def name(path, root):
-        return str(path.relative_to(root) if path != Path(root) else path.name)
-
-    width = max(len(name(query, query_root)) for query, _ in rows)
-    print(f"\n{'query':<{width}}  rank  similarity  gallery")
-    for query, ranked in rows:
-        for number, (path, similarity, match) in enumerate(ranked, start=1):
-            verdict = {True: "  right", False: "  wrong", None: ""}[match]
-            print(f"{name(query, query_root):<{width}}  {number:>4}  {similarity:>10.4f}  "
-                  f"{name(path, gallery_root)}{verdict}")
+# ---- python search.py index ----
 
 
-def write_csv(path, rows, labelled):
-    """match is 1, 0 or empty. Names that are not valid UTF-8 keep their bytes, so that the paths still open."""
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["query", "rank", "similarity", "gallery"] + ["match"] * labelled)
-        for query, ranked in rows:
-            for number, (gallery, similarity, match) in enumerate(ranked, start=1):
-                verdict = ["" if match is None else int(match)] * labelled
-                writer.writerow([query, number, f"{similarity:.6f}", gallery, *verdict])
+def open_extractor(args):
+    """The model that the flags name; prints what it is and where it runs."""
+    sizes = {key: getattr(args, key) for key in SIZES if getattr(args, key)}
+    extractor = Extractor(args.model, args.provider, args.batch_size, threads=args.threads, preprocessing=sizes)
+    about, (height, width) = extractor.metadata, extractor.input_size
+    print(f"model: {args.model}, {about['arch']} trained on {about.get('dataset') or 'an unnamed set'}, "
+          f"{height} x {width} pixels -> {extractor.feature_dim} features")
+    print(f"runs on: {extractor.provider} (onnxruntime {onnxruntime.__version__})"
+          + f", but for {len(extractor.on_cpu)} nodes, which run on the CPU" * bool(extractor.on_cpu))
+    return extractor
+
+
+def plan(index, rows, items):
+    """What is to be done: [(row, its files, its place in the index or None)] of what is new or has changed, and the
+    places of rows that only know more now; those are brought up to date."""
+    places = {row.path: place for place, row in enumerate(index.rows)}
+    todo, updated = [], 0
+    for row, paths in zip(rows, items, strict=True):
+        place = places.get(row.path)
+        old = None if place is None else index.rows[place]
+        if old is None or (old.size, old.mtime, old.frames) != (row.size, row.mtime, row.frames):
+            todo.append((row, paths, place))
+        elif old != row:
+            index.rows[place], updated = row, updated + 1
+    return todo, updated
+
+
+def embed_into(index, extractor, todo):
+    """Embeds and stores; a kill costs the last seconds. Returns places of rows whose files are now unreadable, [(path,
+    reason)] of all unreadable files, and the paths of rows whose files changed meanwhile."""
+    pending, spoilt, problems, changed, since = ([], []), [], [], [], time.monotonic()
+    clips = extractor.input == "clips"
+
+    def commit():
+        index.append(np.concatenate(pending[0]) if pending[0] else np.empty((0, index.dim)), pending[1])
+        pending[0].clear()
+        pending[1].clear()
+
+    start = 0
+    images = [paths if clips else paths[0] for _, paths, _ in todo]
+    for features, good, errors in stream(extractor, images, title="index"):
+        problems += errors
+        new = []
+        for number, place in enumerate(good):
+            row, paths, old = todo[place]
+            if has_changed(paths, row):
+                changed.append(row.path)
+            if old is None:
+                new.append(number)
+                pending[1].append(row)
+            else:
+                index.overwrite(old, features[number], row)
+        pending[0].append(features[new])
+        read = set(good)
+        spoilt += [todo[place][2] for place in range(start, min(start + extractor.list_size, len(todo)))
+                   if place not in read and todo[place][2] is not None]  # fmt: skip
+        start += extractor.list_size
+        if time.monotonic() - since > COMMIT:
+            commit()
+            since = time.monotonic()
+    commit()
+    return spoilt, problems, changed
+
+
+def run_index(args):
+    if args.remove:
+        return remove_from_index(args)
+    extractor = open_extractor(args)
+    rows, problems = find_rows(args.sources, args.labels, args.video)
+    items = [[row.path] for row in rows]
+    if extractor.input == "clips":
+        rows, items = group_tracklets(rows)
+    with Index.open(args.index, describe(extractor)) as index:
+        check_precision(index, extractor)
+        before = len(index)
+        todo, updated = plan(index, rows, items)
+        new = sum(place is None for _, _, place in todo)
+        print(f"{args.index}: {before} rows; {len(rows)} listed, {new} new, {len(todo) - new} changed, "
+              f"{len(rows) - len(todo)} there already")
+        start = time.perf_counter()
+        try:
+            spoilt, more, changed = embed_into(index, extractor, todo)
+            gone = [place for place, row in enumerate(index.rows)
+                    if os.path.isabs(row.path) and not os.path.exists(row.path)]  # other names are of no file
+            example = index.rows[gone[0]].path if gone else None
+            drop = set(spoilt) | (set(gone) if args.prune else set())
+            if drop or updated or new < len(todo):
+                index.keep([place for place in range(len(index.rows)) if place not in drop])
+        except OSError as error:
+            raise SystemExit(f"{args.index}: could not write ({error.strerror}); the {len(index)} rows that are in it "
+                             "stay good. Make room and start the same command again") from None
+        seconds = time.perf_counter() - start
+        print(f"{args.index}: {len(index)} rows now" + f", {len(drop)} removed" * bool(drop)
+              + f"; {len(todo) / seconds:.0f} {extractor.unit}/s, decoding included" * bool(todo))
+        if gone and not args.prune:
+            print(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
+                  "the index, --prune removes them")
+        print_unreadable(problems + more)
+        if changed:
+            told = counted(len(changed), "image", "images")
+            print(f"{told} changed while being read; the next run reads them again:")
+            print(*(f"  {path}" for path in changed), sep="\n")
+        if not len(index):
+            raise SystemExit(f"{args.index} is empty: no image could be read")
+    return 0
+
+
+def check_precision(index, extractor):
+    made = index.about.get("precision", "fp32")
+    if made != extractor.precision:
+        raise ValueError(f"{index.folder} holds features of {made}, {extractor.path} gives {extractor.precision}: "
+                         "their similarities differ in the third digit. Index with the same file, or anew")
+
+
+def remove_from_index(args):
+    with Index.read(args.index) as there:
+        about = there.about
+    with Index.open(args.index, about) as index:
+        places, before = [resolve(path) for path in args.remove], len(index)
+        keep = [number for number, row in enumerate(index.rows) if not is_below(row.path, places)]
+        for given, place in zip(args.remove, places, strict=True):
+            if not any(is_below(row.path, [place]) for row in index.rows):
+                print(f"{given}: no row of it or below it in {args.index}")
+        if len(keep) < before:
+            try:
+                index.keep(keep)
+            except OSError as error:
+                raise SystemExit(f"{args.index}: could not write ({error.strerror}); nothing was removed. Removing "
+                                 "needs room for a second features.npy") from None
+        print(f"{args.index}: {before - len(keep)} rows removed, {len(index)} left")
+        return 0 if len(keep) < before else 1
+
+
+# ---- python search.py query ----
+
+
+def query_side(args, index):
+    """Features and rows of the queries, and [(path, reason)] of those that cannot be read."""
+    if args.query_index:
+        queries = Index.read(args.query_index)
+        check_same_model(queries.about, index.about, args.query_index)
+        return queries.features, queries.rows, []
+    if not args.model:
+        raise ValueError("--query needs --model, the model that made the index; only --query-index does without")
+    extractor = open_extractor(args)
+    check_same_model(index.about, describe(extractor), args.index)
+    if index.about.get("precision", "fp32") != extractor.precision:
+        print(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
+              "similarities differ in the third digit")
+    rows, problems = find_rows([args.query], args.labels, args.video)
+    items = [row.path for row in rows]
+    if extractor.input == "clips":
+        rows, items = group_tracklets(rows)
+    features, places = [np.empty((0, extractor.feature_dim), np.float32)], []
+    for part, good, errors in stream(extractor, items, title="query"):
+        features.append(part)
+        places += good
+        problems += errors
+    return np.concatenate(features), [rows[place] for place in places], problems
+
+
+def run_query(args):
+    for path in (args.csv, args.jsonl, args.picture, args.html):
+        if path and path != "-":
+            writable_folder(Path(path).parent, path)
+    console = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr if "-" in (args.csv, args.jsonl) else console):
+        return answer(args, console)
+
+
+def answer(args, console):
+    index = Index.read(args.index)
+    queries, query_rows, unreadable = query_side(args, index)
+    features, rows = index.features, index.rows
+    chosen = choose_rows(rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after, before=args.before)
+    if chosen is not None and not len(chosen):
+        raise SystemExit(f"no row of {args.index} passes the filters; {extent(rows)}")
+    searched = len(rows) if chosen is None else len(chosen)
+    if args.tracklets in ("gallery", "both"):
+        features, rows = average_tracklets(features, rows, chosen)
+        chosen = None
+    if args.tracklets in ("query", "both"):
+        queries, query_rows = average_tracklets(queries, query_rows)
+    leave_out = [number_alike((row.path for row in query_rows), (row.path for row in rows))]
+    if args.leave_out_same_camera:
+        leave_out.append(same_person_and_camera(*([[row.pid for row in side], [row.camid for row in side]]
+                                                  for side in (query_rows, rows))))  # fmt: skip
+    start = time.perf_counter()
+    indices, similarities = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
+    seconds = time.perf_counter() - start
+    answers = Answers(query_rows, rows, indices, similarities)
+    print(f"{counted(len(query_rows), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
+          + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
+    if not len(answers):
+        print_unreadable(unreadable)
+        raise SystemExit("nothing could be ranked: no readable query, or every row left out")
+    # files first: a table that is piped into head must not lose them
+    unreadable += write_outputs(args, answers, index, searched, console)
+    if "-" not in (args.csv, args.jsonl):
+        print_table([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
+                     for query, ranked in answers.first(DRAWN)], common_root(query_rows), common_root(rows))
+        if len(answers) > DRAWN:
+            more = counted(len(answers) - DRAWN, "more query", "more queries")
+            print(f"... and {more}: --csv, --jsonl and --html show more")
+        print()
+    for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
+        if path and path != "-":
+            print(f"{path}: " + (f"the first {most} queries" if most and len(answers) > most else "all queries"))
+    known = [ranked[0][2] for _, ranked in answers if any(match is not None for _, _, match in ranked)]
+    if known:
+        told = counted(len(known), "query", "queries")
+        print(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
+    print_unreadable(unreadable)
+    return 0
+
+
+def extent(rows):
+    """What there would be to filter by, for a message."""
+    cameras = sorted({row.camid for row in rows if row.camid})
+    times = [row.time for row in rows if row.time is not None]
+    return (f"its cameras: {', '.join(cameras[:20]) or 'none known'}; "
+            + (f"its times: from {min(times):.15g} to {max(times):.15g}" if times else "no times known"))
+
+
+def write_outputs(args, answers, index, searched, console):
+    """The files that the flags name; [(path, reason)] of images that could not be drawn."""
+    gone = []
+    try:
+        if args.csv:
+            write_answers_csv(args.csv, answers, console)
+        if args.jsonl:
+            write_answers_jsonl(args.jsonl, answers, console)
+        if args.picture:
+            rows, gone = drawable([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
+                                   for query, ranked in answers.first(DRAWN)])  # fmt: skip
+            ranked_grid(rows).save(args.picture, **({"quality": 90, "subsampling": 0} if is_jpeg(args.picture) else {}))
+        if args.html:
+            about = index.about
+            notes = [f"{counted(len(answers), 'query', 'queries')}, {searched:,} gallery rows searched; "
+                     f"{about.get('arch')}, {about.get('model')}; cosine similarity"]
+            notes += [f"the first {PAGE} queries are shown"] * (len(answers) > PAGE)
+            write_page(args.html, (
+                (query.path, [(row.path, s, match, remark(row)) for row, s, match in ranked])
+                for query, ranked in answers.first(PAGE)),
+                title=f"Ranked lists from {args.index}", notes=notes)  # fmt: skip
+    except BrokenPipeError:  # --csv - into head
+        raise
+    except (OSError, ValueError, KeyError) as error:  # the last two: Pillow, for a name without a known ending
+        raise SystemExit(f"could not write the results ({error})") from None
+    return gone
+
+
+def is_jpeg(path):
+    return Path(path).suffix.lower() in (".jpg", ".jpeg")
+
+
+def drawable(rows):
+    """The rows without images that are gone or spoilt since they were indexed, and [(path, reason)] of those."""
+    reasons = {}
+    for path in {path for query, ranked in rows for path in (query, *(answer[0] for answer in ranked))}:
+        try:
+            read_image(path)
+        except Exception as error:  # as many classes as there are kinds of broken files
+            reasons[path] = f"not drawn: {error}"
+    rows = [(query, [answer for answer in ranked if answer[0] not in reasons]) for query, ranked in rows
+            if query not in reasons]  # fmt: skip
+    if not rows:
+        raise ValueError("no query can be drawn: their files are gone or cannot be read")
+    return rows, sorted(reasons.items())
+
+
+# ---- python search.py verify, calibrate ----
+
+
+def side(path, extractor):
+    """What Extractor takes for one side of verify: an image, or for a model of tracklets also a folder of frames."""
+    if not os.path.isdir(path):
+        return path
+    if extractor.input != "clips":
+        raise ValueError(f"{path} is a folder; verify compares images (with a model of tracklets, folders too)")
+    frames = list_images(path)
+    if not frames:
+        raise ValueError(f"{path}: no image in this folder")
+    return frames
+
+
+def run_verify(args):
+    extractor = open_extractor(args)
+    sides = [side(path, extractor) for path in args.images]
+    features, _, unreadable = extract(extractor, sides)
+    if unreadable:
+        print_unreadable(unreadable)
+    if len(features) < 2:
+        raise SystemExit("verify needs two images that can be read")
+    verdict = judge(float(features[0] @ features[1]), extractor.threshold)
+    if verdict.same is None:
+        print(f"similarity {verdict.similarity:.4f}; no verdict: {args.model} has no calibrated threshold. Label "
+              f"images of your own cameras and run: python search.py calibrate --model {args.model} --labelled FOLDER")
+        return UNKNOWN
+    told = extractor.threshold
+    print(f"{'the same person' if verdict.same else 'not the same person'}: similarity {verdict.similarity:.4f}, "
+          f"threshold {verdict.threshold:.4f}, at which {verdict.fmr:.3g} of pairs of two persons are taken for one "
+          f"and {told['fnmr']:.3g} of pairs of one person are missed (on {told.get('dataset') or 'an unnamed set'})")
+    return SAME if verdict.same else OTHER
+
+
+def run_calibrate(args):
+    extractor = open_extractor(args)
+    if not os.access(Path(args.model).parent, os.W_OK):
+        raise ValueError(f"{args.model}: the threshold is stored in this file, and its folder cannot be written to")
+    import_onnx(args.model)  # now, rather than after the work
+    rows, problems = find_rows(args.labelled, args.labels, args.video)
+    rows = [row for row in rows if row.pid is not None]
+    if not rows:
+        raise ValueError(f"{args.labelled[0]}: no image has a label: names as 0002_c1s1_000451_03.jpg (person 2, "
+                         "camera 1), --labels mars, or a list with the columns path, pid, camid")
+    items = [row.path for row in rows]
+    if extractor.input == "clips":
+        rows, items = group_tracklets(rows)
+    features, places = [np.empty((0, extractor.feature_dim), np.float32)], []
+    for part, good, errors in stream(extractor, items, title="calibrate"):
+        features.append(part)
+        places += good
+        problems += errors
+    rows = [rows[place] for place in places]
+    pids, camids = [row.pid for row in rows], [row.camid for row in rows]
+    point = calibrate(np.concatenate(features), pids, camids, args.fmr)
+    if len({row.camid for row in rows}) < 2:
+        print("note: one camera or none is known, so pairs under one camera count too, which are easier")
+    equal = point.pop("eer")
+    point["dataset"] = args.name or os.path.basename(os.path.abspath(args.labelled[0]))
+    store(args.model, point, extractor.metadata, lambda file: check_stored(file, extractor, point))
+    print(f"pairs: {point['pairs'][0]:,} of one person, {point['pairs'][1]:,} of two, from {len(rows)} "
+          f"{extractor.unit} of {len({row.pid for row in rows})} persons; "
+          f"equal error rate {equal:.2%}")
+    print(f"threshold {point['similarity']:.4f}: false match rate {point['fmr']:.3g} (asked: at most {args.fmr:g}), "
+          f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
+    print_unreadable(problems)
+    return 0
+
+
+def check_stored(file, extractor, point):
+    """Raises ValueError unless the new file gives the features of the old one, to the bit, and the threshold."""
+    new = Extractor(file, "cpu", 2)
+    old = Extractor(extractor.path, "cpu", 2, preprocessing=extractor.preprocessing)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, *extractor.input_size, 3), dtype=np.uint8)
+    if new.threshold != point or not np.array_equal(new(list(pixels)), old(list(pixels))):
+        raise ValueError(f"{extractor.path}: with a threshold it would give other features; it was left as it is")
+
+
+# ---- the command ----
 
 
 def find_images(path, flag):
@@ -343,72 +617,195 @@ def find_images(path, flag):
     return images
 
 
-def writable_folder(path):
+def writable_folder(path, given=None):
     """The folder, made where it was missing; found out now rather than after the work."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return Path(path)
     except OSError as error:
-        raise SystemExit(f"--out {path}: cannot write there ({error.strerror}); name another folder") from None
+        given = given or f"--out {path}"
+        raise SystemExit(f"{given}: cannot write there ({error.strerror}); name another folder") from None
 
 
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description="Rank a gallery of person crops for each query with an exported model.",
-        epilog="Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search.")
+def add_model_flags(parser, required=True):
     add = parser.add_argument
-    add("--model", required=True, help="ONNX file written by export.py; it brings its size and normalisation along")
+    add("--model", required=required, metavar="FILE", help="ONNX file written by export.py; it brings its size and "
+        "normalisation along")
+    add("--provider", choices=["auto", *PROVIDERS], default="auto", help="auto takes CUDA where it works, else the "
+        "CPU, and says which; cuda stops rather than fall back, be it for one node: for services that count on it; "
+        "tensorrt builds engines beside the model, which takes minutes the first time (default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="images per call of the model; 32 suits a CPU, 128 a GPU, "
+        "fewer where memory is short (default: %(default)s)")
+    add("--threads", type=int, default=0, help="of the model on a CPU; fewer where other programs need the cores "
+        "(default: 0, one per physical core)")
+    foreign = parser.add_argument_group("for an ONNX file that export.py did not write, all three as it was trained")
+    foreign.add_argument("--input-size", type=int, nargs=2, metavar=("H", "W"), help="such as 256 128")
+    foreign.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels from 0 to 1")
+    foreign.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels from 0 to 1")
+
+
+def add_source_flags(parser, labels="none"):
+    add = parser.add_argument
+    add("--labels", choices=list(LABELS), default=labels, help="read person, camera, frame and tracklet from file "
+        "names: market1501 from 0002_c1s1_000451_03.jpg, mars from 0002C1T0001F451.jpg; images of person -1 (junk) are "
+        "left out. What a list says wins (default: %(default)s)")
+    add("--video", action="store_true", help="each folder that holds images is a tracklet, where names tell none")
+
+
+def start_parser():
+    parser = argparse.ArgumentParser(
+        prog="search.py", description="Rank a gallery of person crops for each query with an exported model.",
+        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate} --help. "
+        "Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search.",
+    )  # fmt: skip
+    add_model_flags(parser)
+    add = parser.add_argument
     add("--query", required=True, help="one image, or a folder of them; a query that lies in the gallery too is left "
         "out of its own ranking")
     add("--gallery", required=True, help="folder of person crops, searched with its subfolders, or one image")
     add("--top", type=int, default=10, help="gallery images listed per query; 10 fits a screen, 50 is for "
         f"careful looking; the picture shows {DRAWN} at most (default: %(default)s)")
-    add("--provider", choices=["auto", *PROVIDERS], default="auto", help="auto takes CUDA where it works, else the "
-        "CPU, and says which; cuda stops rather than fall back: for services that count on it (default: %(default)s)")
-    add("--batch-size", type=int, default=32, help="images per call of the model; 32 suits a CPU, 128 a GPU, "
-        "fewer where memory is short (default: %(default)s)")
     add("--labels", choices=list(LABELS), default="none", help="market1501 reads person and camera from names like "
-        "0002_c1s1_000451_03.jpg, marks right and wrong answers, and leaves out junk (-1) and the query's person under "
-        "the query's camera, as the standard protocol does (default: %(default)s)")
+        "0002_c1s1_000451_03.jpg, mars from 0002C1T0001F451.jpg; marks right and wrong answers, and leaves out junk "
+        "(-1) and the query's person under the query's camera, as the standard protocol does (default: %(default)s)")
     add("--out", default="runs/search", help="folder for ranked.csv and ranked.jpg, overwritten (default: %(default)s)")
+    return parser
+
+
+def index_parser():
+    parser = argparse.ArgumentParser(
+        prog="search.py index", description="Embed a gallery once and keep its features in a folder: features.npy, "
+        "which other programs load too, items.csv, which says what each row is, index.json, which says by what model. "
+        "Start it again to add what is new, to embed again what has changed, or to go on after a kill.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="folder of person crops with its subfolders, an image, a .txt "
+        "file with a path per line, or a .csv file with the columns path and, where known, pid, camid, time, tracklet")
+    add("--index", required=True, metavar="FOLDER", help="the index, made where it is missing")
+    add_model_flags(parser, required=False)
+    add_source_flags(parser)
+    add("--prune", action="store_true", help="remove rows whose files are gone")
+    add("--remove", nargs="+", metavar="PATH", help="remove these images, or all below these folders; needs no --model")
+    return parser
+
+
+def query_parser():
+    parser = argparse.ArgumentParser(
+        prog="search.py query", description="Rank the rows of an index for each query: the most similar first, exact.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--index", required=True, metavar="FOLDER", help="what search.py index made")
+    add("--query", metavar="PATH", help="image, folder, or list as search.py index takes it; a query that lies in the "
+        "index too is left out of its own ranking")
+    add("--query-index", metavar="FOLDER", help="instead: each row of another index is a query; needs no --model")
+    add_model_flags(parser, required=False)
+    add_source_flags(parser)
+    add("--top", type=int, default=10, help="answers per query (default: %(default)s)")
+    which = parser.add_argument_group("which rows are searched")
+    which.add_argument("--camera", nargs="+", default=[], help="only those of these cameras")
+    which.add_argument("--not-camera", nargs="+", default=[], metavar="CAMERA", help="none of these cameras")
+    when = "as the index has them: frame numbers where names tell them, else seconds since 1970, when the file was " \
+        "written unless a list says; a date such as 2026-05-01T14:30:00+02:00 stands for its seconds"  # fmt: skip
+    which.add_argument("--after", type=time_flag, metavar="TIME", help=f"from this time on; times are {when}")
+    which.add_argument("--before", type=time_flag, metavar="TIME", help="up to this time")
+    which.add_argument("--leave-out-same-camera", action="store_true", help="leave out rows of the query's person "
+                       "under the query's camera, as the market1501 protocol does")  # fmt: skip
+    which.add_argument("--tracklets", choices=["query", "gallery", "both"], help="one feature per tracklet, the mean "
+                       "of those of its images")  # fmt: skip
+    out = parser.add_argument_group("what is written beside the table; - is the console, in its place")
+    out.add_argument("--csv", metavar="FILE", help="a line per answer")
+    out.add_argument("--jsonl", metavar="FILE", help="a line of JSON per query")
+    out.add_argument("--picture", metavar="FILE", help=f"the first {DRAWN} queries as a .jpg or .png")
+    out.add_argument("--html", metavar="FILE", help=f"one page that holds all its images, of the first {PAGE} queries")
+    return parser
+
+
+def time_flag(text):
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def verify_parser():
+    parser = argparse.ArgumentParser(
+        prog="search.py verify", description="Tell whether two images show the same person, at the calibrated "
+        "threshold.", epilog=f"Exit code: {SAME} the same person, {OTHER} not, {UNKNOWN} the model has no calibrated "
+        "threshold; 1 where an image or the model cannot be read, 2 for a mistake on the command line.",
+    )  # fmt: skip
+    parser.add_argument("images", nargs=2, metavar="IMAGE", help="a model of tracklets takes folders of frames too")
+    add_model_flags(parser)
+    return parser
+
+
+def calibrate_parser():
+    parser = argparse.ArgumentParser(
+        prog="search.py calibrate", description="Find the threshold of 'the same person' on images whose persons are "
+        "known, and store it in the model's file.",
+        epilog="Take images of your own cameras: no threshold holds everywhere. Pairs of one person under one camera "
+        "are left out where cameras are known.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--labelled", required=True, nargs="+", metavar="SOURCE", help="folder whose names tell person and camera, or "
+        "a .csv file with the columns path, pid, camid")
+    add_model_flags(parser)
+    add_source_flags(parser, labels="market1501")
+    add("--fmr", type=float, default=0.001, help="the false match rate wanted: the share of pairs of two persons that "
+        "may be taken for one (default: %(default)s)")
+    add("--name", help="what verify calls the labelled set (default: the name of the first source)")
+    return parser
+
+
+def parse(parser, argv):
     args = parser.parse_args(argv)
-    if min(args.top, args.batch_size) < 1:
-        parser.error(f"--top {args.top}, --batch-size {args.batch_size}: both have to be at least 1")
+    counts = {flag: getattr(args, flag) for flag in ("top", "batch_size") if hasattr(args, flag)}
+    if min(counts.values()) < 1:
+        told = ", ".join(f"--{flag.replace('_', '-')} {value}" for flag, value in counts.items())
+        parser.error(f"{told}: both have to be at least 1" if len(counts) > 1 else f"{told}: it has to be at least 1")
+    if args.threads < 0:
+        parser.error(f"--threads {args.threads}: it has to be 0 or more")
+    if parser.prog.endswith("index"):
+        if bool(args.sources) == bool(args.remove):
+            parser.error("give sources to index, or --remove PATH; one of them")
+        if args.sources and not args.model:
+            parser.error("--model is required where something is to be embedded")
+    if parser.prog.endswith("query") and bool(args.query) == bool(args.query_index):
+        parser.error("give --query or --query-index, one of them")
+    if parser.prog.endswith("query") and [args.csv, args.jsonl].count("-") > 1:
+        parser.error("--csv - and --jsonl -: one of them may go to the console")
+    if parser.prog.endswith("calibrate") and not 0 < args.fmr < 1:
+        parser.error(f"--fmr {args.fmr}: a rate lies between 0 and 1, 0.001 is one in a thousand")
     return args
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
-    pattern = LABELS[args.labels]
+COMMANDS = {"index": (index_parser, run_index), "query": (query_parser, run_query),
+            "verify": (verify_parser, run_verify), "calibrate": (calibrate_parser, run_calibrate)}  # fmt: skip
+
+
+def rank_folder(args):
+    """python search.py --model --query --gallery: embeds both sides and ranks, nothing is kept but the results."""
+    labels = None if args.labels == "none" else args.labels
 
     # ---- what there is, and its features ----
     out = writable_folder(args.out)
     queries, gallery = find_images(args.query, "--query"), find_images(args.gallery, "--gallery")
-    gallery = [path for path, pid in zip(gallery, read_ids(gallery, pattern)[0], strict=True) if pid != JUNK]
+    gallery = [path for path, pid in zip(gallery, read_ids(gallery, args.labels)[0], strict=True) if pid != JUNK]
     for flag, paths in (("--query", queries), ("--gallery", gallery)):
-        if pattern and (read_ids(paths, pattern)[0] < 0).all():
+        if labels and (read_ids(paths, labels)[0] < 0).all():
             raise SystemExit(f"{flag}: no name gives person and camera as 0002_c1s1_000451_03.jpg does; "
                              "leave --labels out")
-    try:
-        extractor = Extractor(args.model, args.provider, args.batch_size)
-        about, (height, width) = extractor.metadata, extractor.input_size
-        print(f"model: {args.model}, {about['arch']} trained on {about.get('dataset') or 'an unnamed set'}, "
-              f"{height} x {width} pixels -> {extractor.feature_dim} features")
-        print(f"runs on: {extractor.provider} (onnxruntime {onnxruntime.__version__})")
-        start = time.perf_counter()
-        query_features, queries, unreadable = extract(extractor, queries, title="query")
-        gallery_features, gallery, others = extract(extractor, gallery, title="gallery")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(str(error)) from None
+    extractor = open_extractor(args)
+    start = time.perf_counter()
+    query_features, queries, unreadable = extract(extractor, queries, title="query")
+    gallery_features, gallery, others = extract(extractor, gallery, title="gallery")
     unreadable += others
     count, seconds = len(queries) + len(gallery) + len(unreadable), time.perf_counter() - start
     print(f"images: {len(queries)} query, {len(gallery)} gallery, {len(unreadable)} unreadable; "
           f"{count / seconds:.0f} images/s, decoding included")
 
     # ---- ranking ----
-    query_ids, gallery_ids = read_ids(queries, pattern), read_ids(gallery, pattern)
+    query_ids, gallery_ids = read_ids(queries, args.labels), read_ids(gallery, args.labels)
     leave_out = [same_file(queries, gallery), same_person_and_camera(query_ids, gallery_ids)]
     found = top_k(query_features, gallery_features, min(args.top, max(1, len(gallery))), leave_out)
     rows = []
@@ -420,7 +817,7 @@ def main(argv=None):
     # ---- results ----
     if rows:
         try:  # files first: a table that is piped into head must not lose them
-            write_csv(out / "ranked.csv", rows, bool(pattern))
+            write_csv(out / "ranked.csv", rows, bool(labels))
             picture = ranked_grid([(query, ranked[:DRAWN]) for query, ranked in rows[:DRAWN]])
             picture.save(out / "ranked.jpg", quality=90, subsampling=0)
         except OSError as error:
@@ -430,18 +827,35 @@ def main(argv=None):
               f"{min(DRAWN, len(rows))}" + f", {DRAWN} answers each" * (args.top > DRAWN))
     if args.top > len(gallery):
         print(f"--top {args.top} is more than the gallery's {len(gallery)} readable images; all of them are ranked")
-    if pattern:
+    if labels:
         answerable = sum(pid > 0 and ((gallery_ids[0] == pid) & (gallery_ids[1] != camid)).any()
                          for pid, camid in zip(*query_ids, strict=True))
         hits = sum(bool(ranked[0][2]) for _, ranked in rows)
         print(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, market1501 protocol)")
-    if unreadable:
-        print(f"{len(unreadable)} images could not be read and were left out:")
-        for path, reason in unreadable:
-            print(f"  {path}: {reason}")
+    print_unreadable(unreadable)
     if not rows:
         raise SystemExit("nothing could be ranked: no readable query, or every gallery image unreadable or left out")
     return 0
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        start_parser().error(f"there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}, or give --model, "
+                             "--query and --gallery")  # fmt: skip
+    build, run = COMMANDS.get(argv[0] if argv else "", (start_parser, rank_folder))
+    args = parse(build(), argv[1:] if run is not rank_folder else argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are listed as unreadable
+    try:
+        return run(args)
+    except BrokenPipeError:  # the table was piped into head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -42,6 +42,31 @@ def test_the_usual_ranking_gives_the_same_scores():
     assert scores["mAP"] == pytest.approx(mean_ap, abs=1e-6)
 
 
+def test_search_is_measured_beside_reading_and_multiplying(capsys, monkeypatch):
+    turns, medians = [], benchmark.medians
+
+    def watched(sides, *rest):  # what is measured, and what it gives
+        turns.append((sides[0].args[0], np.array(sides[0].args[1]), sides[1]()))
+        return medians(sides, *rest)
+
+    monkeypatch.setattr(benchmark, "medians", watched)
+    ratios = benchmark.measure_search(CPU, size=5000, dim=16, queries=5, top=3, rounds=1)
+    assert list(ratios) == [1, 5] and all(ratio > 0 for ratio in ratios.values())
+    printed = capsys.readouterr().out
+    assert "1 query: " in printed and "5 queries: " in printed and "bare product" in printed
+    (_, features, read), (asked, _, product) = turns
+    assert read == pytest.approx(features.sum(dtype=np.float64), rel=1e-3)  # all of it was read
+    assert np.allclose(product, asked @ features.T, atol=1e-4)
+
+
+def test_wrong_answers_are_noticed():
+    features = np.eye(4, dtype=np.float32)
+    asked = np.array([[4, 3, 2, 1]], np.float32)
+    benchmark.check_answers(np.array([[0, 1]]), asked, features)
+    with pytest.raises(ValueError, match="does not give the best"):
+        benchmark.check_answers(np.array([[0, 2]]), asked, features)
+
+
 def test_medians_takes_turns_and_leaves_the_first_call_out():
     calls = []
     seconds = benchmark.medians([lambda: calls.append("a"), lambda: calls.append("b")], CPU, rounds=3)

@@ -1,62 +1,33 @@
+"""Tests of search.py: the commands and the class, end to end with models of a few nodes.
+
+python -m pytest tests/test_search.py
+"""
+
 import csv
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-import warnings
+import time
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
+from tiny_onnx import (
+    METADATA,
+    SECOND,
+    broken_images,
+    cuda_usable,
+    person,
+    slow_feature,
+    write_clip_model,
+    write_model,
+)
 
 import search
-
-H, W, DIM = 32, 16, 24
-MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.25, 0.125]  # unlike each other, so that swapped channels show
-METADATA = {
-    "schema": 1, "arch": "tiny", "input_size": [H, W], "mean": MEAN, "std": STD, "colour_order": "RGB",
-    "resize": "Pillow BILINEAR", "feature_dim": DIM, "l2_normalised": True, "distance": "cosine", "threshold": None,
-    "dataset": "market1501", "scores": {"rank1": 0.5}, "weights_sha256": "0" * 64,
-}  # fmt: skip
-
-
-def write_model(path, metadata=METADATA, batch="batch", size=(H, W), normalise=True):
-    """A graph whose features are the means of 8 x 8 patches, L2-normalised. Returns path."""
-    nodes = [
-        helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("LpNormalization" if normalise else "Neg", ["flat"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes, "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, *size])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, 3 * (size[0] // 8) * (size[1] // 8)])],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    if metadata is not None:
-        helper.set_model_props(model, {"reid": json.dumps(metadata)})
-    onnx.save(model, path)
-    return path
-
-
-def person(pid, camid=0, size=(64, 128)):
-    """A PIL image of 8 x 4 coloured blocks drawn from the pid alone, with a little noise drawn from the camera."""
-    blocks = np.random.default_rng(pid).integers(40, 216, (8, 4, 3))
-    pixels = np.kron(blocks, np.ones((16, 16, 1))) + np.random.default_rng(camid).integers(-20, 21, (128, 64, 3))
-    return Image.fromarray(pixels.astype(np.uint8)).resize(size)
-
-
-def broken_images(folder):
-    """A truncated JPEG and a text file named .jpg."""
-    person(1).save(folder / "whole.jpg")
-    data = (folder / "whole.jpg").read_bytes()
-    (folder / "whole.jpg").unlink()
-    (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
-    (folder / "text.jpg").write_text("this is no image")
 
 
 @pytest.fixture
@@ -92,22 +63,6 @@ def read_csv(out):
         return list(csv.DictReader(file))
 
 
-def cuda_usable():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # plain onnxruntime warns about a provider it was not built with
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        options = onnxruntime.SessionOptions()
-        graph = helper.make_graph(
-            [helper.make_node("Relu", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
-        )  # fmt: skip
-        tiny = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-        session = onnxruntime.InferenceSession(
-            tiny.SerializeToString(), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    return session.get_providers()[0] == "CUDAExecutionProvider"
-
-
 # ---- imports ----
 
 @pytest.mark.parametrize("prelude", ["", "sys.modules.update(torch=None, torchvision=None, matplotlib=None);"])
@@ -120,237 +75,22 @@ def test_search_needs_neither_torch_nor_matplotlib(prelude, model, market, tmp_p
     assert run.returncode == 0, run.stderr
 
 
-# ---- images ----
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
-def test_read_image_is_pillow_rgb_bilinear(mode, tmp_path):
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    person(5, size=(50, 90)).convert(mode).save(path)
-    pixels = search.read_image(path, (H, W))
-    assert pixels.shape == (H, W, 3) and pixels.dtype == np.uint8
-    expected = Image.open(path).convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
-    assert pixels.tobytes() == expected.tobytes()
-
-
-def test_read_image_leaves_exif_rotation_alone(tmp_path):
-    image, exif = person(5), Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees
-    image.save(tmp_path / "plain.jpg")
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    same = [search.read_image(tmp_path / name, (H, W)).tobytes() for name in ("plain.jpg", "turned.jpg")]
-    assert same[0] == same[1]
-
-
-def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
-    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg"]
-    others = [".hidden.jpg", "._a.jpeg", "Thumbs.db", "notes.txt", ".cache/i.jpg", "sub/.git/j.png", "noextension"]
-    for name in names + others:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "folder.jpg").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in search.list_images(tmp_path)]
-    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "sub/c.png", "sub/deep/d.bmp"]
-
-
-# ---- features ----
-
-def slow_feature(image):
-    """What the tiny model means, in float64 with loops."""
-    pixels = np.asarray(image.convert("RGB").resize((W, H), Image.Resampling.BILINEAR))
-    feature = []
-    for channel in range(3):
-        for top in range(0, H, 8):
-            for left in range(0, W, 8):
-                patch = pixels[top : top + 8, left : left + 8, channel]
-                feature.append(np.mean((patch / 255 - MEAN[channel]) / STD[channel]))
-    return np.array(feature) / np.linalg.norm(feature)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_extractor_equals_slow_reference(batch_size, model):
-    images = [person(pid, size=(40 + pid, 70 + 3 * pid)) for pid in range(8)]
-    features = search.Extractor(model, "cpu", batch_size)(images)
-    assert features.dtype == np.float32 and features.shape == (8, DIM)
-    np.testing.assert_allclose(features, [slow_feature(image) for image in images], atol=1e-6)
-
-
-def test_paths_images_and_arrays_give_the_same_features(model, tmp_path):
-    paths = []
-    for pid in range(5):
-        person(pid).save(tmp_path / f"{pid}.png")
-        paths.append(tmp_path / f"{pid}.png")
-    extractor = search.Extractor(model, "cpu")
-    images = [Image.open(path) for path in paths]
-    expected = extractor(paths)
-    for same in ([str(path) for path in paths], images, [np.asarray(image) for image in images],
-                 np.stack([np.asarray(image) for image in images]), (path for path in paths)):  # fmt: skip
-        assert extractor(same).tobytes() == expected.tobytes()
-    for one in (paths[0], str(paths[0]), images[0], np.asarray(images[0])):
-        np.testing.assert_allclose(extractor(one), expected[:1], atol=1e-6)
-    assert extractor([]).shape == (0, DIM)
-
-
-def test_extractor_says_what_it_is(model):
-    extractor = search.Extractor(model, "cpu")
-    assert (extractor.input_size, extractor.feature_dim) == ((H, W), DIM)
-    assert (extractor.mean, extractor.std) == (tuple(MEAN), tuple(STD))
-    assert (extractor.distance, extractor.threshold) == ("cosine", None)
-    assert extractor.provider == "CPUExecutionProvider" and extractor.metadata == METADATA
-
-
-@pytest.mark.parametrize("array", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)])
-def test_extractor_refuses_other_arrays(array, model):
-    with pytest.raises(TypeError, match=r"uint8 array \(H, W, 3\)"):
-        search.Extractor(model, "cpu")([array])
-
-
-def test_extractor_raises_for_unreadable_image_and_extract_lists_it(model, tmp_path):
-    broken_images(tmp_path)
-    for pid in range(4):
-        person(pid).save(tmp_path / f"{pid}.png")
-    paths = [tmp_path / name for name in
-             ("0.png", "truncated.jpg", "1.png", "2.png", "text.jpg", "gone.png", "3.png")]  # fmt: skip
-    extractor = search.Extractor(model, "cpu", batch_size=2)
-    with pytest.raises(OSError, match="truncated"):
-        extractor(paths)
-    features, read, unreadable = search.extract(extractor, paths)
-    assert [path.name for path in read] == ["0.png", "1.png", "2.png", "3.png"]
-    np.testing.assert_allclose(features, [slow_feature(Image.open(path)) for path in read], atol=1e-6)
-    assert [path.name for path, _ in unreadable] == ["truncated.jpg", "text.jpg", "gone.png"]
-    for (_, reason), expected in zip(unreadable, ["truncated", "cannot identify", "No such file"], strict=True):
-        assert expected in reason
-
-
-def test_decoding_runs_ahead_but_not_away(monkeypatch):
-    """One list in hand and two ahead: a gallery of millions must not pile up in memory."""
-    started = []
-    monkeypatch.setattr(search, "to_pixels", lambda image, size: started.append(image))
-    lists = search.decode_ahead(list(range(20)), (H, W), 2)
-    assert [image for image, _ in next(lists)] == [0, 1]
-    lists.close()  # waits for the threads
-    assert sorted(started) == [0, 1, 2, 3, 4, 5]
-
-
-def test_features_that_are_not_normalised_are_refused(tmp_path):
-    extractor = search.Extractor(write_model(tmp_path / "raw.onnx", normalise=False), "cpu")
-    with pytest.raises(ValueError, match="instead of 1"):
-        extractor([person(1)])
-
-
-def test_failure_inside_the_model_is_no_traceback(model, market, tmp_path, monkeypatch):
-    """A model that stops in the middle, as it does when a GPU runs out of memory."""
-    monkeypatch.setattr(search, "resize", lambda image, size: np.zeros((H + 8, W, 3), np.uint8))
-    with pytest.raises(SystemExit, match="CPUExecutionProvider failed on a batch of 4; try fewer .*dimension"):
-        search.main(command(model, *market, tmp_path / "out"))
-
-
-# ---- the model file ----
-
-@pytest.mark.parametrize("change, message", [
-    ({"schema": 2}, "schema 2, this search.py reads 1"),
-    ({"mean": None, "feature_dim": None}, "lacks mean, feature_dim"),
-    ({"colour_order": "BGR"}, "colour_order 'BGR'"),
-    ({"resize": "bicubic"}, "resize 'bicubic'"),
-    ({"l2_normalised": False}, "l2_normalised False"),
-    ({"input_size": [W, H]}, "input_size"),
-    ({"feature_dim": 7}, "feature_dim 7"),
-])  # fmt: skip
-def test_metadata_is_checked(change, message, tmp_path):
-    metadata = {key: value for key, value in {**METADATA, **change}.items() if value is not None}
-    with pytest.raises(ValueError, match=message):
-        search.Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu")
-
-
-def test_model_without_metadata_names_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="not written by export.py.*input_size, mean, std"):
-        search.Extractor(write_model(tmp_path / "m.onnx", None), "cpu")
-
-
-def test_fixed_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="any batch"):
-        search.Extractor(write_model(tmp_path / "m.onnx", batch=4), "cpu")
-
-
-@pytest.mark.parametrize("provider", ["cpu", "auto"])
-@pytest.mark.parametrize("content", [b"", b"this is no model", "half"])
-def test_foreign_file_is_refused(provider, content, model, tmp_path):
-    data = model.read_bytes()
-    (tmp_path / "bad.onnx").write_bytes(data[: len(data) // 2] if content == "half" else content)
-    with pytest.raises(ValueError, match="bad.onnx: onnxruntime cannot load"):
-        search.Extractor(tmp_path / "bad.onnx", provider)
-
-
-def test_unknown_provider(model):
-    with pytest.raises(ValueError, match="'gpu' is unknown; choose from auto, cpu, cuda"):
-        search.Extractor(model, "gpu")
-
-
-def test_cuda_fails_rather_than_fall_back(model, market, tmp_path):
-    if cuda_usable():
-        pytest.skip("CUDA works on this machine")
-    with pytest.raises(RuntimeError, match="cannot use CUDA here"):
-        search.Extractor(model, "cuda")
-    with pytest.raises(SystemExit, match="cannot use CUDA here"):
-        search.main([*command(model, *market, tmp_path / "out"), "--provider", "cuda"])
-
-
-def test_cuda_gives_the_features_of_the_cpu(model):
-    if not cuda_usable():
-        pytest.skip("no CUDA device that onnxruntime can use")
-    images = [person(pid) for pid in range(7)]
-    extractor = search.Extractor(model, "cuda")
-    assert extractor.provider == "CUDAExecutionProvider" == search.Extractor(model, "auto").provider
-    np.testing.assert_allclose(extractor(images), search.Extractor(model, "cpu")(images), atol=1e-5)
-
-
-def test_auto_takes_the_cpu_without_a_word(model, capfd):
-    if cuda_usable():
-        pytest.skip("CUDA works on this machine")
-    capfd.readouterr()
-    assert search.Extractor(model, "auto").provider == "CPUExecutionProvider"
-    assert capfd.readouterr() == ("", "")
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        cuda_usable()
-        assert "CUDA" in capfd.readouterr().err  # onnxruntime speaks up again for whoever uses it next
-
-
-# ---- ranking ----
-
-def slow_top_k(queries, gallery, k, left_out):
-    """Sorts everything, for each query: the most similar first, equal ones in gallery order."""
-    rows = []
-    for q, query in enumerate(queries):
-        allowed = [g for g in range(len(gallery)) if not left_out[q, g]]
-        rows.append(sorted(allowed, key=lambda g: -(gallery[g] @ query))[:k])  # sorted is stable
-    return rows
-
-
-@pytest.mark.parametrize("block", [1, 7, 1000])
-@pytest.mark.parametrize("k", [1, 5, 60, 300])
-def test_top_k_equals_a_full_stable_sort(block, k, monkeypatch):
-    """Small whole numbers: products are exact, so they do not depend on the block, and many are equal."""
-    monkeypatch.setattr(search, "QUERY_BLOCK", 4)
-    rng = np.random.default_rng(block + k)
-    queries, gallery = (rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in (11, 250))
-    query_keys, gallery_keys = rng.integers(0, 5, 11), rng.integers(0, 5, 250)
-    more = np.arange(11), np.full(250, 3)  # leaves nothing for query 3
-    left_out = (query_keys[:, None] == gallery_keys) | (more[0][:, None] == more[1])
-    indices, similarities = search.top_k(queries, gallery, k, [(query_keys, gallery_keys), more], block)
-    for q, expected in enumerate(slow_top_k(queries, gallery, k, left_out)):
-        assert indices[q].tolist() == expected + [-1] * (k - len(expected))
-        assert similarities[q, : len(expected)].tolist() == (gallery[expected] @ queries[q]).tolist()
-    assert (indices[3] == -1).all()
-
-
-@pytest.mark.parametrize("block", [1, 7, 1000])
-def test_top_k_of_real_features(block):
-    rng = np.random.default_rng(block)
-    queries, gallery = (rng.standard_normal((n, 16)).astype(np.float32) for n in (5, 400))
-    indices, similarities = search.top_k(queries, gallery, 10, block=block)
-    exact = queries.astype(float) @ gallery.T.astype(float)
-    assert indices.tolist() == np.argsort(-exact, axis=1, kind="stable")[:, :10].tolist()
-    np.testing.assert_allclose(similarities, -np.sort(-exact, axis=1)[:, :10], atol=1e-5)
+def test_the_files_that_readme_tells_to_copy_suffice(model, market, tmp_path):
+    """In a folder with nothing else of ours, every subcommand but calibrate, which needs a labelled set, runs."""
+    repository = Path(search.__file__).parent
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    told = readme[readme.index("Searching needs no torch:") :].partition("the `.onnx` file")[0]
+    (tmp_path / "deployed").mkdir()
+    for name in re.findall(r"`(\w+\.py)`", told):
+        shutil.copy(repository / name, tmp_path / "deployed" / name)
+    html = ["--html", str(tmp_path / "r.html"), "--picture", str(tmp_path / "r.jpg")]
+    image = str(next(market[0].iterdir()))
+    for argv, code in ((index(model, tmp_path / "i", market[1]), 0),
+                       ([*query(model, tmp_path / "i", market[0]), *html], 0),
+                       (["verify", image, image, "--model", str(model)], search.UNKNOWN)):  # fmt: skip
+        run = subprocess.run([sys.executable, "search.py", *argv], cwd=tmp_path / "deployed", capture_output=True,
+                             text=True)  # fmt: skip
+        assert run.returncode == code, run.stderr
 
 
 # ---- the command ----
@@ -499,3 +239,512 @@ def test_exit_codes_of_the_process(model, market, tmp_path):
         argv = [sys.executable, search.__file__, *command(model, *market, tmp_path / "out"), *more]
         run = subprocess.run(argv, capture_output=True, text=True)
         assert run.returncode == code and "Traceback" not in run.stderr, run.stderr
+
+
+def test_the_other_provider_is_an_error(model, market, tmp_path, capsys):
+    if cuda_usable():
+        pytest.skip("CUDA works on this machine")
+    argv = [*command(model, *market, tmp_path / "out"), "--provider", "cuda"]
+    assert "cannot use CUDA here" in fails(capsys, argv, 1)
+
+
+# ---- index ----
+
+def index(model, folder, *sources):
+    return ["index", *map(str, sources), "--model", str(model), "--index", str(folder), "--provider", "cpu"]
+
+
+def rows_of(folder):
+    """{file name: its row} and the features, which have to be those of the images."""
+    with search.Index.read(folder) as found:
+        rows, features = found.rows, np.array(found.features)
+    assert len({row.path for row in rows}) == len(rows) == len(features)
+    for row, feature in zip(rows, features, strict=True):
+        if os.path.exists(row.path):
+            with Image.open(row.path) as image:
+                np.testing.assert_allclose(feature, slow_feature(image), atol=1e-5)
+    return {os.path.basename(row.path): row for row in rows}
+
+
+def test_index_again_adds_changes_and_prunes(model, market, tmp_path, capsys):
+    _, gallery = market
+    folder = tmp_path / "i"
+    assert search.main([*index(model, folder, gallery), "--labels", "market1501"]) == 0
+    assert len(rows_of(folder)) == 6  # without junk
+    assert rows_of(folder)["0002_c2s1_000003_01.jpg"][1:5] == (2, "2", 3, "0002_c2s1")
+    stamp = (folder / "items.csv").stat()
+    assert search.main([*index(model, folder, gallery), "--labels", "market1501"]) == 0
+    assert "6 listed, 0 new, 0 changed, 6 there already" in capsys.readouterr().out
+    assert (folder / "items.csv").stat() == stamp
+
+    person(7).save(gallery / "0007_c1s1_000001_01.jpg")
+    person(8).save(gallery / "0001_c1s1_000002_01.jpg")  # other pixels under an old name
+    (gallery / "0004_c1s1_000006_01.jpg").unlink()
+    broken_images(gallery)
+    assert search.main([*index(model, folder, gallery), "--labels", "market1501"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 listed, 3 new, 1 changed, 4 there already" in printed and "7 rows now" in printed
+    gone = gallery / "0004_c1s1_000006_01.jpg"
+    assert f"1 row is of files that are gone, such as {gone}" in printed and "2 images could not be read" in printed
+    assert set(rows_of(folder)) >= {"0007_c1s1_000001_01.jpg", "0004_c1s1_000006_01.jpg"}
+
+    (gallery / "0007_c1s1_000001_01.jpg").write_text("spoilt")
+    assert search.main([*index(model, folder, gallery), "--labels", "market1501", "--prune"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 new, 1 changed, 5 there already" in printed and "5 rows now, 2 removed" in printed
+    assert not set(rows_of(folder)) & {"0007_c1s1_000001_01.jpg", "0004_c1s1_000006_01.jpg"}
+
+
+def test_index_learns_labels_without_embedding_again(model, market, tmp_path, capsys):
+    search.main(index(model, tmp_path / "i", market[1]))
+    search.main([*index(model, tmp_path / "i", market[1]), "--labels", "market1501"])
+    assert "0 new, 0 changed" in capsys.readouterr().out
+    assert rows_of(tmp_path / "i")["0001_c2s1_000003_01.jpg"].camid == "2"
+
+
+def test_index_remove(model, market, tmp_path, capsys, monkeypatch):
+    query, gallery = market
+    search.main(index(model, tmp_path / "i", query, gallery))
+    monkeypatch.chdir(gallery)
+    remove = ["index", "--index", str(tmp_path / "i"), "--remove"]
+    assert search.main([*remove, str(query), "0004_c1s1_000006_01.jpg", "nowhere"]) == 0
+    printed = capsys.readouterr().out
+    assert "5 rows removed, 6 left" in printed and "nowhere: no row of it or below it" in printed
+    assert len(rows_of(tmp_path / "i")) == 6
+    assert search.main([*remove, "nowhere"]) == 1
+
+
+SLOW = """
+import sys, time
+import search
+embed = search.Extractor.run
+def run(self, rows):
+    time.sleep(0.01)
+    return embed(self, rows)
+search.Extractor.run, search.COMMIT = run, 0.02
+search.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_index_goes_on(model, tmp_path):
+    """kill -9 in the middle of the work, twice; then the same command: each image is there once, in order."""
+    crops, folder = tmp_path / "crops", tmp_path / "i"
+    crops.mkdir()
+    for number in range(60):
+        person(number, size=(16, 32)).save(crops / f"{number:02}.png")
+    argv, counts = [*index(model, folder, crops), "--batch-size", "2"], []
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", SLOW, *argv], cwd=Path(search.__file__).parent,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            lines = (folder / "items.csv").read_bytes().count(b"\n") - 1 if (folder / "items.csv").exists() else 0
+            if lines > (counts[-1] if counts else 0) + 4:
+                break
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -9
+        counts.append(len(rows_of(folder)))
+    assert 0 < counts[0] < counts[1] < 60
+    assert search.main(argv) == 0
+    assert list(rows_of(folder)) == [f"{number:02}.png" for number in range(60)]
+    assert np.load(folder / "features.npy").shape == (60, 24)
+
+
+FULL = """
+import resource, sys
+import search
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+search.COMMIT = 0
+search.main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_is_told_and_the_work_goes_on_later(model, tmp_path):
+    """No file may grow beyond 2,000 bytes: 19 of 30 features (96 bytes each) fit."""
+    crops, folder = tmp_path / "crops", tmp_path / "i"
+    crops.mkdir()
+    for number in range(30):
+        person(number, size=(16, 32)).save(crops / f"{number:02}.png")
+    argv = [*index(model, folder, crops), "--batch-size", "3"]
+    run = subprocess.run([sys.executable, "-c", FULL, *argv], cwd=Path(search.__file__).parent, capture_output=True,
+                         text=True)  # fmt: skip
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "could not write (File too large); the" in run.stderr and "start the same command again" in run.stderr
+    assert 0 < len(rows_of(folder)) < 20
+    assert search.main(argv) == 0
+    assert list(rows_of(folder)) == [f"{number:02}.png" for number in range(30)]
+
+
+def test_a_gallery_that_changes_while_it_is_read(model, tmp_path, capsys, monkeypatch):
+    """After the files were listed one vanishes, one grows, one is written anew; none is fatal, and the next run sees
+    what changed."""
+    crops, folder = tmp_path / "crops", tmp_path / "i"
+    crops.mkdir()
+    for number in range(4):
+        person(number).save(crops / f"{number}.png")
+    def find_then_change(*arguments):
+        found = find(*arguments)
+        (crops / "0.png").unlink()
+        person(9).save(crops / "1.png")
+        return found
+
+    find = search.find_rows
+    monkeypatch.setattr(search, "find_rows", find_then_change)
+    assert search.main(index(model, folder, crops)) == 0
+    printed = capsys.readouterr().out
+    assert f"{crops / '0.png'}: " in printed and "No such file" in printed
+    assert f"1 image changed while being read; the next run reads them again:\n  {crops / '1.png'}\n" in printed
+    assert "1 images could not be read" in printed and "3 rows now" in printed
+    monkeypatch.undo()
+    search.main(index(model, folder, crops))
+    assert "0 new, 1 changed, 2 there already" in capsys.readouterr().out
+    assert list(rows_of(folder)) == ["1.png", "2.png", "3.png"]
+
+
+def test_index_of_odd_files(model, tmp_path, capsys):
+    """Bombs, empty files and broken ones are listed; animated, CMYK, palette and turned images are read; so are names
+    with spaces, commas, other alphabets, and bytes that are not UTF-8."""
+    crops, folder = tmp_path / "crops", tmp_path / "i"
+    crops.mkdir()
+    broken_images(crops)
+    (crops / "empty.png").write_bytes(b"")
+    Image.new("1", (8192, 8193)).save(crops / "bomb.png")
+    Image.new("1", (14000, 14000)).save(crops / "larger bomb.png")  # Pillow itself refuses it
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    person(1).save(crops / "turned.jpg", exif=exif)
+    person(2).convert("CMYK").save(crops / "cmyk.jpg")
+    person(3).convert("P").save(crops / "palette.png")
+    person(4).save(crops / "moving.webp", save_all=True, append_images=[person(5)])
+    person(6).save(crops / 'a, "b"  c 名前.png')
+    person(7).save(os.fsencode(crops) + b"/caf\xe9.png")
+    assert search.main(index(model, folder, crops)) == 0
+    assert len(rows_of(folder)) == 6
+    printed = capsys.readouterr().out
+    assert "5 images could not be read" in printed and "bomb.png: 8192 x 8193 pixels are more than" in printed
+    search.main(index(model, folder, crops))
+    assert "0 new" not in capsys.readouterr().out  # what could not be read is tried again
+    assert search.main([*query(model, folder, crops / "cmyk.jpg"), "--html", str(tmp_path / "r.html"), "--csv",
+                        str(tmp_path / "r.csv"), "--jsonl", str(tmp_path / "r.jsonl"), "--picture",
+                        str(tmp_path / "r.png")]) == 0  # fmt: skip
+    assert b"caf\xe9.png" in (tmp_path / "r.csv").read_bytes() and "名前" in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_an_index_of_another_model(model, market, tmp_path, capsys):
+    other = write_model(tmp_path / "other.onnx", METADATA | {"weights_sha256": "f" * 64})
+    search.main(index(model, tmp_path / "i", market[1]))
+    for argv in (index(other, tmp_path / "i", market[0]), query(other, tmp_path / "i", market[0])):
+        message = fails(capsys, argv, 1)
+        assert "0" * 64 in message and "f" * 64 in message and "another folder" in message
+    rounded = write_model(tmp_path / "int8.onnx", SECOND | {"precision": "int8"})
+    assert "features of fp32, " in fails(capsys, index(rounded, tmp_path / "i", market[0]), 1)
+    capsys.readouterr()
+    assert search.main(query(rounded, tmp_path / "i", market[0])) == 0
+    assert "note: the index holds fp32 features, the model gives int8" in capsys.readouterr().out
+
+
+def test_an_index_of_tracklets(tmp_path, capsys):
+    """A model of tracklets makes a row of each; an image queries it as a tracklet of one frame."""
+    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
+    for pid in (1, 2, 3):
+        (crops / str(pid)).mkdir(parents=True)
+        for frame in range(pid):
+            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    assert search.main([*index(model, folder, crops), "--video"]) == 0
+    with search.Index.read(folder) as found:
+        assert [(os.path.basename(os.path.dirname(row.path)), row.frames) for row in found.rows] == [
+            ("1", 1), ("2", 2), ("3", 3)]  # fmt: skip
+    search.main([*index(model, folder, crops), "--video"])
+    assert "0 new, 0 changed, 3 there already" in capsys.readouterr().out
+    person(2, 9).save(crops / "2" / "9.png")  # the tracklet grows
+    search.main([*index(model, folder, crops), "--video"])
+    assert "0 new, 1 changed, 2 there already" in capsys.readouterr().out
+    person(3, 5).save(tmp_path / "q.png")
+    search.main([*query(model, folder, tmp_path / "q.png"), "--csv", str(tmp_path / "r.csv")])
+    with open(tmp_path / "r.csv", newline="") as file:
+        assert next(csv.DictReader(file))["gallery"] == str(crops / "3" / "0.png")
+    verify = ["verify", str(crops / "3"), str(tmp_path / "q.png"), "--model", str(model), "--provider", "cpu"]
+    assert search.main(verify) == search.UNKNOWN
+
+
+# ---- query ----
+
+def query(model, folder, source):
+    return ["query", "--model", str(model), "--index", str(folder), "--query", str(source), "--provider", "cpu"]
+
+
+@pytest.fixture
+def shop(model, market, tmp_path):
+    search.main([*index(model, tmp_path / "shop", market[1]), "--labels", "market1501"])
+    return tmp_path / "shop"
+
+
+def answers_of(argv, tmp_path):
+    """{query's name: [gallery's name, ...]} out of the JSON lines, after checking the CSV against them."""
+    assert search.main([*argv, "--jsonl", str(tmp_path / "r.jsonl"), "--csv", str(tmp_path / "r.csv")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    with open(tmp_path / "r.csv", newline="") as file:
+        table = [(row["query"], int(row["rank"]), row["gallery"], float(row["similarity"]), row["match"])
+                 for row in csv.DictReader(file)]  # fmt: skip
+    assert table == [(line["query"], hit["rank"], hit["gallery"], hit["similarity"],
+                      "" if hit["match"] is None else str(int(hit["match"])))
+                     for line in lines for hit in line["results"]]  # fmt: skip
+    return {Path(line["query"]).name: [Path(hit["gallery"]).name for hit in line["results"]] for line in lines}
+
+
+def test_query_gives_what_the_single_command_gives(model, market, shop, tmp_path):
+    search.main(command(model, *market, tmp_path / "out", "--labels", "market1501", "--top", "3"))
+    argv = [*query(model, shop, market[0]), "--labels", "market1501", "--leave-out-same-camera", "--top", "3"]
+    found, expected = answers_of(argv, tmp_path), {}
+    for row in read_csv(tmp_path / "out"):
+        expected.setdefault(Path(row["query"]).name, []).append(Path(row["gallery"]).name)
+    assert found == expected
+    with open(tmp_path / "r.csv", newline="") as file:
+        assert [row["match"] for row in csv.DictReader(file)] == [row["match"] for row in read_csv(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("flags, names", [
+    (["--camera", "2"], {"0001_c2", "0002_c2"}),
+    (["--camera", "2", "3"], {"0001_c2", "0002_c2", "0000_c3"}),
+    (["--not-camera", "1", "3"], {"0001_c2", "0002_c2"}),
+    (["--after", "3", "--before", "4"], {"0001_c2", "0002_c2", "0000_c3"}),
+    (["--before", "1970-01-01T00:00:02"], {"0001_c1", "0002_c1"}),
+])  # fmt: skip
+def test_filters(flags, names, model, market, shop, tmp_path):
+    found = answers_of([*query(model, shop, market[0] / "0003_c1s1_000001_00.jpg"), *flags], tmp_path)
+    assert {name[:7] for name in found["0003_c1s1_000001_00.jpg"]} == names
+
+
+def test_a_filter_that_leaves_nothing_says_what_there_is(model, market, shop, capsys):
+    message = fails(capsys, [*query(model, shop, market[0]), "--camera", "9"], 1)
+    assert "no row of" in message and "its cameras: 1, 2, 3; its times: from 2 to 6" in message
+
+
+def test_index_against_index_needs_no_model(model, market, shop, tmp_path, capsys):
+    """The same answers as with the images, and rows that are in both are left out of their own ranking."""
+    search.main([*index(model, tmp_path / "q", market[0]), "--labels", "market1501"])
+    argv = ["query", "--index", str(shop), "--query-index"]
+    found = answers_of([*argv, str(tmp_path / "q"), "--top", "2"], tmp_path)
+    assert found == answers_of([*query(model, shop, market[0]), "--top", "2"], tmp_path)
+    capsys.readouterr()
+    own = answers_of([*argv, str(shop), "--tracklets", "gallery"], tmp_path)
+    assert "6 queries, 6 of 6 rows searched, as 6 tracklets" in capsys.readouterr().out
+    own = answers_of([*argv, str(shop)], tmp_path)
+    assert len(own) == 6 and all(len(names) == 5 and name not in names for name, names in own.items())
+
+
+def test_tracklets_are_averaged(model, tmp_path):
+    """Two frames each of persons 1 and 3; the tracklets' similarity is that of the means."""
+    crops, queries = tmp_path / "crops", tmp_path / "queries"
+    crops.mkdir()
+    queries.mkdir()
+    for camid in (1, 2):
+        person(1, camid).save(crops / f"0001_c1s1_00000{camid}_01.png")
+        person(3, camid).save(crops / f"0003_c1s1_00000{camid}_01.png")
+        person(1, camid + 4).save(queries / f"0001_c2s1_00000{camid}_01.png")
+    search.main([*index(model, tmp_path / "i", crops), "--labels", "market1501"])
+    argv = [*query(model, tmp_path / "i", queries), "--labels", "market1501", "--tracklets"]
+    assert {name: len(hits) for name, hits in answers_of([*argv, "gallery"], tmp_path).items()} == {
+        f"0001_c2s1_00000{camid}_01.png": 2 for camid in (1, 2)}  # fmt: skip
+    assert {name: len(hits) for name, hits in answers_of([*argv, "query"], tmp_path).items()} == {
+        "0001_c2s1_000001_01.png": 4}  # fmt: skip
+    both = answers_of([*argv, "both"], tmp_path)
+    assert both == {"0001_c2s1_000001_01.png": ["0001_c1s1_000001_01.png", "0003_c1s1_000001_01.png"]}
+    embed = search.Extractor(model, "cpu")
+    means = [embed([person(1, camid) for camid in camids]).mean(0) for camids in ((1, 2), (5, 6))]
+    expected = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+    hit = json.loads((tmp_path / "r.jsonl").read_text())["results"][0]
+    assert hit["similarity"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_query_on_the_console(model, market, shop, capfd):
+    """The table by default; with - nothing but the answers on standard output."""
+    argv = [*query(model, shop, market[0]), "--labels", "market1501", "--top", "1"]
+    assert search.main(argv) == 0
+    printed = capfd.readouterr().out
+    assert "0001_c1s1_000001_00.jpg     1      1.0000  0001_c1s1_000002_01.jpg  right" in printed
+    assert "rank-1: 3 of 4 queries whose" in printed
+    assert search.main([*argv, "--jsonl", "-"]) == 0
+    out, err = capfd.readouterr()
+    assert len([json.loads(line) for line in out.splitlines()]) == 4 and "runs on: CPU" in err
+    assert search.main([*argv, "--csv", "-"]) == 0
+    assert len(list(csv.DictReader(capfd.readouterr().out.splitlines()))) == 4
+
+
+def test_pictures_and_pages_are_made_and_gone_images_listed(model, market, shop, tmp_path, capsys):
+    (market[1] / "0001_c1s1_000002_01.jpg").unlink()
+    argv = [*query(model, shop, market[0]), "--picture", str(tmp_path / "r.jpg")]
+    argv += ["--html", str(tmp_path / "new/r.html")]
+    assert search.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'r.jpg'}: all queries" in printed and f"{tmp_path / 'new/r.html'}: all queries" in printed
+    assert f"{market[1] / '0001_c1s1_000002_01.jpg'}: not drawn" in printed
+    with Image.open(tmp_path / "r.jpg") as picture:
+        assert picture.format == "JPEG"
+    assert "image cannot be read" in (tmp_path / "new/r.html").read_text()
+    assert "could not write the results" in fails(capsys, [*argv, "--picture", str(tmp_path / "r.xyz")], 1)
+
+
+# ---- verify and calibrate ----
+
+def test_calibrate_then_verify(model, tmp_path, capsys):
+    """Persons under two cameras, whose images differ by noise: the threshold lies between them and strangers."""
+    crops = tmp_path / "shop"
+    crops.mkdir()
+    for pid in range(1, 31):
+        for camid in (1, 2):
+            person(pid, camid).save(crops / f"{pid:04}_c{camid}s1_000001_01.png")
+    flags = ["--model", str(model), "--provider", "cpu"]
+    pair = [str(crops / f"{name}s1_000001_01.png") for name in ("0001_c1", "0001_c2", "0002_c1")]
+    assert search.main(["verify", *pair[:2], *flags]) == search.UNKNOWN == 4
+    assert "no verdict" in capsys.readouterr().out
+    calibrate = ["calibrate", *flags, "--labelled", str(crops)]
+    assert "cannot resolve a false match rate of 0.001" in fails(capsys, calibrate, 1)
+    assert search.Extractor(model, "cpu").threshold is None
+    before = search.Extractor(model, "cpu")(pair)
+    assert search.main([*calibrate, "--fmr", "0.01"]) == 0
+    stored = search.Extractor(model, "cpu").threshold
+    assert stored["dataset"] == "shop" and stored["fmr"] <= 0.01 and stored["fnmr"] == 0
+    assert stored["pairs"] == [30, 30 * 29 // 2 * 4]
+    assert set(stored) == {"similarity", "fmr", "fnmr", "dataset", "pairs"}
+    assert search.Extractor(model, "cpu")(pair).tobytes() == before.tobytes()
+    capsys.readouterr()
+    assert search.main(["verify", *pair[:2], *flags]) == search.SAME == 0
+    printed = capsys.readouterr().out
+    assert "the same person: similarity" in printed and f"threshold {stored['similarity']:.4f}" in printed
+    assert f"{stored['fmr']:.3g} of pairs of two persons are taken for one" in printed and "on shop" in printed
+    assert search.main(["verify", pair[0], pair[2], *flags]) == search.OTHER == 3
+    assert "not the same person" in capsys.readouterr().out
+    searcher = search.Searcher(model, provider="cpu")
+    assert searcher.verify(*pair[:2])[1:] == (True, stored["similarity"], stored["fmr"])
+    assert searcher.verify(pair[0], pair[2]).same is False
+
+
+def test_calibrate_a_file_of_another_exporter(tmp_path, capsys):
+    """What it was told is written down with the threshold: after that the file needs no flags, and an index stays
+    good."""
+    model, crops = write_model(tmp_path / "m.onnx", None, input="x", output="y"), tmp_path / "crops"
+    crops.mkdir()
+    for pid in range(1, 9):
+        for camid in (1, 2):
+            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    assert "--input-size 32 16" in fails(capsys, index(model, tmp_path / "i", crops), 1)
+    sizes = ["--input-size", "32", "16", "--mean", "0.2", "0.4", "0.6", "--std", "0.5", "0.25", "0.125"]
+    assert search.main([*index(model, tmp_path / "i", crops), *sizes]) == 0
+    assert search.main(["calibrate", "--model", str(model), "--labelled", str(crops), "--fmr", "0.2", *sizes]) == 0
+    assert search.main(query(model, tmp_path / "i", crops)) == 0
+    assert len(rows_of(tmp_path / "i")) == 16
+    a, b = crops / "0001_c1.png", crops / "0001_c2.png"
+    assert search.main(["verify", str(a), str(b), "--model", str(model)]) == 0
+
+
+def test_calibrate_without_onnx_says_so_before_the_work(model, market, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr(search, "find_rows", lambda *_: pytest.fail("it began"))
+    argv = ["calibrate", "--model", str(model), "--labelled", str(market[1])]
+    assert "the package onnx is needed" in fails(capsys, argv, 1)
+
+
+# ---- the class ----
+
+def test_searcher_in_memory_takes_boxes_of_frames(model):
+    """What a tracker has: arrays, cut out of a frame, with ids of its own."""
+    frame = np.concatenate([np.asarray(person(pid)) for pid in (1, 2, 3)], axis=1)  # (128, 192, 3)
+    boxes = [(0, 128, 64 * i, 64 * i + 64) for i in range(3)]
+    searcher = search.Searcher(model, provider="cpu")
+    assert searcher.search([person(1)]) == [[]] and len(searcher) == 0
+    crops = [frame[y0:y1, x0:x1] for y0, y1, x0, x1 in boxes]
+    assert searcher.add(crops, names=["one", "two", "three"], camids=[1, 1, 2], times=[0.0, 1.0, None]) == 3
+    hits = searcher.search(frame[:, 64:128], top=2)[0]
+    assert hits[0].row.path == "two" and hits[0].similarity == pytest.approx(1, abs=1e-6) and len(hits) == 2
+    features = searcher.embed(crops)
+    assert [[hit.row.path for hit in ranked][0] for ranked in searcher.search(features)] == ["one", "two", "three"]
+    assert [hit.row.path for hit in searcher.search([person(1)], cameras=[2])[0]] == ["three"]
+    assert [hit.row.path for hit in searcher.search([person(1)], after=0.5)[0]] == ["two"]
+    assert {hit.row.path for hit in searcher.search([person(1)], not_cameras=["2"], before=0.5)[0]} == {"one"}
+    assert searcher.remove(["two", "four"]) == 1 and len(searcher) == 2
+    searcher.add(crops[1:2])
+    assert searcher.gallery.rows[-1].path == "#2"
+    assert searcher.gallery.features.shape == (3, 24)
+    assert searcher.verify(crops[0], crops[0]) == (pytest.approx(1, abs=1e-6), None, None, None)
+
+
+def test_searcher_averages_tracklets(model):
+    searcher = search.Searcher(model, provider="cpu")
+    searcher.add([person(1, 1), person(1, 2), person(2, 1)], tracklets=["a", "a", "b"])
+    assert [(h.row.tracklet, h.row.frames) for h in searcher.search(person(1), average=True)[0]] == [("a", 2), ("b", 1)]
+
+
+def test_searcher_on_an_index(model, market, tmp_path):
+    paths = sorted(market[1].iterdir())
+    with search.Searcher(model, tmp_path / "i", write=True, provider="cpu") as searcher:
+        searcher.add(paths[:3])
+        with pytest.raises(ValueError, match="2 of pid for 1 images"):
+            searcher.add(paths[3:4], pids=[1, 2])
+        with pytest.raises(OSError):
+            searcher.add([tmp_path / "gone.png"])
+        assert searcher.remove(paths[:1]) == 1
+        searcher.add([person(1)], names=["no file"])
+    search.main([*index(model, tmp_path / "i", market[1]), "--prune"])
+    with search.Searcher(searcher.extractor, tmp_path / "i", write=True) as searcher:
+        assert searcher.remove(["no file"]) == 1 and searcher.remove(paths[3:]) == len(paths) - 3
+        searcher.remove(paths[:1])
+    with search.Searcher(searcher.extractor, tmp_path / "i") as reader:
+        assert [hit.row.path for hit in reader.search(paths[1])[0]][0] == str(paths[1]) and len(reader) == 2
+        with pytest.raises(ValueError, match="opened to search in"):
+            reader.add(paths[3:4])
+    other = write_model(tmp_path / "other.onnx", METADATA | {"weights_sha256": "f" * 64})
+    with pytest.raises(ValueError, match="another model"):
+        search.Searcher(other, tmp_path / "i", provider="cpu")
+
+
+# ---- mistakes ----
+
+@pytest.mark.parametrize("argv, message", [
+    (["index", "crops"], "required: --index"),
+    (["index", "crops", "--index", "i"], "--model is required where something is to be embedded"),
+    (["index", "--index", "i", "--model", "m"], "give sources to index, or --remove PATH"),
+    (["index", "c", "--index", "i", "--remove", "x"], "one of them"),
+    (["query", "--index", "i"], "give --query or --query-index"),
+    (["query", "--index", "i", "--query", "q", "--query-index", "j"], "one of them"),
+    (["query", "--index", "i", "--query", "q", "--after", "noon"], "'noon' is no time"),
+    (["query", "--index", "i", "--query", "q", "--csv", "-", "--jsonl", "-"], "one of them may go to the console"),
+    (["query", "--index", "i", "--query", "q", "--top", "0"], "--top 0, --batch-size 32: both have to be at least 1"),
+    (["verify", "a.jpg", "--model", "m"], "IMAGE"),
+    (["verify", "a", "b", "--model", "m", "--batch-size", "0"], "--batch-size 0: it has to be at least 1"),
+    (["verify", "a", "b", "--model", "m", "--threads", "-1"], "--threads -1"),
+    (["calibrate", "--model", "m", "--labelled", "l", "--fmr", "1"], "--fmr 1.0: a rate lies between 0 and 1"),
+    (["indx", "crops"], "there is no command 'indx'; choose from index, query, verify, calibrate"),
+])  # fmt: skip
+def test_usage_errors_of_subcommands(argv, message, capsys):
+    assert message in fails(capsys, argv, 2)
+
+
+def test_bad_inputs_of_subcommands(model, market, shop, tmp_path, capsys):
+    crops, bad = market[1], tmp_path / "bad"
+    bad.mkdir()
+    broken_images(bad)
+    flags = ["--model", str(model), "--provider", "cpu"]
+    for argv, message in [
+        (index(model, tmp_path / "i", tmp_path / "nowhere"), "nowhere: no such file or folder"),
+        (index(model, crops, crops), "is no index and not empty"),
+        (index(model, tmp_path / "i", bad), "is empty: no image could be read"),
+        (query(model, tmp_path / "nothing", crops), "no such folder; python search.py index makes an index"),
+        (query(model, crops, crops), "is not an index: it has no index.json"),
+        (["query", "--index", str(shop), "--query", str(crops)], "--query needs --model"),
+        (query(model, shop, bad), "nothing could be ranked"),
+        ([*query(model, shop, crops), "--html", "/proc/r.html"], "/proc/r.html: cannot write there"),
+        (["index", "--index", str(bad), "--remove", "x"], "is not an index"),
+        (["verify", str(bad / "text.jpg"), str(bad / "text.jpg"), *flags], "verify needs two images"),
+        (["verify", str(crops), str(crops), *flags], "verify compares images"),
+        (["calibrate", *flags, "--labelled", str(crops), "--labels", "mars"], "no image has a label"),
+    ]:  # fmt: skip
+        assert message in fails(capsys, argv, 1), argv
+
+
+def test_help_of_each_subcommand(capsys):
+    for name in search.COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            search.main([name, "--help"])
+        assert stop.value.code == 0 and f"search.py {name}" in capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""Ranked answers on paper: as a table on the console, as CSV, as JSON lines.
+
+    answers = Answers(query_rows, gallery_rows, indices, similarities)     # lists of gallery.Row; what top_k gives
+    write_answers_jsonl("ranked.jsonl", answers, sys.stdout)
+
+An answer is a row of the gallery, its similarity, and whether it shows the query's person: True, False, or None where
+nobody said who one of them is.
+"""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+NO_LABEL = -2  # the person of an image whose name tells none
+DETAILS = ("pid", "camid", "time", "tracklet")  # of a gallery row, in the files
+
+
+def is_match(query_pid, gallery_pid):
+    """None where it cannot be known: an image without a label, or a query that is no person."""
+    if query_pid is None or gallery_pid is None:
+        return None
+    return None if query_pid <= 0 or gallery_pid == NO_LABEL else bool(query_pid == gallery_pid)
+
+
+def print_table(rows, query_root, gallery_root):
+    """File names are relative to the folder that the user gave."""
+    def name(path, root):
+        path = Path(path)
+        return str(path.relative_to(root) if path != Path(root) and path.is_relative_to(root) else path.name)
+
+    width = max(len(name(query, query_root)) for query, _ in rows)
+    print(f"\n{'query':<{width}}  rank  similarity  gallery")
+    for query, ranked in rows:
+        for number, (path, similarity, match) in enumerate(ranked, start=1):
+            verdict = {True: "  right", False: "  wrong", None: ""}[match]
+            print(f"{name(query, query_root):<{width}}  {number:>4}  {similarity:>10.4f}  "
+                  f"{name(path, gallery_root)}{verdict}")
+
+
+def write_csv(path, rows, labelled):
+    """match is 1, 0 or empty. Names that are not valid UTF-8 keep their bytes, so that the paths still open."""
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["query", "rank", "similarity", "gallery"] + ["match"] * labelled)
+        for query, ranked in rows:
+            for number, (gallery, similarity, match) in enumerate(ranked, start=1):
+                verdict = ["" if match is None else int(match)] * labelled
+                writer.writerow([query, number, f"{similarity:.6f}", gallery, *verdict])
+
+
+def open_output(path, console):
+    """A file to write text to; '-' is the console. Names that are not valid UTF-8 keep their bytes."""
+    path, close = (console.fileno(), False) if path == "-" else (path, True)
+    return open(path, "w", newline="", encoding="utf-8", errors="surrogateescape", closefd=close)
+
+
+def write_answers_csv(path, answers, console):
+    with open_output(path, console) as file:
+        writer = csv.writer(file)
+        writer.writerow(["query", "rank", "similarity", "gallery", "match", *DETAILS])
+        for query, ranked in answers:
+            for number, (row, similarity, match) in enumerate(ranked, start=1):
+                details = ["" if value is None else value for value in (getattr(row, name) for name in DETAILS)]
+                writer.writerow([query.path, number, f"{similarity:.6f}", row.path,
+                                 "" if match is None else int(match), *details])  # fmt: skip
+
+
+def write_answers_jsonl(path, answers, console):
+    """A line per query: {"query": path, "results": [{"rank", "similarity", "gallery", "match", "pid", ...}, ...]}."""
+    with open_output(path, console) as file:
+        for query, ranked in answers:
+            results = [{"rank": number, "similarity": round(similarity, 6), "gallery": row.path, "match": match,
+                        **{name: getattr(row, name) for name in DETAILS}}
+                       for number, (row, similarity, match) in enumerate(ranked, start=1)]  # fmt: skip
+            file.write(json.dumps({"query": query.path, "results": results}) + "\n")
+
+
+def counted(count, one, many):
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def print_unreadable(unreadable):
+    if unreadable:
+        print(f"{len(unreadable)} images could not be read and were left out:")
+        for path, reason in unreadable:
+            print(f"  {path}: {reason}")
+
+
+class Answers:
+    """(query row, [(gallery row, similarity, match), ...]) of each query that has any; made as they are looked at."""
+
+    def __init__(self, queries, rows, indices, similarities):
+        self.queries, self.rows, self.indices, self.similarities = queries, rows, indices, similarities
+        self.ranked = np.flatnonzero(indices[:, 0] >= 0)
+
+    def __len__(self):
+        return len(self.ranked)
+
+    def __iter__(self):
+        return self.first(len(self.ranked))
+
+    def first(self, count):
+        for q in self.ranked[:count]:
+            yield self.queries[q], [(self.rows[g], float(s), is_match(self.queries[q].pid, self.rows[g].pid))
+                                    for g, s in zip(self.indices[q], self.similarities[q], strict=True)
+                                    if g >= 0]  # fmt: skip
+
+
+def common_root(rows):
+    """The folder that names in the table are relative to: what all paths share."""
+    parents = {os.path.dirname(row.path) for row in rows}
+    return os.path.commonpath(parents) if parents and all(map(os.path.isabs, parents)) else "/"

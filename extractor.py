@@ -1,0 +1,543 @@
+"""Features from an exported model, with onnxruntime and without torch.
+
+    from extractor import Extractor
+    features = Extractor("best.onnx")(["a.jpg", "b.jpg"])    # (2, D) float32
+    similarity = features[0] @ features[1]                   # their cosine
+
+The model says how it wants its pixels: the ONNX metadata property `reid` is one JSON document, written by export.py.
+A file of another exporter has none; then `preprocessing` says it: {"input_size": [H, W], "mean": [...], "std": [...]}.
+
+| input of the graph | one row of a batch | made from |
+|---|---|---|
+| images | float32 (3, H, W), normalised | an image: a path, a PIL image or a uint8 array (h, w, 3) in RGB order |
+| clips, mask | float32 (T, 3, H, W), (T,) | a tracklet: a list of images; an image is a tracklet of one frame |
+| bytes | uint8 (h, w, 3), as it is | an image; the graph resizes and normalises, images of one size run together |
+
+Pixels are made as in training: Pillow, RGB, BILINEAR to (H, W), the whole image. EXIF rotation is not applied, since
+data sets are read without it; an animated image gives its first frame; transparency is dropped; 16-bit grey is clipped
+to 0..255, so convert such files first. Images above MAX_PIXELS are refused before they are decoded, and listed like
+other files that cannot be read.
+Letters: N images, D feature size, H W image size, B batch, T frames of a tracklet.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+import weakref
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tqdm import tqdm
+
+# Keys that the metadata of a model has to have, and the values that this file can work with.
+NEEDED = ("schema", "arch", "input_size", "mean", "std", "colour_order", "resize", "feature_dim", "l2_normalised",
+          "distance")  # fmt: skip
+FIXED = {"schema": (1, 2), "colour_order": ("RGB",), "resize": ("Pillow BILINEAR",), "l2_normalised": (True,),
+         "input": ("images", "clips", "bytes"), "precision": ("fp32", "fp16", "int8")}  # fmt: skip
+SIZES = ("input_size", "mean", "std")  # what is to be said about a file without metadata
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+MAX_PIXELS = 2**26  # of one image file: 67 million, 200 MB decoded. A crop of a person has some 10,000
+DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
+
+
+# ---- images ----
+
+def read_image(path, size=None):
+    """The pixels of an image file at size (H, W), or as it is: uint8 (H, W, 3), RGB. Raises what Pillow raises."""
+    with Image.open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have "
+                             f"(limit {MAX_PIXELS:,}); it was not decoded")
+        return resize(image, size)
+
+
+def resize(image, size=None):
+    """A PIL image as uint8 (H, W, 3), at size (H, W) where one is given."""
+    image = image.convert("RGB")
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR) if size else image)
+
+
+def to_pixels(image, size=None):
+    """A path, PIL image or HxWx3 uint8 RGB array of any size -> uint8 (H, W, 3)."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image, size)
+    if isinstance(image, Image.Image):
+        return resize(image, size)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"an image is a path, a PIL image or a uint8 array (H, W, 3) in RGB order, not {what}")
+    if not image.size:
+        raise ValueError(f"an image of shape {image.shape} has no pixels; a box of a tracker may lie outside its frame")
+    return resize(Image.fromarray(image), size)
+
+
+def list_images(folder):
+    """The image files below a folder, sorted by their path in it; nothing hidden (.name, ._name, .folder/)."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(parent, folder)
+        for name in names:
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(path):
+                found.append((name if inside == "." else f"{inside}/{name}".replace(os.sep, "/"), path))
+    return [Path(path) for _, path in sorted(found)]
+
+
+def spread(count, most):
+    """Ascending numbers of at most `most` of `count` frames, evenly spread; all of them where most is 0."""
+    return range(count) if not most or count <= most else [(2 * i + 1) * count // (2 * most) for i in range(most)]
+
+
+def work_ahead(function, items, size):
+    """Yields function(item) of all items, in lists of `size`; threads work two lists ahead of the caller."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        ahead = deque()
+        for start in range(0, len(items), size):
+            ahead.append(pool.map(function, items[start : start + size]))
+            if len(ahead) > 2:
+                yield list(ahead.popleft())
+        while ahead:
+            yield list(ahead.popleft())
+
+
+# ---- sessions ----
+
+def provider_options(provider, path):
+    """onnxruntime's list of providers; what the first ones cannot run goes to the next."""
+    # The default search for convolution algorithms starts anew for each batch size and stalls for seconds.
+    cuda = ("CUDAExecutionProvider", {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC"})
+    # Engines take minutes to build, so they are kept beside the model.
+    tensorrt = ("TensorrtExecutionProvider", {"device_id": 0, "trt_engine_cache_enable": True,
+                                              "trt_engine_cache_path": f"{path}.trt"})  # fmt: skip
+    return {"cpu": [], "cuda": [cuda], "tensorrt": [tensorrt, cuda]}[provider] + ["CPUExecutionProvider"]
+
+
+def open_session(path, provider="auto", threads=0):
+    """An onnxruntime session on the provider asked for: 'cuda' and 'tensorrt' raise RuntimeError where they cannot be
+    used, 'auto' takes CUDA where it works, else the CPU. onnxruntime itself would carry on on the CPU, with a line on
+    stderr at most. threads: of one operator; 0 lets onnxruntime take the physical cores."""
+    if provider not in ("auto", *PROVIDERS):
+        raise ValueError(f"provider {provider!r} is unknown; choose from auto, {', '.join(PROVIDERS)}")
+    if threads < 0:
+        raise ValueError(f"threads is {threads}; give the number of them, or 0 for one per physical core")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; export.py writes the model that search.py reads")
+    if provider == "cpu":
+        return create_session(path, "cpu", threads)
+    session = create_gpu_session(path, "cuda" if provider == "auto" else provider, threads, quiet=provider == "auto")
+    if session is None and provider != "auto":
+        raise RuntimeError(unusable(provider))
+    return session or create_session(path, "cpu", threads)
+
+
+def unusable(provider):
+    """What to say where onnxruntime does not get to a GPU."""
+    name, needs = {"cuda": ("CUDA", "CUDA and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+                   "tensorrt": ("TensorRT", "CUDA, cuDNN and TensorRT libraries (libnvinfer.so.10)")}[provider]
+    return (f"provider {provider}: onnxruntime {onnxruntime.__version__} cannot use {name} here (built with "
+            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and "
+            f"{needs}. Or choose the provider cpu or auto.")  # fmt: skip
+
+
+def create_session(path, provider, threads=0, options=None):
+    """A session without onnxruntime's own fallback, which would change the provider of a session that fails later."""
+    options = options or onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=provider_options(provider, path),
+                                            enable_fallback=0)  # fmt: skip
+    except Exception as error:  # onnxruntime has a dozen error classes of its own, all straight below Exception
+        raise ValueError(f"{path}: onnxruntime cannot load this file as an ONNX model ({error})") from None
+
+
+def create_gpu_session(path, provider, threads, quiet):
+    """A session that runs on the provider, or None. The list of available providers says only what was compiled in, so
+    the one way to know is to try; quiet keeps the complaints of a machine without a GPU off the console."""
+    first = provider_options(provider, path)[0][0]
+    if first not in onnxruntime.get_available_providers():
+        return None
+    if quiet:
+        onnxruntime.set_default_logger_severity(4)
+    try:
+        if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that pip installed
+            with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
+                onnxruntime.preload_dlls()
+        session = create_session(path, provider, threads)
+    except ValueError as error:
+        if not quiet:
+            create_session(path, "cpu")  # raises where the file is what is wrong
+            raise RuntimeError(f"{unusable(provider)} ({error})") from None
+        return None
+    finally:
+        if quiet:
+            onnxruntime.set_default_logger_severity(2)  # warnings, onnxruntime's default; it cannot be asked
+    return session if session.get_providers()[0] == first else None
+
+
+def nodes_on_cpu(path, provider, feed):
+    """Names and types of the nodes that compute on the CPU, found by profiling one run on `feed`, input name -> array.
+
+    onnxruntime puts the arithmetic of shapes there on purpose: nodes that give nothing but integers of 32 or 64 bits
+    and truth values. (The setting session.disable_cpu_ep_fallback would forbid those too.)
+    """
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, os.path.join(folder, "run")
+        session = create_session(path, provider, options=options)
+        session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found = {}
+    for event in events:
+        told = event.get("args", {})
+        kinds = {kind for output in told.get("output_type_shape", []) for kind in output}
+        if told.get("provider") == "CPUExecutionProvider" and not kinds <= {"int64", "int32", "bool"}:
+            found[event["name"].removesuffix("_kernel_time")] = told.get("op_name", "?")
+    return sorted(found.items())
+
+
+def pin(array):
+    """Page-locks the memory of a numpy array for as long as it lives, so that a GPU fetches from it directly; False
+    where there is no CUDA runtime to ask."""
+    for name in ("libcudart.so.13", "libcudart.so.12"):
+        with contextlib.suppress(OSError, AttributeError):
+            runtime = ctypes.CDLL(name)  # the one that onnxruntime has loaded
+            address = ctypes.c_void_p(array.ctypes.data)
+            if runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), 0) == 0:
+                weakref.finalize(array, runtime.cudaHostUnregister, address)
+                return True
+    return False
+
+
+class Bound:
+    """Runs a session with inputs that stay on the device, one set of buffers per shape, filled from page-locked memory.
+
+    The batch is padded to a power of two, and so is the number of frames: few shapes, each of which cuDNN has to look
+    at once. Padding repeats the last row; added frames have the mask 0.
+    """
+
+    KEPT = 16  # shapes; beyond that, as with images of many sizes, all are given up and made anew
+
+    def __init__(self, session, device="cuda"):
+        self.session, self.device, self.output = session, device, session.get_outputs()[0].name
+        self.shapes, self.lock = {}, threading.Lock()
+        self.pinned = None  # whether the host's side is page-locked; known after the first run
+
+    def bind(self, names, arrays, shapes):
+        binding, hosts, values = self.session.io_binding(), [], []
+        for name, array, shape in zip(names, arrays, shapes, strict=True):
+            hosts.append(np.zeros(shape, array.dtype))
+            values.append(onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, array.dtype.type, self.device, 0))
+            binding.bind_ortvalue_input(name, values[-1])
+        binding.bind_output(self.output, self.device, 0)
+        self.pinned = all([pin(host) for host in hosts])
+        return binding, hosts, values
+
+    def run(self, names, arrays):
+        """Features (B, D) of input arrays that all begin with B."""
+        count, axes = len(arrays[0]), 2 if "mask" in names else 1
+        shapes = [[1 << (n - 1).bit_length() for n in array.shape[:axes]] + list(array.shape[axes:])
+                  for array in arrays]  # fmt: skip
+        key = str(shapes)
+        with self.lock:
+            if key not in self.shapes:
+                if len(self.shapes) >= self.KEPT:
+                    self.shapes.clear()
+                self.shapes[key] = self.bind(names, arrays, shapes)
+            binding, hosts, values = self.shapes[key]
+            for host, value, array in zip(hosts, values, arrays, strict=True):
+                host[tuple(map(slice, array.shape))] = array
+                if axes == 2:
+                    host[:count, array.shape[1] :] = 0
+                host[count:] = host[count - 1]
+                value.update_inplace(host)
+            self.session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()[0][:count]
+
+
+# ---- what the file says ----
+
+def check_sizes(sizes, path):
+    """Raises ValueError unless input_size is two whole numbers, mean and std three numbers, std above 0."""
+    size, mean, std = (sizes[key] for key in SIZES)
+    numbers = all(isinstance(part, (list, tuple)) and all(type(x) in (int, float) and math.isfinite(x) for x in part)
+                  for part in (size, mean, std))  # fmt: skip
+    if not (numbers and [len(size), len(mean), len(std)] == [2, 3, 3] and min(std) > 0
+            and all(type(x) is int and x > 0 for x in size)):  # fmt: skip
+        raise ValueError(f"{path}: input_size {size}, mean {mean}, std {std}; they have to be two whole numbers "
+                         "(height, width), three numbers (red, green, blue; for pixels from 0 to 1) and three above 0")
+
+
+def read_metadata(session, path, preprocessing=None):
+    """The JSON document that export.py left in the file, checked: the keys, their values, and against the graph. For a
+    file without one: such a document made of `preprocessing` and of what the graph tells."""
+    text = session.get_modelmeta().custom_metadata_map.get("reid")
+    if text is None:
+        return describe_foreign(session, path, preprocessing)
+    if preprocessing:
+        raise ValueError(f"{path} says its own {', '.join(SIZES)}; leave them out")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: the metadata property 'reid' is not JSON ({error}); export it again") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: the metadata property 'reid' is not a JSON object; export the model again")
+    if metadata.get("foreign"):  # search.py calibrate has written down what it was told
+        told = {key: metadata.get(key) for key in ("weights_sha256", "threshold")}
+        return describe_foreign(session, path, {key: metadata.get(key) for key in SIZES}) | told
+    for key, values in FIXED.items():
+        if metadata.get(key, values[0]) not in values:
+            raise ValueError(f"{path}: its metadata says {key} {metadata[key]!r}, this search.py reads "
+                             f"{' or '.join(map(repr, values))} only; take export.py and search.py of one version")
+    missing = [key for key in NEEDED if key not in metadata]
+    if missing:
+        raise ValueError(f"{path}: the metadata property 'reid' lacks {', '.join(missing)}; export the model again")
+    check_sizes(metadata, path)
+    threshold = metadata.get("threshold")
+    if threshold is not None and not (isinstance(threshold, dict) and {"similarity", "fmr", "fnmr"} <= set(threshold)):
+        raise ValueError(f"{path}: its metadata has the threshold {threshold!r}, not similarity, fmr and fnmr; "
+                         "calibrate it again")
+    check_graph(session, path, metadata)
+    return metadata
+
+
+def check_graph(session, path, metadata):
+    """Raises ValueError where the graph is not what the metadata says."""
+    free, image = None, [3, *metadata["input_size"]]
+    wanted = {
+        "images": [("images", "tensor(float)", [free, *image])],
+        "clips": [("clips", "tensor(float)", [free, free, *image]), ("mask", "tensor(float)", [free, free])],
+        "bytes": [("bytes", "tensor(uint8)", [free, free, free, 3])],
+    }[metadata.get("input", "images")]
+    wanted_outputs = [("features", "tensor(float)", [free, metadata["feature_dim"]])]
+
+    def told(values):  # axes of any length have a name, or nothing
+        return [(v.name, v.type, [n if isinstance(n, int) else free for n in v.shape]) for v in values]
+
+    graph = told(session.get_inputs()), told(session.get_outputs())
+    if graph != (wanted, wanted_outputs):
+        def show(values):
+            return ", ".join(f"{name} {kind} {['any' if n is free else n for n in shape]}"
+                             for name, kind, shape in values)  # fmt: skip
+
+        raise ValueError(f"{path}: the graph maps {show(graph[0])} to {show(graph[1])}, its metadata says "
+                         f"input_size {metadata['input_size']}, feature_dim {metadata['feature_dim']}, any batch: "
+                         f"{show(wanted)} to {show(wanted_outputs)}")
+
+
+def describe_foreign(session, path, preprocessing):
+    """Metadata of a file that another exporter wrote: nothing is guessed, the graph confirms what the user says."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape if inputs else []
+    if len(inputs) != 1 or len(outputs) < 1 or inputs[0].type != "tensor(float)" or len(shape) != 4:
+        told = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
+        raise ValueError(f"{path} was not written by export.py, and its graph takes {told or 'nothing'}; such a file "
+                         "is read where it takes one float32 batch of images (B, 3, H, W)")
+    if shape[1] != 3:
+        layout = "which is channels-last: export it with channels first" if shape[3] == 3 else "not three channels"
+        raise ValueError(f"{path} was not written by export.py, and its graph takes {shape}, {layout}, (B, 3, H, W)")
+    if isinstance(shape[0], int):
+        raise ValueError(f"{path} was not written by export.py, and its graph takes batches of {shape[0]} only; export "
+                         "it with any batch (a dynamic first axis)")
+    missing = [key for key in SIZES if not (preprocessing or {}).get(key)]
+    if missing:
+        size = " ".join(str(n) for n in shape[2:]) if all(isinstance(n, int) for n in shape[2:]) else "HEIGHT WIDTH"
+        raise ValueError(
+            f"{path} was not written by export.py: it has no metadata property 'reid', the JSON document that gives "
+            f"{', '.join(NEEDED)}. Export the checkpoint with export.py, or say {', '.join(missing)} as it was "
+            f"trained: --input-size {size} --mean RED GREEN BLUE --std RED GREEN BLUE (for pixels from 0 to 1)")
+    sizes = {key: list(preprocessing[key]) for key in SIZES}
+    check_sizes(sizes, path)
+    if any(isinstance(n, int) and n != size for n, size in zip(shape[2:], sizes["input_size"], strict=True)):
+        raise ValueError(f"{path}: input_size {sizes['input_size']} does not fit its graph, which takes {shape}")
+    digest = hashlib.sha256(json.dumps(sizes).encode())  # features follow from the file and from these
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return {"schema": 1, "foreign": True, "arch": "unknown network", **sizes, "colour_order": "RGB",
+            "resize": "Pillow BILINEAR", "feature_dim": None, "l2_normalised": False, "distance": "cosine",
+            "threshold": None, "input": "images",
+            "precision": "fp32", "dataset": None, "weights_sha256": digest.hexdigest()}  # fmt: skip
+
+
+# ---- the class ----
+
+class Extractor:
+    """An exported model: extractor(images) -> (N, D) float32, L2-normalised, so a dot product is the cosine.
+
+    Carries input_size (H, W), feature_dim, mean, std, distance, input, precision, threshold (None where not calibrated,
+    else a dict: similarity, fmr, fnmr, dataset, pairs), provider (the one in use, by onnxruntime's name), on_cpu (nodes
+    that a GPU left to the CPU) and metadata (all that the file says). Threads may share it. Set batch_size for speed or
+    memory. frames: of a longer tracklet so many are looked at, evenly spread; 0 for all.
+    """
+
+    def __init__(self, path, provider="auto", batch_size=32, *, threads=0, frames=32, preprocessing=None):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it has to be at least 1")
+        self.path, self.batch_size, self.frames, self.preprocessing = str(path), batch_size, frames, preprocessing
+        self.session = open_session(path, provider, threads)
+        self.provider = self.session.get_providers()[0]
+        self.metadata = read_metadata(self.session, path, preprocessing)
+        self.input_size = tuple(self.metadata["input_size"])
+        self.mean, self.std = tuple(self.metadata["mean"]), tuple(self.metadata["std"])
+        self.distance, self.threshold = self.metadata["distance"], self.metadata.get("threshold")
+        self.input = self.metadata.get("input", "images")  # schema 1 knows nothing else
+        self.precision = self.metadata.get("precision", "fp32")
+        self.names = [value.name for value in self.session.get_inputs()]
+        self.output = self.session.get_outputs()[0].name
+        self.bound, self.on_cpu = None, []
+        if self.provider != "CPUExecutionProvider":
+            self.check_placement(provider)
+            self.bound = Bound(self.session)
+        self.warm_up()
+
+    def check_placement(self, provider):
+        """Fills on_cpu; RuntimeError where the GPU was asked for by name and does not do it all."""
+        name = "tensorrt" if self.provider.startswith("Tensorrt") else "cuda"
+        self.on_cpu = nodes_on_cpu(self.path, name, dict(zip(self.names, self.batch([self.noise()]), strict=True)))
+        if self.on_cpu and provider != "auto":
+            told = ", ".join(f"{node} ({kind})" for node, kind in self.on_cpu[:5])
+            raise RuntimeError(f"provider {provider}: {self.path} runs on the GPU but for {len(self.on_cpu)} nodes, "
+                               f"which {self.provider} leaves to the CPU: {told}. Export it again, or choose auto.")
+
+    def warm_up(self):
+        """Runs the model once, on the GPU also with a whole batch: the first call is slow, and a file that does not
+        work should say so now. Called when a model is opened."""
+        noise = self.noise()
+        features = self.run([noise])
+        self.feature_dim = features.shape[1]  # which another exporter's file need not say
+        if self.bound:
+            self.run([noise] * self.list_size)
+
+    def noise(self):
+        """A row for a batch, of grey noise."""
+        pixels = np.random.default_rng(0).integers(0, 256, (*self.input_size, 3), dtype=np.uint8)
+        return self.prepare(pixels)[0]
+
+    @property
+    def unit(self):
+        """What it counts, in words."""
+        return "tracklets" if self.input == "clips" else "images"
+
+    @property
+    def list_size(self):
+        """Images, or tracklets of up to 8 times as many frames in all, that run together."""
+        return max(1, self.batch_size // 8) if self.input == "clips" else self.batch_size
+
+    def __call__(self, images):
+        """images: a list of paths, PIL images or HxWx3 uint8 RGB arrays of any size, or one of them. A model of
+        tracklets also takes lists of such lists: the frames of each tracklet."""
+        single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", None) == 3
+        return extract(self, [images] if single else list(images), skip=False)[0]
+
+    def normalise(self, pixels):
+        """uint8 (H, W, 3) -> float32 (3, H, W)."""
+        image = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+        image /= 255
+        image -= np.float32(self.mean).reshape(3, 1, 1)
+        image /= np.float32(self.std).reshape(3, 1, 1)
+        return image
+
+    def prepare(self, item):
+        """An image, or for a model of tracklets a list of them, -> (its row of a batch or None where nothing of it can
+        be read, [(image, error)] of what cannot). Broken files make Pillow raise nearly every class there is."""
+        frames = [item]
+        if self.input == "clips" and (isinstance(item, (list, tuple)) or getattr(item, "ndim", None) == 4):
+            frames = [item[i] for i in spread(len(item), self.frames)]
+        rows, errors = [], []
+        for frame in frames:
+            try:
+                pixels = to_pixels(frame, None if self.input == "bytes" else self.input_size)
+                rows.append(pixels if self.input == "bytes" else self.normalise(pixels))
+            except Exception as error:
+                errors.append((frame, error))
+        if not frames:
+            errors.append((item, ValueError("a tracklet without frames")))
+        if not rows:
+            return None, errors
+        return np.stack(rows) if self.input == "clips" else rows[0], errors
+
+    def batch(self, rows):
+        """The arrays that the graph takes, from rows of prepare; those of 'bytes' have to be of one size."""
+        if self.input != "clips":
+            return [np.stack(rows)]
+        length = max(map(len, rows))
+        clips, mask = np.zeros((len(rows), length, *rows[0].shape[1:]), np.float32), np.zeros((len(rows), length), "f4")
+        for row, clip in enumerate(rows):
+            clips[row, : len(clip)], mask[row, : len(clip)] = clip, 1
+        return [clips, mask]
+
+    def run(self, rows):
+        """B rows of prepare -> float32 (B, D), one call of the model, of 'bytes' one for each size."""
+        shapes = [row.shape for row in rows] if self.input == "bytes" else [None] * len(rows)
+        features = None
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, other in enumerate(shapes) if other == shape]
+            part = self.call(self.batch([rows[place] for place in places]))
+            features = np.empty((len(rows), part.shape[1]), np.float32) if features is None else features
+            features[places] = part
+        return features
+
+    def call(self, arrays):
+        try:
+            if self.bound:
+                features = self.bound.run(self.names, arrays)
+            else:
+                features = self.session.run([self.output], dict(zip(self.names, arrays, strict=True)))[0]
+        except Exception as error:  # as in create_session; mostly it is memory
+            raise RuntimeError(f"{self.provider} failed on a batch of {len(arrays[0])}; try fewer ({error})") from error
+        if features.ndim != 2 or len(features) != len(arrays[0]) or features.dtype != np.float32:
+            raise ValueError(f"{self.path}: the model gives {features.dtype} {features.shape} for a batch of "
+                             f"{len(arrays[0])}, not float32 ({len(arrays[0])}, D)")
+        norms = np.linalg.norm(features, axis=1)
+        if not self.metadata["l2_normalised"] and (norms > 0).all() and np.isfinite(norms).all():
+            return features / norms[:, None]
+        if not (abs(norms - 1) < 0.01).all():  # also true for NaN, which no ranking survives
+            raise ValueError(f"{self.path} gives features of length {norms.min()} to {norms.max()} instead of 1")
+        return features
+
+
+def stream(extractor, images, *, skip=True, title=None):
+    """Yields, list by list: features (n, D), the places of those n in images, and [(image, reason)] of what cannot be
+    read; without skip the first of those raises. Decoding, resizing and normalising run ahead in threads. title: of a
+    progress bar."""
+    with tqdm(total=len(images), desc=title, unit=f" {extractor.unit}", disable=None if title else True) as bar:
+        start = 0
+        for prepared in work_ahead(extractor.prepare, images, extractor.list_size):
+            rows = [(start + place, row) for place, (row, _) in enumerate(prepared) if row is not None]
+            errors = [pair for _, pairs in prepared for pair in pairs]
+            if errors and not skip:
+                raise errors[0][1]
+            features = np.empty((0, extractor.feature_dim), np.float32)
+            if rows:
+                features = extractor.run([row for _, row in rows])
+            yield features, [place for place, _ in rows], [(image, reason(error)) for image, error in errors]
+            start += len(prepared)
+            bar.update(len(prepared))
+
+
+def reason(error):
+    return str(error) or type(error).__name__
+
+
+def extract(extractor, images, *, skip=True, title=None):
+    """Features (N, D) of the readable images, those N images, and [(image, reason)] of the others; without skip the
+    first unreadable one raises."""
+    features, read, unreadable = [np.empty((0, extractor.feature_dim), np.float32)], [], []
+    for part, places, errors in stream(extractor, images, skip=skip, title=title):
+        features.append(part)
+        read += [images[place] for place in places]
+        unreadable += errors
+    return np.concatenate(features), read, unreadable

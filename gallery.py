@@ -1,0 +1,488 @@
+"""A gallery of features, in memory or as a folder on disk, and exact search in it. NumPy alone.
+
+    gallery = Gallery(1024)                                         # in memory
+    gallery = Index.open("shop.index", about)                       # a folder, made where it is missing, to write into
+    gallery = Index.read("shop.index")                              # the same, to search in
+    gallery.append(features, rows)                                  # (n, D) float32 of length 1, n of Row
+    indices, similarities = top_k(queries, gallery.features, 10)
+
+| file of an index | what |
+|---|---|
+| features.npy | float32 (N, D), each row of length 1: a plain NumPy file, for FAISS, pgvector, Milvus or Qdrant |
+| items.csv | what row i is of, in the same order: path, pid, camid, time, tracklet, frames, size, mtime |
+| index.json | which model made the features (hash of its weights, network, precision) and their size |
+
+An index is consistent at any moment, whatever stops the process that writes it. Rows are appended behind the length
+that the header of features.npy tells, then their lines to items.csv, then the header is brought up to date: what a kill
+or a full disk leaves unfinished is cut off when the index is next opened to write, and not looked at before. Rows are
+removed by writing both files anew beside the old ones; a file `replacing` says that both are complete, and whoever
+finds it puts them in place. One process writes at a time; readers need not wait.
+
+Ranking is by dot product, exact, block by block, so features may lie in a file larger than memory. Equal similarities
+rank in gallery order.
+Letters: N rows, D feature size, Q queries, G gallery, q g a block of them.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+HEAD = 128  # bytes before the rows in features.npy
+QUERY_BLOCK, GALLERY_BLOCK = 1024, 8192  # at the least
+LARGEST = 2**17  # rows of a block for few queries; the library's matrix product is faster where blocks are large
+HELD = 2**23  # similarities at once: 32 MB
+FEW = 3  # queries up to which rows are read once and multiplied one by one: what counts then is reading them
+SLICE = 2**20  # bytes of the gallery that stay in the cache meanwhile
+READERS = min(8, os.cpu_count() or 1)  # threads that do so
+
+
+class Row(NamedTuple):
+    """What is known of a row of features: of an image, or of a tracklet, whose path is that of its first frame."""
+
+    path: str
+    pid: int | None = None  # the person, as names or a list give it; None: unknown
+    camid: str = ""  # the camera, as names or a list give it; empty: unknown
+    time: float | None = None  # frame number, or seconds since 1970
+    tracklet: str = ""
+    frames: int = 1
+    size: int = 0  # of the file, bytes; of a tracklet, of all
+    mtime: int = 0  # when the file was last written, nanoseconds; of a tracklet, the latest
+
+
+# ---- ranking ----
+
+def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=None):
+    """The k gallery rows with the largest dot product with each query -> (indices, similarities), both (Q, k).
+
+    leave_out: pairs (query_keys (Q,), gallery_keys (G,)); where the keys are equal, that gallery row is left out for
+    that query. rows: ascending numbers of the gallery rows that are searched at all; None: all of them. Equal
+    similarities rank in gallery order. Index -1 fills up a query that has fewer than k rows.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; a ranking needs at least 1")
+    count = len(gallery_features) if rows is None else len(rows)
+    indices = np.full((len(query_features), k), -1)
+    similarities = np.full((len(query_features), k), -np.inf, np.float32)
+    block = block or min(LARGEST, max(GALLERY_BLOCK, HELD // max(1, len(query_features))))
+    leave_out = [(ours, theirs, np.isin(ours, theirs)) for ours, theirs in leave_out]
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, count, block):
+            chosen = slice(start, min(start + block, count)) if rows is None else rows[start : start + block]
+            part = gallery_features[chosen]  # (g, D): a view, or a copy of the chosen rows
+            for first in range(0, len(query_features), QUERY_BLOCK):
+                queries = slice(first, first + QUERY_BLOCK)
+                scores = products(query_features[queries], part, pool)  # (q, g)
+                for query_keys, gallery_keys, shared in leave_out:
+                    some = np.flatnonzero(shared[queries])  # mostly none; comparing all takes as long as multiplying
+                    row, column = np.nonzero(query_keys[queries][some, None] == gallery_keys[None, chosen])
+                    scores[some[row], column] = -np.inf
+                merge(indices[queries], similarities[queries], scores, start)
+    if rows is not None and count:
+        indices[:] = np.where(indices < 0, -1, rows[indices])
+    return indices, similarities
+
+
+def products(queries, part, pool):
+    """queries (q, D) x part (g, D) -> (q, g). A few queries are multiplied row by row while a slice of the gallery is
+    in the cache: the library's matrix product first copies what it multiplies, which takes longer than to read it."""
+    part = np.asarray(part)  # slices of a memory-mapped array take longer to make
+    if len(queries) > FEW:
+        return queries @ part.T
+    scores = np.empty((len(queries), len(part)), np.float32)
+    step = max(1, SLICE // (4 * part.shape[1]))
+
+    def fill(span):
+        for start in range(span.start, span.stop, step):
+            columns = slice(start, min(start + step, span.stop))
+            for query, line in zip(queries, scores, strict=True):
+                np.vecdot(part[columns], query, out=line[columns])
+
+    edges = np.linspace(0, len(part), 8 * READERS + 1).astype(int).tolist()
+    list(pool.map(fill, map(slice, edges[:-1], edges[1:])))
+    return scores
+
+
+def merge(indices, similarities, scores, start):
+    """Updates the best (q, k) in place with the scores (q, g) of the rows from `start` on. All of them stand behind
+    the earlier ones: what ties with the last of the best comes too late."""
+    k = indices.shape[1]
+    floor = similarities[:, -1:]  # to be beaten
+    better = scores > floor
+    if scores.shape[1] > k and np.count_nonzero(better) > 8 * better.shape[0] + better.size // 64:
+        floor = np.partition(scores, -k, axis=1)[:, -k, None]  # many: the k best of this block are enough
+        better &= scores >= floor
+    rows, columns = np.divmod(np.flatnonzero(better), scores.shape[1])
+    if not len(rows):
+        return
+    changed, first = np.unique(rows, return_index=True)
+    for row, begin, end in zip(changed, first, [*first[1:], len(rows)], strict=True):
+        new = columns[begin:end]
+        values = np.concatenate([similarities[row], scores[row, new]])
+        order = np.argsort(-values, kind="stable")[:k]
+        similarities[row], indices[row] = values[order], np.concatenate([indices[row], start + new])[order]
+
+
+def average(features, groups, count):
+    """Means (count, D) of the features (N, D) by groups (N,), numbers from 0, each scaled to length 1 again."""
+    means = np.zeros((count, features.shape[1]), np.float32)
+    for start in range(0, len(groups), GALLERY_BLOCK):
+        np.add.at(means, groups[start : start + GALLERY_BLOCK], features[start : start + GALLERY_BLOCK])
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    return means / np.maximum(lengths, 1e-12)
+
+
+def average_tracklets(features, rows, chosen=None):
+    """One feature per tracklet: the mean of those of its rows. Rows of another person or camera are another tracklet,
+    rows without one stay by themselves. chosen: numbers of the rows that count. -> (features, rows), in order of the
+    first row of each."""
+    chosen = range(len(rows)) if chosen is None else chosen
+    numbers, groups, firsts, frames = {}, [], [], []
+    for place in chosen:
+        row = rows[place]
+        key = (row.tracklet, row.pid, row.camid) if row.tracklet else place
+        group = numbers.setdefault(key, len(numbers))
+        groups.append(group)
+        if group == len(firsts):
+            firsts.append(row)
+            frames.append(0)
+        frames[group] += row.frames
+    picked = features if len(groups) == len(features) else features[np.array(chosen, int)]
+    merged = [row._replace(frames=count) for row, count in zip(firsts, frames, strict=True)]
+    return average(picked, np.array(groups, int), len(numbers)), merged
+
+
+def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
+    """Ascending numbers of the rows under one of `cameras` (any where empty), under none of `not_cameras`, from time
+    `after` on and up to `before`, both included; a row without a time passes no limit of time. None: all rows."""
+    if not cameras and not not_cameras and after is None and before is None:
+        return None
+    cameras, not_cameras = set(map(str, cameras)), set(map(str, not_cameras))
+    low, high = -np.inf if after is None else after, np.inf if before is None else before
+    timed = after is not None or before is not None
+    return np.array([number for number, row in enumerate(rows)
+                     if (not cameras or row.camid in cameras) and row.camid not in not_cameras
+                     and (not timed or (row.time is not None and low <= row.time <= high))], int)  # fmt: skip
+
+
+# ---- the gallery ----
+
+def check_features(features, dim):
+    """features as float32 (n, D); ValueError where they are not of length 1 or not of that size."""
+    features = np.ascontiguousarray(features, np.float32)
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"features are {features.shape}, this gallery holds (N, {dim})")
+    if not (abs(np.linalg.norm(features, axis=1) - 1) < 0.01).all():  # also true for NaN
+        raise ValueError("features have to be of length 1, as an Extractor gives them")
+    return features
+
+
+class Gallery:
+    """rows, a list of Row, and features, float32 (N, D), in memory."""
+
+    def __init__(self, dim):
+        self.dim, self.rows, self.buffer = dim, [], np.empty((0, dim), np.float32)
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def features(self):
+        return self.buffer[: len(self.rows)]
+
+    def append(self, features, rows):
+        features, rows = check_features(features, self.dim), list(rows)
+        if len(features) != len(rows):
+            raise ValueError(f"{len(features)} features, but {len(rows)} rows that say what they are of")
+        if rows:
+            self.store(features, rows)
+            self.rows += rows
+
+    def store(self, features, rows):
+        """Puts features behind those that are there; Index does it on disk."""
+        count, needed = len(self.rows), len(self.rows) + len(rows)
+        if needed > len(self.buffer):
+            grown = np.empty((max(needed, 2 * len(self.buffer)), self.dim), np.float32)
+            grown[:count] = self.features
+            self.buffer = grown
+        self.buffer[count:needed] = features
+
+    def keep(self, numbers):
+        """Removes all rows but those with these ascending numbers."""
+        self.buffer = self.features[numbers]  # a copy: somebody may look at the old one
+        self.rows = [self.rows[number] for number in numbers]
+
+
+def header(count, dim):
+    """The first HEAD bytes of a NumPy file (format 1.0) of float32 (count, dim)."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {dim}), }}"
+    return b"\x93NUMPY\x01\x00" + (HEAD - 10).to_bytes(2, "little") + text.ljust(HEAD - 11).encode() + b"\n"
+
+
+def write_rows(file, rows):
+    """Lines of items.csv. Names that are not valid UTF-8 keep their bytes."""
+    def plain(value):
+        return "" if value is None else int(value) if isinstance(value, float) and value.is_integer() else value
+
+    csv.writer(file, lineterminator="\n").writerows(map(plain, row) for row in rows)
+
+
+def parse_row(fields):
+    path, pid, camid, time, tracklet, frames, size, mtime = fields
+    return Row(path, int(pid) if pid else None, camid, float(time) if time else None, tracklet, int(frames), int(size),
+               int(mtime))  # fmt: skip
+
+
+def replace_file(path, data):
+    """Writes a small file so that a kill or a full disk leaves the old one or the new one."""
+    partial = Path(f"{path}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Index(Gallery):
+    """A Gallery in a folder, see the top. `about` is what index.json says. Close one that was opened to write."""
+
+    @classmethod
+    def read(cls, folder):
+        """To search in. ValueError where it is no index, or one that cannot be read."""
+        return cls(folder, None, False)
+
+    @classmethod
+    def open(cls, folder, about):
+        """To write into; made where the folder is missing or empty. about: what made the features, see describe;
+        ValueError where the index says otherwise."""
+        return cls(folder, about, True)
+
+    def __init__(self, folder, about, write):
+        self.folder, self.lock, self.file = Path(folder), None, None
+        self.paths = [self.folder / name for name in ("features.npy", "items.csv", "index.json", "replacing")]
+        if write:
+            self.create(about)
+            self.acquire()
+        elif not self.folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; python search.py index makes an index")
+        try:
+            if write:
+                self.finish_replacing()
+            self.about = json.loads(self.paths[2].read_text(encoding="utf-8"))
+            if self.about["schema"] != 1:
+                raise ValueError(f"schema {self.about['schema']}, this search.py reads 1")
+            super().__init__(self.about["feature_dim"])
+            if about is not None:
+                check_same_model(self.about, about, folder)
+            self.load()
+            if write:
+                self.trim()
+        except FileNotFoundError as error:
+            self.close()
+            raise ValueError(f"{folder} is not an index: it has no {Path(error.filename).name}; python search.py index "
+                             "makes one") from None  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            self.close()
+            if isinstance(error, ValueError) and str(error).startswith(str(folder)):
+                raise
+            raise ValueError(f"{folder} cannot be read as an index ({type(error).__name__}: {error}); make it again "
+                             "with python search.py index") from None  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+
+    def create(self, about):
+        """The three files with no row, in this order: a folder with index.json has the others."""
+        features, items, description, _ = self.paths
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if description.exists():
+            return
+        strangers = sorted(set(os.listdir(self.folder)) - {"features.npy", "items.csv", "index.json.partial", "lock"})
+        if strangers:
+            raise ValueError(f"{self.folder} is no index and not empty (it holds {strangers[0]}); name a new folder")
+        features.write_bytes(header(0, about["feature_dim"]))
+        items.write_text(",".join(Row._fields) + "\n")
+        replace_file(description, json.dumps({"schema": 1, **about}, indent=1).encode())
+
+    def acquire(self):
+        """One process at a time writes. Where the system has no such locks (Windows), nobody checks."""
+        self.lock = open(self.folder / "lock", "w")
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self.close()
+                raise ValueError(f"{self.folder}: another process writes into it; wait until it is done") from None
+
+    def close(self):
+        """Lets others write. Features that were handed out stay readable."""
+        for file in (self.lock, self.file):
+            if file:
+                file.close()
+        self.lock = self.file = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def load(self):
+        """Reads items.csv up to its last whole line that has its row of features. Both files have to be of one time:
+        a process that removes rows may just put new ones in place."""
+        for _ in range(100):
+            if self.paths[3].exists() and not self.lock:  # a process is at it, or was killed in the middle
+                with contextlib.suppress(ValueError):
+                    self.acquire()
+                    self.finish_replacing()
+                    self.lock.close()
+                    self.lock = None
+            self.file = open(self.paths[0], "rb")
+            with open(self.paths[1], "rb") as items:
+                data = items.read()
+                same = all(os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+                           for file, path in zip((self.file, items), self.paths, strict=False))  # fmt: skip
+            if same and not self.paths[3].exists():
+                break
+            self.file.close()
+            time.sleep(0.05)
+        else:
+            raise ValueError(f"{self.folder} is being changed by another process; try again")
+        data = data[: data.rfind(b"\n") + 1]
+        stored = os.fstat(self.file.fileno()).st_size - HEAD
+        if self.file.read(8) != b"\x93NUMPY\x01\x00" or not data.startswith(",".join(Row._fields).encode()):
+            raise ValueError("features.npy or items.csv is not what index wrote")
+        lines = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+        next(lines)
+        self.rows = [parse_row(fields) for fields in lines][: stored // (4 * self.dim)]
+
+    def trim(self):
+        """Cuts off what was begun and not finished, of both files; the header then tells the number of rows."""
+        lines = io.StringIO()
+        if self.paths[1].read_bytes().count(b"\n") != len(self.rows) + 1 or not self.ends_whole():
+            csv.writer(lines, lineterminator="\n").writerow(Row._fields)
+            write_rows(lines, self.rows)
+            replace_file(self.paths[1], lines.getvalue().encode("utf-8", "surrogateescape"))
+        with open(self.paths[0], "r+b") as file:
+            file.truncate(HEAD + 4 * self.dim * len(self.rows))
+            file.write(header(len(self.rows), self.dim))
+            os.fsync(file.fileno())
+        self.items_end = self.paths[1].stat().st_size
+
+    def ends_whole(self):
+        with open(self.paths[1], "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    @property
+    def features(self):
+        """The rows of the file, memory-mapped and read-only: (N, D)."""
+        if not self.rows:
+            return np.empty((0, self.dim), np.float32)
+        return np.memmap(self.file, np.float32, "r", HEAD, (len(self.rows), self.dim))
+
+    def store(self, features, rows):
+        """Features, lines, header, in this order. OSError (a full disk) where it fails, and nothing was added."""
+        count = len(self.rows)
+        lines = io.StringIO()
+        write_rows(lines, rows)
+        try:
+            with open(self.paths[0], "r+b") as file:
+                file.seek(HEAD + 4 * self.dim * count)
+                file.write(features.tobytes())
+                file.flush()
+                os.fsync(file.fileno())  # before the lines that promise them
+                with open(self.paths[1], "r+b") as items:
+                    items.seek(self.items_end)
+                    items.write(lines.getvalue().encode("utf-8", "surrogateescape"))
+                    items.flush()
+                    os.fsync(items.fileno())
+                    self.items_end = items.tell()
+                file.seek(0)
+                file.write(header(count + len(rows), self.dim))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.paths[1], self.items_end)
+                os.truncate(self.paths[0], HEAD + 4 * self.dim * count)
+            raise
+
+    def overwrite(self, number, feature, row):
+        """One row anew, of a file that changed. items.csv follows with `keep`: killed before that, it tells the old
+        time of the file, so the row is made once more."""
+        with open(self.paths[0], "r+b") as file:
+            file.seek(HEAD + 4 * self.dim * number)
+            file.write(check_features(feature[None], self.dim).tobytes())
+        self.rows[number] = row
+
+    def keep(self, numbers):
+        """Removes all rows but those with these ascending numbers; items.csv says what rows says now."""
+        features, items, _, marker = self.paths
+        rows, new = [self.rows[number] for number in numbers], [Path(f"{path}.new") for path in self.paths[:2]]
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerow(Row._fields)
+        write_rows(lines, rows)
+        text = lines.getvalue().encode("utf-8", "surrogateescape")
+        if len(rows) == len(self.rows):
+            replace_file(items, text)
+        else:
+            try:
+                with open(new[0], "wb") as file:
+                    file.write(header(len(rows), self.dim))
+                    old = self.features
+                    for start in range(0, len(numbers), GALLERY_BLOCK):
+                        file.write(old[np.asarray(numbers[start : start + GALLERY_BLOCK], int)].tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+                replace_file(new[1], text)
+                replace_file(marker, b"features.npy.new and items.csv.new are complete\n")
+            except OSError:
+                for path in new:
+                    path.unlink(missing_ok=True)
+                raise
+            self.finish_replacing()
+            self.file.close()
+            self.file = open(features, "rb")
+        self.rows, self.items_end = rows, len(text)
+
+    def finish_replacing(self):
+        """Puts files in place that are complete; does away with those that are not. For whoever has the lock."""
+        new = [Path(f"{path}.new") for path in self.paths[:2]]
+        if self.paths[3].exists():
+            for path, target in zip(new, self.paths, strict=False):
+                with contextlib.suppress(FileNotFoundError):  # in place already
+                    os.replace(path, target)
+            self.paths[3].unlink(missing_ok=True)
+        for path in new:
+            path.unlink(missing_ok=True)
+
+
+def describe(extractor):
+    """What index.json says of the model that makes the features."""
+    told = extractor.metadata
+    return {"model": os.path.basename(extractor.path), "weights_sha256": told.get("weights_sha256"),
+            "arch": told["arch"], "dataset": told.get("dataset"), "precision": extractor.precision,
+            "input": extractor.input,
+            "feature_dim": extractor.feature_dim, "distance": extractor.distance}  # fmt: skip
+
+
+def check_same_model(index, model, where):
+    """Raises ValueError unless an index (its `about`) holds features of this model, or of the other index."""
+    ours, theirs = index.get("weights_sha256"), model.get("weights_sha256")
+    if ours is None or ours != theirs or index["feature_dim"] != model["feature_dim"]:
+        raise ValueError(
+            f"{where} was made by another model: {index.get('model')} ({index.get('arch')}, {index['feature_dim']} "
+            f"features, weights {ours}), not by {model.get('model')} ({model.get('arch')}, {model['feature_dim']} "
+            f"features, weights {theirs}). Features of two models cannot be compared: give that model, or index the "
+            "images anew into another folder")

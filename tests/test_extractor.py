@@ -1,0 +1,484 @@
+"""Tests of extractor.py: pixels, features beside a slow reference, what is refused, what is said of it.
+
+python -m pytest tests/test_extractor.py
+"""
+
+import json
+import threading
+import time
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+from tiny_onnx import (
+    DIM,
+    MEAN,
+    METADATA,
+    SECOND,
+    STD,
+    H,
+    W,
+    broken_images,
+    cuda_usable,
+    person,
+    save,
+    slow_feature,
+    write_byte_model,
+    write_clip_model,
+    write_model,
+)
+
+import extractor
+from extractor import Extractor
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "tiny.onnx")
+
+
+# ---- images ----
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_read_image_is_pillow_rgb_bilinear(mode, tmp_path):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    person(5, size=(50, 90)).convert(mode).save(path)
+    pixels = extractor.read_image(path, (H, W))
+    assert pixels.shape == (H, W, 3) and pixels.dtype == np.uint8
+    expected = Image.open(path).convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
+    assert pixels.tobytes() == expected.tobytes()
+
+
+def test_read_image_leaves_exif_rotation_alone(tmp_path):
+    image, exif = person(5), Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    image.save(tmp_path / "plain.jpg")
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    same = [extractor.read_image(tmp_path / name, (H, W)).tobytes() for name in ("plain.jpg", "turned.jpg")]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_an_animated_image_gives_its_first_frame(suffix, tmp_path):
+    options = {"lossless": True} if suffix == ".webp" else {}
+    person(1).save(tmp_path / f"a{suffix}", save_all=True, append_images=[person(2), person(3)], **options)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.n_frames == 3
+    assert extractor.read_image(tmp_path / f"a{suffix}").tobytes() == np.asarray(person(1)).tobytes()
+
+
+def test_sixteen_bit_grey_is_clipped(tmp_path):
+    grey = np.arange(64 * 32, dtype=np.uint16).reshape(64, 32)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert (extractor.read_image(tmp_path / "grey.png") == np.minimum(grey, 255)[:, :, None]).all()
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, recwarn):
+    """8192 x 8193 pixels of one colour are a PNG of 200 kB and would be 201 MB."""
+    Image.new("1", (8192, 8193)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match="8192 x 8193 pixels are more"):
+        extractor.read_image(tmp_path / "bomb.png", (H, W))
+
+
+def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
+    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg"]
+    others = [".hidden.jpg", "._a.jpeg", "Thumbs.db", "notes.txt", ".cache/i.jpg", "sub/.git/j.png", "noextension"]
+    for name in names + others:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in extractor.list_images(tmp_path)]
+    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "sub/c.png", "sub/deep/d.bmp"]
+
+
+@pytest.mark.parametrize("count, most, chosen", [(5, 0, [0, 1, 2, 3, 4]), (3, 4, [0, 1, 2]), (4, 4, [0, 1, 2, 3]),
+                                                 (9, 3, [1, 4, 7]), (10, 2, [2, 7]), (7, 1, [3])])  # fmt: skip
+def test_frames_are_spread_evenly(count, most, chosen):
+    assert list(extractor.spread(count, most)) == chosen
+
+
+# ---- features ----
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_extractor_equals_slow_reference(batch_size, model):
+    images = [person(pid, size=(40 + pid, 70 + 3 * pid)) for pid in range(8)]
+    features = Extractor(model, "cpu", batch_size)(images)
+    assert features.dtype == np.float32 and features.shape == (8, DIM)
+    np.testing.assert_allclose(features, [slow_feature(image) for image in images], atol=1e-6)
+
+
+def test_paths_images_and_arrays_give_the_same_features(model, tmp_path):
+    paths = []
+    for pid in range(5):
+        person(pid).save(tmp_path / f"{pid}.png")
+        paths.append(tmp_path / f"{pid}.png")
+    embed = Extractor(model, "cpu", threads=1)
+    images = [Image.open(path) for path in paths]
+    expected = embed(paths)
+    for same in ([str(path) for path in paths], images, [np.asarray(image) for image in images],
+                 np.stack([np.asarray(image) for image in images]), (path for path in paths)):  # fmt: skip
+        assert embed(same).tobytes() == expected.tobytes()
+    for one in (paths[0], str(paths[0]), images[0], np.asarray(images[0])):
+        np.testing.assert_allclose(embed(one), expected[:1], atol=1e-6)
+    assert embed([]).shape == (0, DIM)
+
+
+def test_extractor_says_what_it_is(model):
+    embed = Extractor(model, "cpu")
+    assert (embed.input_size, embed.feature_dim) == ((H, W), DIM)
+    assert (embed.mean, embed.std) == (tuple(MEAN), tuple(STD))
+    assert (embed.distance, embed.threshold, embed.input, embed.precision) == ("cosine", None, "images", "fp32")
+    assert embed.provider == "CPUExecutionProvider" and embed.metadata == METADATA and embed.on_cpu == []
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)])
+def test_extractor_refuses_other_arrays(array, model):
+    with pytest.raises(TypeError, match=r"uint8 array \(H, W, 3\)"):
+        Extractor(model, "cpu")([array])
+
+
+def test_a_box_outside_of_its_frame_is_refused(model):
+    with pytest.raises(ValueError, match=r"shape \(0, 8, 3\) has no pixels; a box of a tracker"):
+        Extractor(model, "cpu")([np.zeros((0, 8, 3), np.uint8)])
+
+
+def test_extractor_raises_for_unreadable_image_and_extract_lists_it(model, tmp_path):
+    broken_images(tmp_path)
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for pid in range(4):
+        person(pid).save(tmp_path / f"{pid}.png")
+    paths = [tmp_path / name for name in
+             ("0.png", "truncated.jpg", "1.png", "2.png", "text.jpg", "gone.png", "3.png", "empty.jpg")]  # fmt: skip
+    embed = Extractor(model, "cpu", batch_size=2)
+    with pytest.raises(OSError, match="truncated"):
+        embed(paths)
+    features, read, unreadable = extractor.extract(embed, paths)
+    assert [path.name for path in read] == ["0.png", "1.png", "2.png", "3.png"]
+    np.testing.assert_allclose(features, [slow_feature(Image.open(path)) for path in read], atol=1e-6)
+    assert [path.name for path, _ in unreadable] == ["truncated.jpg", "text.jpg", "gone.png", "empty.jpg"]
+    told = ["truncated", "cannot identify", "No such file", "cannot identify"]
+    for (_, reason), expected in zip(unreadable, told, strict=True):
+        assert expected in reason
+
+
+def test_work_runs_ahead_but_not_away():
+    """One list in hand and two ahead: a gallery of millions must not pile up in memory."""
+    started = []
+    lists = extractor.work_ahead(lambda item: started.append(item) or item, list(range(20)), 2)
+    assert next(lists) == [0, 1]
+    lists.close()  # waits for the threads
+    assert sorted(started) == [0, 1, 2, 3, 4, 5]
+
+
+def test_decoding_and_normalising_overlap_the_model(model, monkeypatch):
+    """While the model runs, rows of the next lists are made: not before it, not by its thread."""
+    embed, prepare, ahead = Extractor(model, "cpu", batch_size=2), Extractor.prepare, []
+    started, running = threading.Event(), threading.Event()
+
+    def watched(self, item):
+        if item[0, 0, 0] >= 2:
+            assert started.wait(10)  # of the second list on: made while the first one is in the model
+            ahead.append((running.is_set(), threading.current_thread() is threading.main_thread()))
+        return prepare(self, item)
+
+    def slow(rows):
+        running.set()
+        started.set()
+        time.sleep(0.05)
+        features = Extractor.run(embed, rows)
+        running.clear()
+        return features
+
+    monkeypatch.setattr(Extractor, "prepare", watched)
+    monkeypatch.setattr(embed, "run", slow)
+    embed([np.full((8, 8, 3), value, np.uint8) for value in range(6)])
+    assert len(ahead) == 4 and ahead[0] == (True, False)
+
+
+def test_features_that_are_not_normalised_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="instead of 1"):
+        Extractor(write_model(tmp_path / "raw.onnx", normalise=False), "cpu")
+
+
+def test_failure_inside_the_model_says_what_to_do(model, monkeypatch):
+    """A model that stops in the middle, as it does when a GPU runs out of memory."""
+    embed = Extractor(model, "cpu")
+    monkeypatch.setattr(extractor, "resize", lambda image, size: np.zeros((H + 8, W, 3), np.uint8))
+    with pytest.raises(RuntimeError, match="CPUExecutionProvider failed on a batch of 4; try fewer .*dimension"):
+        embed([person(1)] * 4)
+
+
+# ---- models of tracklets, and of bytes ----
+
+def slow_tracklet(frames):
+    """1 + the mean over the normalised pixels of all frames, then as slow_feature."""
+    pixels = [np.asarray(frame.convert("RGB").resize((W, H), Image.Resampling.BILINEAR)) / 255 for frame in frames]
+    mean = 1 + (np.mean(pixels, axis=0) - MEAN) / STD
+    feature = mean.reshape(H // 8, 8, W // 8, 8, 3).mean(axis=(1, 3)).transpose(2, 0, 1).ravel()
+    return feature / np.linalg.norm(feature)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 100])
+def test_tracklets_of_any_length(batch_size, tmp_path):
+    """Padded frames do not count; an image is a tracklet of one frame; longer ones are looked at evenly."""
+    embed = Extractor(write_clip_model(tmp_path / "clip.onnx"), "cpu", batch_size, frames=4)
+    tracklets = [[person(pid, camid) for camid in range(length)] for pid, length in enumerate((3, 1, 4, 2, 9))]
+    expected = [slow_tracklet(frames) for frames in tracklets[:4]]
+    expected.append(slow_tracklet([tracklets[4][i] for i in (1, 3, 5, 7)]))
+    features = embed([*tracklets[:3], tracklets[3], tracklets[4]])
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    np.testing.assert_allclose(embed([person(1, 0)]), expected[1:2], atol=1e-5)
+    np.testing.assert_allclose(embed([np.stack([np.asarray(f) for f in tracklets[0]])]), expected[:1], atol=1e-5)
+
+
+def test_frames_that_cannot_be_read_are_left_out_of_their_tracklet(tmp_path):
+    broken_images(tmp_path)
+    person(3).save(tmp_path / "good.png")
+    embed = Extractor(write_clip_model(tmp_path / "clip.onnx"), "cpu")
+    bad, text, good = (tmp_path / name for name in ("truncated.jpg", "text.jpg", "good.png"))
+    features, read, unreadable = extractor.extract(embed, [[bad, good], [text], []])
+    assert read == [[bad, good]]
+    np.testing.assert_allclose(features, [slow_tracklet([person(3)])], atol=1e-5)
+    assert [path for path, _ in unreadable] == [bad, text, []]
+
+
+def test_bytes_go_in_as_they_are(tmp_path):
+    """Images of several sizes in one list: each is run with those of its size, and the order stays."""
+    embed = Extractor(write_byte_model(tmp_path / "bytes.onnx"), "cpu", batch_size=7)
+    images = [person(pid, size=size) for pid, size in enumerate([(20, 30), (5, 9), (20, 30), (64, 128), (5, 9)])]
+    means = np.array([np.asarray(image).reshape(-1, 3).mean(axis=0) for image in images])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(embed(images), expected, atol=1e-6)
+
+
+# ---- the model file ----
+
+@pytest.mark.parametrize("change, message", [
+    ({"schema": 3}, "schema 3, this search.py reads 1 or 2"),
+    ({"mean": None, "feature_dim": None}, "lacks mean, feature_dim"),
+    ({"colour_order": "BGR"}, "colour_order 'BGR'"),
+    ({"resize": "bicubic"}, "resize 'bicubic'"),
+    ({"l2_normalised": False}, "l2_normalised False"),
+    ({"input": "frames"}, "input 'frames'"),
+    ({"input": "clips"}, "the graph maps images .* its metadata says .*clips"),
+    ({"precision": "int4"}, "precision 'int4'"),
+    ({"input_size": [W, H]}, "input_size"),
+    ({"input_size": "160x64"}, "input_size 160x64"),
+    ({"input_size": [H, W, 3]}, "two whole numbers"),
+    ({"mean": [0.5]}, r"mean \[0.5\]"),
+    ({"std": [0, 1, 1]}, "three above 0"),
+    ({"feature_dim": 7}, "feature_dim 7"),
+    ({"threshold": 0.7}, "threshold 0.7, not similarity"),
+    ({"threshold": {"similarity": 0.7}}, "calibrate it again"),
+])  # fmt: skip
+@pytest.mark.parametrize("base", [METADATA, SECOND])
+def test_metadata_is_checked(base, change, message, tmp_path):
+    metadata = {key: value for key, value in {**base, **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu")
+
+
+@pytest.mark.parametrize("text, message", [("{", "is not JSON"), ("[1]", "is not a JSON object")])
+def test_metadata_that_is_no_json_object(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Extractor(write_model(tmp_path / "m.onnx", text), "cpu")
+
+
+def test_schema_2_is_read(tmp_path):
+    threshold = {"similarity": 0.6, "fmr": 0.001, "fnmr": 0.2, "dataset": "x", "pairs": [10, 10000]}
+    metadata = SECOND | {"precision": "fp16", "threshold": threshold}
+    embed = Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu")
+    assert (embed.precision, embed.threshold, embed.metadata["gate"]) == ("fp16", threshold, {"cosine": 1.0})
+
+
+def test_fixed_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="any batch"):
+        Extractor(write_model(tmp_path / "m.onnx", batch=4), "cpu")
+
+
+@pytest.mark.parametrize("provider", ["cpu", "auto"])
+@pytest.mark.parametrize("content", [b"", b"this is no model", "half"])
+def test_foreign_file_is_refused(provider, content, model, tmp_path):
+    data = model.read_bytes()
+    (tmp_path / "bad.onnx").write_bytes(data[: len(data) // 2] if content == "half" else content)
+    with pytest.raises(ValueError, match="bad.onnx: onnxruntime cannot load"):
+        Extractor(tmp_path / "bad.onnx", provider)
+
+
+# ---- files of other exporters ----
+
+SIZES = {"input_size": [H, W], "mean": MEAN, "std": STD}
+
+
+def test_model_without_metadata_asks_for_what_is_missing(tmp_path):
+    path = write_model(tmp_path / "m.onnx", None)
+    with pytest.raises(ValueError, match=f"not written by export.py.*say input_size, mean, std.*--input-size {H} {W}"):
+        Extractor(path, "cpu")
+    with pytest.raises(ValueError, match="say std as it was"):
+        Extractor(path, "cpu", preprocessing={"input_size": [H, W], "mean": MEAN})
+
+
+def test_model_without_metadata_works_with_what_the_user_says(tmp_path):
+    """Its names are others, and its features have another length: they are scaled."""
+    path = write_model(tmp_path / "m.onnx", None, normalise=False, input="x", output="y")
+    embed = Extractor(path, "cpu", preprocessing=SIZES)
+    features = embed([person(3), person(4)])
+    np.testing.assert_allclose(features, [-slow_feature(person(3)), -slow_feature(person(4))], atol=1e-6)  # Neg
+    assert embed.feature_dim == DIM and len(embed.metadata["weights_sha256"]) == 64
+    again = Extractor(path, "cpu", preprocessing=SIZES).metadata["weights_sha256"]
+    other = Extractor(path, "cpu", preprocessing=SIZES | {"mean": [0.5] * 3}).metadata["weights_sha256"]
+    assert embed.metadata["weights_sha256"] == again != other  # other pixels make other features
+
+
+def test_what_the_user_says_has_to_fit(model, tmp_path):
+    with pytest.raises(ValueError, match="says its own input_size, mean, std; leave them out"):
+        Extractor(model, "cpu", preprocessing=SIZES)
+    path = write_model(tmp_path / "m.onnx", None)
+    with pytest.raises(ValueError, match=r"input_size \[16, 32\] does not fit its graph"):
+        Extractor(path, "cpu", preprocessing=SIZES | {"input_size": [W, H]})
+    with pytest.raises(ValueError, match="three above 0"):
+        Extractor(path, "cpu", preprocessing=SIZES | {"std": [1, 1, -1]})
+
+
+@pytest.mark.parametrize("shape, kind, message", [
+    (["b", H, W, 3], TensorProto.FLOAT, "channels-last: export it with channels first"),
+    (["b", 1, H, W], TensorProto.FLOAT, "not three channels"),
+    ([8, 3, H, W], TensorProto.FLOAT, "batches of 8 only"),
+    (["b", 3, H], TensorProto.FLOAT, r"one float32 batch of images \(B, 3, H, W\)"),
+    (["b", 3, H, W], TensorProto.FLOAT16, "takes x tensor.float16"),
+])  # fmt: skip
+def test_odd_graphs_are_refused_with_the_reason(shape, kind, message, tmp_path):
+    nodes = [helper.make_node("Flatten", ["x"], ["y"])]
+    path = save(tmp_path / "m.onnx", nodes, [("x", kind, shape)], [("y", kind, ["b", "d"])], None)
+    with pytest.raises(ValueError, match=message):
+        Extractor(path, "cpu", preprocessing=SIZES)
+
+
+def test_a_graph_with_features_of_another_shape(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    shape = ["b", 3, H, W]
+    path = save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape)], None)
+    with pytest.raises(ValueError, match=r"gives float32 \(1, 3, 32, 16\) for a batch of 1, not float32 \(1, D\)"):
+        Extractor(path, "cpu", preprocessing=SIZES)
+
+
+# ---- providers ----
+
+def test_unknown_provider(model):
+    with pytest.raises(ValueError, match="'gpu' is unknown; choose from auto, cpu, cuda, tensorrt"):
+        Extractor(model, "gpu")
+    with pytest.raises(ValueError, match="threads is -1"):
+        Extractor(model, "cpu", threads=-1)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Extractor(model, "cpu", 0)
+
+
+def test_threads_are_those_of_the_session(model):
+    assert Extractor(model, "cpu", threads=1).session.get_session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("provider, name", [("cuda", "CUDA"), ("tensorrt", "TensorRT")])
+def test_a_gpu_asked_for_fails_rather_than_fall_back(provider, name, model, tmp_path):
+    if cuda_usable():
+        pytest.skip("CUDA works on this machine")
+    with pytest.raises(RuntimeError, match=f"cannot use {name} here"):
+        Extractor(model, provider)
+
+
+def test_order_of_providers():
+    names = [[p if isinstance(p, str) else p[0] for p in extractor.provider_options(name, "m.onnx")]
+             for name in extractor.PROVIDERS]  # fmt: skip
+    cpu, cuda, tensorrt = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+    assert names == [[cpu], [cuda, cpu], [tensorrt, cuda, cpu]]
+
+
+def test_cuda_gives_the_features_of_the_cpu(model):
+    if not cuda_usable():
+        pytest.skip("no CUDA device that onnxruntime can use")
+    images = [person(pid) for pid in range(7)]
+    embed = Extractor(model, "cuda")
+    assert embed.provider == "CUDAExecutionProvider" == Extractor(model, "auto").provider and embed.on_cpu == []
+    for count in (1, 2, 7):
+        np.testing.assert_allclose(embed(images[:count]), Extractor(model, "cpu")(images[:count]), atol=1e-5)
+    assert embed.bound.pinned
+
+
+def test_auto_takes_the_cpu_without_a_word(model, capfd):
+    if cuda_usable():
+        pytest.skip("CUDA works on this machine")
+    capfd.readouterr()
+    assert Extractor(model, "auto").provider == "CPUExecutionProvider"
+    assert capfd.readouterr() == ("", "")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        cuda_usable()
+        assert "CUDA" in capfd.readouterr().err  # onnxruntime speaks up again for whoever uses it next
+
+
+def test_nodes_on_the_cpu_are_found_but_not_the_arithmetic_of_shapes(tmp_path):
+    """A real profile: Shape and Gather give int64 and do not count, the nodes that compute features do."""
+    nodes = [
+        helper.make_node("Shape", ["images"], ["shape"], name="how_large"),
+        helper.make_node("Gather", ["shape", "zero"], ["count"], name="how_many"),
+        helper.make_node("Concat", ["count", "rest"], ["target"], axis=0, name="target_shape"),
+        helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["one"], name="flatten"),
+        helper.make_node("Expand", ["one", "target"], ["flat"], name="repeat"),  # Reshape would swallow shape nodes
+        helper.make_node("LpNormalization", ["flat"], ["features"], name="scale"),
+    ]
+    constants = [("zero", np.array([0])), ("rest", np.array([DIM]))]
+    path = save(tmp_path / "m.onnx", nodes, [("images", TensorProto.FLOAT, ["b", 3, H, W])],
+                [("features", TensorProto.FLOAT, ["b", DIM])], METADATA, constants)  # fmt: skip
+    found = extractor.nodes_on_cpu(path, "cpu", {"images": np.ones((2, 3, H, W), np.float32)})
+    computing = ["AveragePool", "Expand", "Flatten", "LpNormalization"]
+    assert sorted(kind for _, kind in found if "Reorder" not in kind) == computing
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    parts = session.get_provider_graph_assignment_info()
+    assert {"Shape", "Gather", "Concat"} <= {node.op_type for part in parts for node in part.get_nodes()}
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_single_nodes_left_to_the_cpu_are_an_error_where_the_gpu_was_asked_for(model, monkeypatch):
+    embed = Extractor(model, "cpu")
+    embed.provider = "CUDAExecutionProvider"  # as if; the profile is that of a CPU
+    monkeypatch.setattr(extractor, "nodes_on_cpu", lambda path, provider, feed: [("pool", "AveragePool")])
+    with pytest.raises(RuntimeError, match=r"runs on the GPU but for 1 nodes, which CUDA.* pool \(AveragePool\)"):
+        embed.check_placement("cuda")
+    embed.check_placement("auto")
+    assert embed.on_cpu == [("pool", "AveragePool")]
+
+
+@pytest.mark.parametrize("kind", ["images", "clips", "bytes"])
+def test_bound_runs_give_the_same_features(kind, tmp_path):
+    """The path of a GPU, with buffers on the CPU: padded batches, buffers used again, rows of a larger batch gone."""
+    write = {"images": write_model, "clips": write_clip_model, "bytes": write_byte_model}[kind]
+    embed, plain = (Extractor(write(tmp_path / f"{n}.onnx"), "cpu", 8) for n in range(2))
+    embed.bound = extractor.Bound(embed.session, "cpu")
+    images = [person(pid) for pid in range(7)]
+    if kind == "clips":
+        images = [[person(pid, camid) for camid in range(1 + pid % 3)] for pid in range(7)]
+    for count in (7, 1, 3, 7, 2):
+        np.testing.assert_allclose(embed(images[:count]), plain(images[:count]), atol=1e-6)
+    sets = embed.bound.shapes
+    assert embed.bound.pinned is False and len(sets) <= 6  # powers of two only
+    for _, hosts, _ in sets.values():
+        assert all(n & (n - 1) == 0 for host in hosts for n in host.shape[: 2 if kind == "clips" else 1])
+
+
+def test_bound_gives_up_old_shapes(tmp_path):
+    embed = Extractor(write_byte_model(tmp_path / "b.onnx"), "cpu")
+    embed.bound = extractor.Bound(embed.session, "cpu")
+    for size in range(1, 40):
+        embed([np.full((size, 4, 3), 9, np.uint8)])
+    assert len(embed.bound.shapes) <= extractor.Bound.KEPT
+
+
+def test_the_json_of_the_file_is_what_is_read(model):
+    stored = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
+    assert json.loads(stored["reid"]) == Extractor(model, "cpu").metadata

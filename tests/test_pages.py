@@ -1,0 +1,91 @@
+"""Tests of pages.py: one page that holds everything, whatever files are called.
+
+python -m pytest tests/test_pages.py
+"""
+
+import base64
+import io
+import os
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from tiny_onnx import person
+
+import pages
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = [tmp_path / name for name in ("q.png", "a.png", "b.png", "c.png")]
+    for number, path in enumerate(paths):
+        person(number).save(path)
+    return paths
+
+
+def test_a_page_holds_everything(images, tmp_path):
+    q, a, b, c = images
+    rows = [(q, [(a, 0.93, True, "camera 3"), (b, 0.5, False, ""), (c, -0.25, None, "")]), (a, [])]
+    pages.write_page(tmp_path / "page.html", rows, title="Ranked", notes=["2 queries"])
+    page = Page(tmp_path / "page.html")
+    assert [i["alt"] for i in page.all("img")] == ["q.png", "a.png", "b.png", "c.png", "a.png"]
+    assert [i["class"] for i in page.all("img")] == ["query", "right", "wrong", "unknown", "query"]
+    for image in page.all("img"):
+        data = image["src"].removeprefix("data:image/jpeg;base64,")
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert picture.size == pages.TILE
+    text = " ".join(" ".join(page.text).split())
+    for words in ("2 queries", "1. 0.930 right camera 3", "2. 0.500 wrong", "3. -0.250 c.png", "1. q.png", "2. a.png"):
+        assert words in text
+    assert not [t for t, _ in page.tags if t in ("script", "link", "iframe")]
+    data = (tmp_path / "page.html").read_text()
+    assert "http" not in data and "url(" not in data  # nothing is loaded from elsewhere
+
+
+def test_names_are_escaped(tmp_path):
+    """Names that look like HTML, non-ASCII ones, one that is not UTF-8, and a very long one."""
+    names = ['<script>alert("1")</script> & \'x\'.png', "名前 é.png", "x" * 240 + ".png"]
+    names = [name.replace("/", "∕") for name in names]
+    paths = [os.path.join(tmp_path, name) for name in names] + [os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")]
+    for path in paths:
+        person(1).save(path)
+    rows = [(path, [(path, 0.5, None, "<b>")]) for path in paths]
+    pages.write_page(tmp_path / "page.html", rows, title="<i>", notes=["<u> & co"])
+    page = Page(tmp_path / "page.html")
+    assert not {"script", "i", "u"} & {tag for tag, _ in page.tags}
+    assert [image["alt"] for image in page.all("img")][::2] == [*names, "caf\\xe9.png"]
+    assert all(li["title"] for li in page.all("li"))
+    assert "<b>" in page.text and "<u> & co" in page.text
+
+
+def test_images_that_are_gone_leave_a_place(images, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    rows = [(tmp_path / "gone.png", [(tmp_path / "text.jpg", 0.5, True, ""), (images[0], 0.4, True, "")])]
+    pages.write_page(tmp_path / "page.html", rows, title="x")
+    page = Page(tmp_path / "page.html")
+    assert len(page.all("img")) == 1 and page.text.count("image cannot be read") == 2
+    assert {div["class"] for div in page.all("div")} == {"gone query", "gone right"}

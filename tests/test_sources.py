@@ -1,0 +1,141 @@
+"""Tests of sources.py: what folders, lists and file names tell.
+
+python -m pytest tests/test_sources.py
+"""
+
+import os
+
+import pytest
+from tiny_onnx import person
+
+import sources
+from sources import find_rows, group_tracklets, parse_time, read_name
+
+
+def draw(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        person(1, size=(8, 16)).save(folder / name)
+    return folder
+
+
+def told(row):
+    return row.pid, row.camid, row.time, row.tracklet
+
+
+@pytest.mark.parametrize("labels, name, expected", [
+    ("market1501", "0002_c1s1_000451_03.jpg", (2, "1", 451, "0002_c1s1")),
+    ("market1501", "0002_c6.jpg", (2, "6", None, "0002_c6")),
+    ("market1501", "12_c13_any.jpg", (12, "13", None, "12_c13")),
+    ("market1501", "0002_c1_f0044158.jpg", (2, "1", 44158, "0002_c1")),  # DukeMTMC-reID
+    ("market1501", "-1_c3s1_000005_01.jpg", (-1, "3", 5, "-1_c3s1")),
+    ("market1501", "photo.jpg", None),
+    ("mars", "0065C1T0002F016.jpg", (65, "1", 16, "0065C1T0002")),
+    ("mars", "00-1C1T0001F001.jpg", (-1, "1", 1, "00-1C1T0001")),
+    ("mars", "0002_c1s1_000451_03.jpg", None),
+    ("none", "0002_c1s1_000451_03.jpg", None),
+])  # fmt: skip
+def test_read_name(labels, name, expected):
+    found = read_name(name, labels)
+    assert (tuple(found[key] for key in ("pid", "camid", "time", "tracklet")) if found else None) == expected
+
+
+@pytest.mark.parametrize("text, seconds", [("451", 451), ("1e3", 1000), ("0.5", 0.5), ("1970-01-02", 86400),
+                                           ("1970-01-01T01:00:00+01:00", 0), ("1970-01-01T00:00:01", 1)])  # fmt: skip
+def test_parse_time(text, seconds):
+    assert parse_time(text) == seconds
+
+
+def test_what_is_no_time():
+    with pytest.raises(ValueError, match="'noon' is no time"):
+        parse_time("noon")
+
+
+def test_a_folder(tmp_path):
+    draw(tmp_path, "b.png", "sub/0002_c1s1_000451_03.png", "sub/-1_c1s1_000451_03.png")
+    rows, missing = find_rows([tmp_path], "market1501")
+    assert [os.path.relpath(row.path, tmp_path) for row in rows] == ["b.png", "sub/0002_c1s1_000451_03.png"]
+    assert told(rows[1]) == (2, "1", 451, "0002_c1s1") and missing == []
+    stat = (tmp_path / "b.png").stat()
+    assert told(rows[0]) == (None, "", stat.st_mtime, "")  # nothing else tells a time
+    assert (rows[0].size, rows[0].mtime, rows[0].frames) == (stat.st_size, stat.st_mtime_ns, 1)
+
+
+def test_one_path_for_one_image(tmp_path, monkeypatch):
+    """Whatever way leads there: given twice, by a link to the folder, relative, as a file of its own."""
+    draw(tmp_path, "crops/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "crops")
+    monkeypatch.chdir(tmp_path)
+    rows, _ = find_rows(["crops", tmp_path / "link", "link/a.png", "./crops/../crops"])
+    assert [row.path for row in rows] == [str(tmp_path / "crops" / "a.png")]
+
+
+def test_folders_as_tracklets(tmp_path):
+    draw(tmp_path, "x/1/a.png", "x/1/b.png", "x/2/a.png", "y/1/0003C2T0001F007.png")
+    rows, _ = find_rows([tmp_path / "x", tmp_path / "y"], "mars", video=True)
+    assert [row.tracklet for row in rows] == [str(tmp_path / "x/1")] * 2 + [str(tmp_path / "x/2"), "0003C2T0001"]
+    tracklets, frames = group_tracklets(rows)
+    assert [(os.path.relpath(row.path, tmp_path), row.frames) for row in tracklets] == [
+        ("x/1/a.png", 2), ("x/2/a.png", 1), ("y/1/0003C2T0001F007.png", 1)]  # fmt: skip
+    assert frames[0] == [str(tmp_path / "x/1" / name) for name in ("a.png", "b.png")]
+    assert tracklets[0].size == rows[0].size + rows[1].size and tracklets[0].mtime == max(r.mtime for r in rows[:2])
+    rows, _ = find_rows([tmp_path / "x"])
+    assert group_tracklets(rows)[1] == [[row.path] for row in rows]  # no tracklets: each image by itself
+
+
+def test_a_list_of_paths(tmp_path):
+    draw(tmp_path, "in/a b.png", "in/名.png")
+    (tmp_path / "list.txt").write_text("in/a b.png\n\nin/名.png\r\n/nowhere/x.png\n", encoding="utf-8")
+    rows, missing = find_rows([tmp_path / "list.txt"])
+    assert [row.path for row in rows] == [str(tmp_path / "in" / name) for name in ("a b.png", "名.png")]
+    assert missing == [("/nowhere/x.png", "No such file or directory")]
+
+
+def test_a_list_wins_over_names(tmp_path):
+    draw(tmp_path, "0002_c1s1_000451_03.png", "0003_c1s1_000451_03.png", "x.png")
+    (tmp_path / "list.csv").write_text("path,camid,pid,time,tracklet,other\n"
+                                       "0002_c1s1_000451_03.png,door,7,1970-01-02,t,?\n"
+                                       "0003_c1s1_000451_03.png,,,,\nx.png,,-1,,\n")  # fmt: skip
+    rows, _ = find_rows([tmp_path / "list.csv"], "market1501")
+    assert list(map(told, rows)) == [(7, "door", 86400, "t"), (3, "1", 451, "0003_c1s1")]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a.png\n", "first line names the columns, path and any of pid, camid, time, tracklet; it reads 'a.png'"),
+    ("path,pid\na.png,seven\n", "list.csv, line 2: invalid literal for int.*'seven'"),
+    ("path,time\na.png,1\nb.png,noon\n", "list.csv, line 3: 'noon' is no time"),
+    ("path,pid\n,3\n", "line 2: the path is empty"), ("", "first line"), ("path\n", "this list is empty"),
+])  # fmt: skip
+def test_lists_that_cannot_be_read(text, message, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_rows([tmp_path / "list.csv"])
+
+
+def test_nothing_to_embed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        find_rows([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="no image in or below this folder"):
+        find_rows([tmp_path])
+
+
+def test_a_name_with_a_line_break_is_listed(tmp_path):
+    draw(tmp_path, "a\nb.png", "c.png")
+    rows, missing = find_rows([tmp_path])
+    assert [row.path for row in rows] == [str(tmp_path / "c.png")]
+    assert missing == [(str(tmp_path / "a\nb.png"), "its name holds a line break, which a table of names cannot")]
+
+
+def test_has_changed(tmp_path):
+    draw(tmp_path, "a.png")
+    row = find_rows([tmp_path])[0][0]
+    assert not sources.has_changed([row.path], row)
+    os.utime(row.path, ns=(0, row.mtime + 1))
+    assert sources.has_changed([row.path], row)
+    os.unlink(row.path)
+    assert sources.has_changed([row.path], row)
+
+
+@pytest.mark.parametrize("path, below", [("/a/b", True), ("/a/b/c.jpg", True), ("/a/bc", False), ("/a", False)])
+def test_is_below(path, below):
+    assert sources.is_below(path, ["/x", "/a/b"]) is below

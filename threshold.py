@@ -1,0 +1,100 @@
+"""The same person or not: from labelled features to a threshold that stands in the model's file.
+
+    point = calibrate(features, pids, camids, fmr=0.001)            # features (N, D) of length 1
+    store("best.onnx", point | {"dataset": "shop"})                 # read back as Extractor("best.onnx").threshold
+
+Two images are taken for one person where their cosine is at least point["similarity"]. The false match rate (FMR) is
+the share of pairs of two persons that are taken for one, the false non-match rate (FNMR) that of pairs of one person
+that are not; the equal error rate (EER) is where both meet.
+
+Pairs are counted as metrics.verification does under the market1501 protocol: all pairs of images but those of one
+person under one camera, which are nearly the same picture. Person -1 is junk and left out; person 0 is nobody in
+particular, so two of them make no pair. Where no camera is known, pairs under one camera count too.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+BINS = 2**16  # of similarities from -1 to 1: thresholds have that resolution, the rates at a threshold are exact
+BLOCK = 1024
+LEAST = 10  # impostor pairs accepted at the rate wanted, below which it would be a guess
+JUNK, NOBODY = -1, 0
+
+
+def count_pairs(features, pids, camids, bins=BINS):
+    """Histograms (bins,) of the similarities of genuine and of impostor pairs. pids (N,): numbers; camids
+    (N,): numbers or texts."""
+    pids, camids = np.asarray(pids), np.unique(camids, return_inverse=True)[1]
+    keep = pids != JUNK
+    features, pids, camids = np.ascontiguousarray(features[keep], np.float32), pids[keep], camids[keep]
+    cameras = len(set(camids.tolist())) > 1
+    genuine, impostor = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+    for start in range(0, len(features), BLOCK):
+        rows = slice(start, start + BLOCK)
+        scores = features[rows] @ features[start:].T  # (b, n): each pair once, above the diagonal
+        places = ((scores + 1) * (bins / 2)).astype(np.int32).clip(0, bins - 1)
+        later = np.arange(scores.shape[1]) > np.arange(scores.shape[0])[:, None]
+        same = pids[rows, None] == pids[None, start:]
+        impostor += np.bincount(places[later & ~same], minlength=bins)
+        if cameras:
+            later &= camids[rows, None] != camids[None, start:]
+        genuine += np.bincount(places[later & same & (pids[rows, None] != NOBODY)], minlength=bins)
+    return genuine, impostor
+
+
+def calibrate(features, pids, camids, fmr=0.001, bins=BINS):
+    """The lowest threshold whose false match rate is at most `fmr`, as a dict: similarity, fmr (reached), fnmr, pairs
+    [genuine, impostor], eer. ValueError where there are too few pairs to tell."""
+    if not 0 < fmr < 1:
+        raise ValueError(f"a false match rate lies between 0 and 1, not {fmr}")
+    genuine, impostor = count_pairs(features, pids, camids, bins)
+    pairs = [int(genuine.sum()), int(impostor.sum())]
+    if pairs[0] == 0:
+        raise ValueError("no pair of one person under two cameras: label images of the same persons under several "
+                         "cameras, or leave all cameras out")
+    if pairs[1] * fmr < LEAST:
+        needed = -(-LEAST // fmr)
+        smallest = f"the smallest rate that they resolve is {LEAST / pairs[1]:.2g}" if pairs[1] > LEAST else "too few"
+        raise ValueError(f"{pairs[1]:,} pairs of two persons cannot resolve a false match rate of {fmr:g}, which takes "
+                         f"{needed:,.0f} of them ({LEAST} expected false matches): {smallest}; label more images or "
+                         "ask for a larger rate")
+    # rates at the lower edge of each bin, and above all of them
+    accepted = [np.append(part[::-1].cumsum()[::-1], 0) for part in (genuine, impostor)]
+    fnmrs, fmrs = 1 - accepted[0] / pairs[0], accepted[1] / pairs[1]
+    at = int(np.argmax(fmrs <= fmr))
+    crossing = int(np.abs(fmrs - fnmrs).argmin())
+    return {"similarity": -1 + 2 * at / bins, "fmr": float(fmrs[at]), "fnmr": float(fnmrs[at]), "pairs": pairs,
+            "eer": float((fmrs[crossing] + fnmrs[crossing]) / 2)}  # fmt: skip
+
+
+def import_onnx(path):
+    """The package onnx, which nothing else in search.py needs; ValueError where it is not installed."""
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError(f"{path}: the package onnx is needed to write into the file: pip install onnx (on any "
+                         "machine; the file can then be copied)") from None
+    return onnx
+
+
+def store(path, threshold, metadata, check):
+    """Writes `threshold` into the metadata of an ONNX file, which is replaced in one step, when check(new file) has not
+    raised. metadata: for a file without any, what an Extractor was told about it."""
+    onnx, partial = import_onnx(path), Path(f"{path}.partial")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        document = json.loads(properties["reid"]) if "reid" in properties else metadata
+        onnx.helper.set_model_props(model, properties | {"reid": json.dumps(document | {"threshold": threshold})})
+        partial.write_bytes(model.SerializeToString())
+        shutil.copymode(path, partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        check(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
