@@ -391,20 +391,20 @@ def profile_step(step, device, rows=12):
         print(f"    {100 * row.self_device_time_total / 1e6 / busy:5.1f} %  {row.key[:100]}")
 
 
-def measure_devices(device):
+def measure_devices(device, arch="hacnn"):
     """Trains, scores and saves through nn.DataParallel over all GPUs, then by torchrun with a process on each."""
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
-        synthetic.write_dataset(Path(folder, "synthetic"), num_train_ids=16, num_test_ids=8, num_distractors=8,
-                                num_junk=4, seed=0, processes=1)  # fmt: skip
-        flags = ["--dataset", "synthetic", "--root", folder, "--batch-size", str(8 * count), "--epochs", "2"]
-        flags += ["--lr", "0.001", "--warmup-epochs", "0", "--loss", "xent", "triplet", "center"]
+        synthetic.write_dataset(Path(folder, "synthetic"), num_train_ids=8, num_test_ids=4, num_distractors=4,
+                                num_junk=2, seed=0, processes=1)  # fmt: skip
+        flags = ["--dataset", "synthetic", "--root", folder, "--batch-size", str(8 * count), "--epochs", "1"]
+        flags += ["--arch", arch, "--lr", "0.001", "--warmup-epochs", "0", "--loss", "xent", "triplet", "center"]
         args = cli.build_parser().parse_args(flags)
         args.split, args.distance, args.target = 0, "cosine", args.dataset
         splits = evaluate.load_set("synthetic", args)
         labels, pids = data.relabel(splits.train)
         torch.manual_seed(0)
-        model = models.build_model("hacnn", len(pids)).to(device, memory_format=torch.channels_last)
+        model = models.build_model(arch, len(pids)).to(device, memory_format=torch.channels_last)
         criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
         optimizers = recipe.build_optimizers(model, criterion, args)
         wrapped = nn.DataParallel(train.Runner(model, device, "bf16" if device.type == "cuda" else "off"))
@@ -415,7 +415,7 @@ def measure_devices(device):
         scores = evaluate.scores_of(wrapped, target, device, args)
         print(evaluate.score_line(evaluate.summarise(scores, "synthetic")))
         path = Path(folder, "saved.pth")
-        train.save_atomically({"arch": "hacnn", "num_ids": len(pids), "options": {}, "model": model.state_dict()}, path)
+        train.save_atomically({"arch": arch, "num_ids": len(pids), "options": {}, "model": model.state_dict()}, path)
         loaded = models.load_checkpoint(path, device)[0].to(memory_format=torch.channels_last)
         features = [evaluate.extract_features(m, target.pixels, device, 128) for m in (wrapped, loaded)]
         difference = float((features[0] - features[1]).abs().max())
@@ -852,7 +852,8 @@ def build_parser():
     add("--amp", choices=("auto", *recipe.AMP), default="auto", help="as train.py has it (default: auto)")
     add("--compile", dest="compiled", nargs="?", const="default", help="as train.py has it")
     add("--steps", type=int, default=0, help="of the epoch, images spread over all (default: 0, a whole epoch)")
-    command("devices", measure_devices, "trains, scores and saves through nn.DataParallel and torchrun once")
+    add = command("devices", measure_devices, "trains, scores and saves through nn.DataParallel and torchrun once")
+    add("--arch", default="hacnn", help="default: hacnn")
     add = command("networks", measure_networks, "images/s of networks to choose from, in each precision and layout")
     add("names", nargs="*", default=LIGHT, metavar="NAME", help=f"default: {' '.join(LIGHT)}")
     add("--batch-size", type=int, help="default: 16 on a CPU, 64 on a GPU")

@@ -4,6 +4,7 @@ python -m pytest tests/test_benchmark.py
 """
 
 import math
+import re
 import shutil
 import sys
 import threading
@@ -208,6 +209,47 @@ def test_a_network_that_does_not_exist(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "measure_network", lambda *a: pytest.fail("measured"))
     assert benchmark.main(["networks", "osnet_x0_25", "osnet_x1", "--device", "cpu"]) == 1
     assert "no architecture 'osnet_x1'; did you mean 'osnet_x1_0'" in capsys.readouterr().err
+
+
+def test_the_stopwatch_counts_what_the_network_takes_and_undoes_itself(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))  # each look at it a second later
+    model, criterion = torch.nn.Linear(2, 1), torch.nn.MSELoss()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    backward, step = torch.Tensor.backward, optimizer.step
+    with benchmark.Stopwatch(model, criterion, [optimizer]) as watched:
+        criterion(model(torch.ones(3, 2)), torch.ones(3, 1)).backward()
+        optimizer.step()
+        sum(torch.ones(3))  # no part of it
+    assert watched.seconds == 4  # forward, loss, backward, step: one second each
+    assert torch.Tensor.backward is backward and optimizer.step == step
+    model(torch.ones(3, 2))
+    assert watched.seconds == 4
+
+
+def test_training_tells_the_share_that_is_not_the_network(drawn_root, capsys, monkeypatch):
+    augment = benchmark.loader.augment
+
+    def slow(*given):
+        time.sleep(0.5)
+        return augment(*given)
+
+    flags = ["training", "--dataset", "synthetic", "--root", str(drawn_root), "--arch", "osnet_x0_25"]
+    shares = []
+    for function in (augment, slow):
+        monkeypatch.setattr(benchmark.loader, "augment", function)
+        assert benchmark.main([*flags, "--batch-size", "4", "--steps", "2", "--amp", "off", "--device", "cpu"]) == 0
+        printed = capsys.readouterr().out
+        assert "an epoch of synthetic, 8 images, osnet_x0_25, batch 4, off" in printed
+        shares.append(float(re.search(r"([\d.]+) % of it outside", printed)[1]))
+    assert shares[0] < 40 < shares[1]
+
+
+def test_devices_trains_scores_and_saves_through_both_wrappers(capsys):
+    assert benchmark.main(["devices", "--device", "cpu", "--arch", "osnet_x0_25"]) == 0
+    printed = capsys.readouterr().out
+    assert "nn.DataParallel over 1 devices: features of the file differ by 0.0e+00, 0 names with module." in printed
+    assert "torchrun, 1 processes:" in printed and "finished:" in printed
 
 
 def test_the_light_networks_are_of_the_table():
