@@ -73,7 +73,7 @@ def group(device, seconds):
         with silent_others():
             yield
     except RuntimeError as error:
-        if not is_broken(error):
+        if isinstance(error, torch.OutOfMemoryError) or not is_broken(error):
             raise
         raise ConnectionError(
             "another process ended, or did not answer within --timeout "

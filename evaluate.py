@@ -85,7 +85,8 @@ def pixel_folder(args):
 def load_pixels(paths, model, name, args, device, among=None):
     """Their pixels at the size of the model, on the device where they fit; among: as loader.load_pixels has it."""
     pixels = loader.load_pixels(
-        paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit, among=among
+        paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit, among=among,
+        check=distributed.local_rank() == 0,
     )  # fmt: skip
     return pixels.to_device(device)
 
@@ -140,9 +141,9 @@ def extract_features(model, pixels, device, batch_size, clips=None, flip=False):
         for start in range(first, last, batch_size):
             rows = np.arange(start, min(start + batch_size, last))
             images = loader.normalise(pixels.batch(rows, device), bare.mean, bare.std)
-            found = model(images).float()
+            found = model(images).float().clone()  # a CUDA graph (--compile) writes its next output to the same place
             if flip:
-                found = (found + model(images.flip(-1)).float()) / 2
+                found = (found + model(images.flip(-1))) / 2
             bar.update(len(rows))
             if not is_video:
                 features.append(found)

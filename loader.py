@@ -150,11 +150,12 @@ def remove_abandoned(cache):
 SHARED = 0.1  # of the limit: so large may an array be that holds more than was asked for
 
 
-def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None):
+def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None, check=True):
     """Pixels of the files, decoded once into `cache`/NAME-HxW-PLACE-FINGERPRINT.npy, which later runs map again.
 
     Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
-    its disk is too full, the array is kept in memory. ValueError lists unreadable images.
+    its disk is too full, the array is kept in memory. ValueError lists unreadable images; with check=False only where
+    they are decoded here, not those of batches to come: another process has looked.
 
     among: (name, files with these among them, of which other calls take others). Where they are few, SHARED of limit_gb
     at most, one array of that name holds all of them, for all of those calls.
@@ -167,7 +168,8 @@ def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None):
     shape, gigabytes = (len(paths), height, width, 3), len(paths) * height * width * 3 / 1e9
     if gigabytes > limit_gb:
         print(f"{name}: {gigabytes:.1f} GB of pixels, over the limit of {limit_gb:g}: decoding batch by batch")
-        decode_into(None, paths, size, f"checking {name}")
+        if check:
+            decode_into(None, paths, size, f"checking {name}")
         return Pixels(paths, size)
     cache = Path(cache)
     place = hashlib.sha256(os.path.dirname(os.path.abspath(paths[0])).encode()).hexdigest()[:6]
