@@ -41,10 +41,11 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -224,7 +225,11 @@ def run_torchscript(path):
 
 @quietly
 def build_pt2(graph, examples, axes, names):
-    return torch.export.export(graph, examples, dynamic_shapes=axes)
+    program = torch.export.export(graph, examples, dynamic_shapes=axes)
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)  # paths of the machine that exported
+    return program
 
 
 @quietly
@@ -301,13 +306,13 @@ def unusual_nodes(model):
 
 
 class Evidence(NamedTuple):
-    """What the gate looks at, and what int8 is calibrated on; bytes (h, w, 3) at their own sizes."""
+    """What the gate looks at, and what int8 is calibrated on; pictures are bytes (h, w, 3) at their own sizes."""
 
-    pictures: list = []  # noqa: RUF012  nothing changes it
+    pictures: Sequence[np.ndarray] = ()
     source: str = "drawn patches"
-    calibration: list = []  # noqa: RUF012
-    ranking: gate.Ranking | None = None
-    budget: float = 0.5  # points of mAP that int8 may lose
+    ranking: gate.Ranking | gate.Neighbours | None = None
+    calibration: Sequence[np.ndarray] = ()
+    budget: float = gate.LIMITS["int8"].mAP  # points of mAP that int8 may lose
 
 
 def make_trials(model, kind, evidence):
@@ -317,8 +322,8 @@ def make_trials(model, kind, evidence):
     return gate.make_trials(Extractor(model).eval(), kind, pictures, BATCHES)
 
 
-def build(form, model, variant, evidence):
-    """(program of one file, what is to be said about it)."""
+def build(form, model, variant):
+    """(program of one file in float, what is to be said about it)."""
     kind = kind_of(model, variant)
     module, examples, axes = prepare(model, kind)
     graph = build_graph(module.eval(), examples, axes, half=variant.precision == "fp16")
@@ -330,35 +335,42 @@ def build(form, model, variant, evidence):
     if unusual and isinstance(getattr(model, "frames", model), models.HACNN):
         raise ValueError(f"the graph of HA-CNN has nodes that are not to be in it: {unusual}")
     said = f"; nodes to look at on a GPU: {unusual}" * bool(unusual)
-    if variant.precision == "int8":
-        import quantize  # here: it needs onnx
-
-        program, how = quantize.quantize(program, kind, model, evidence, run_onnx)
-        said += f"; {how}"
     return program, said
+
+
+def to_int8(program, feed, look):
+    """(ONNX program in 8 bits, what is to be told about it); look: the `judge` of quantize.py."""
+    import quantize  # here: it needs onnx
+
+    count = len(quantize.layers_of(program))
+    program, kept = quantize.quantize(program, feed, lambda p: run_onnx(p.SerializeToString()), look)
+    return program, {"calibration": sum(len(batch[next(iter(batch))]) for batch in feed), "layers": count,
+                     "in_float": kept}  # fmt: skip
 
 
 def export(model, info, name, path, variant=Variant(), evidence=Evidence()):
     """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree."""
-    form = FORMATS[name]
+    form, kind = FORMATS[name], kind_of(model, variant)
     if variant.precision == "int8" and name != "onnx":
         raise ValueError(f"--int8 is for onnx alone, not {name}: give --format onnx, or leave --int8 out")
+    limits, trials = gate.limits_of(variant.precision, kind), make_trials(model, kind, evidence)
+    if variant.precision == "int8":
+        limits = limits._replace(mAP=evidence.budget)
     path.unlink(missing_ok=True)
-    partial = path.with_name(path.name + ".partial")  # what has not passed never bears the final name
-    kind = kind_of(model, variant)
+    partial = path.with_name(f"partial.{path.name}")  # what has not passed never bears the final name
     try:
-        program, said = build(form, model, variant, evidence)
-        metadata = describe(model, info, variant)
-        form.save(program, partial, metadata)
-        limits = gate.limits_of(variant.precision, kind)
+        program, said = build(form, model, variant)
+        metadata, how = describe(model, info, variant), {"images": evidence.source}
         if variant.precision == "int8":
-            limits = limits._replace(mAP=evidence.budget)
-        trials = make_trials(model, kind, evidence)
+            look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
+            program, told = to_int8(program, gate.feed(evidence.calibration, kind, model), look)
+            how, said = how | told, f"{said}; {len(told['in_float'])} of {told['layers']} layers in float"
+        form.save(program, partial, metadata)
         findings, report = gate.check(form.run(partial), trials, limits, evidence.ranking)
         if not findings:  # the same program once more, with the report: it is read again, too
-            report = {"images": evidence.source, **report, "limits": limits._asdict()}
-            form.save(program, partial, {**metadata, "gate": report})
-            findings, again = gate.check(form.run(partial), trials[:1], limits)
+            report = how | report | {"limits": limits._asdict()}
+            form.save(program, partial, metadata | {"gate": report})
+            findings, _ = gate.check(form.run(partial), trials[:1], limits)
         if findings:
             raise ValueError(f"{path} does not agree with PyTorch and was removed:\n  " + "\n  ".join(findings))
         partial.replace(path)
@@ -437,11 +449,13 @@ def gather(args, model, info, variant):
         if not args.images:
             paths = sorted({path for frames in ranking.frames for path in frames})
             pictures, source = gate.open_pictures(gate.spread(paths, needed)), args.dataset
+    elif args.int8:
+        ranking = gate.Neighbours(Extractor(model).eval(), kind, calibration)
     if args.images:
         pictures, source = gate.open_pictures(gate.spread(gate.list_pictures(args.images), needed)), args.images
     if 0 < len(pictures) < needed:
         source += f" ({len(pictures)} images) and drawn patches"
-    return Evidence(pictures, source, calibration, ranking, args.budget)
+    return Evidence(pictures, source, ranking, calibration, args.budget)
 
 
 def main(argv=None):
