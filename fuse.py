@@ -29,8 +29,14 @@ def trace(module, examples, dynamic_shapes):
     """The module's operators as a GraphModule, with names and weights of the module, and its axes as free as given."""
     program = torch.export.export(module, examples, dynamic_shapes=dynamic_shapes)
     graph = program.module(check_guards=False)
+    inputs, first = [node for node in graph.graph.nodes if node.op == "placeholder"], {}  # Dim -> its first (input, axis)
+    axes = {(node, axis): dim for node, dims in zip(inputs, dynamic_shapes, strict=True) for axis, dim in dims.items()}
+    for place, dim in axes.items():
+        first.setdefault(dim, place)
     for node in list(graph.graph.nodes):
-        if node.target is aten._assert_tensor_metadata.default:
+        if node.target is aten.sym_size.int and node.args in axes:
+            node.args = first[axes[node.args]]  # else torch, which gets this graph again, proves less about it
+        elif node.target is aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
         elif node.target is aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
             node.replace_all_uses_with(node.args[0])
