@@ -17,8 +17,8 @@ Batch norms are folded and parallel convolutions merged (fuse.py); any batch siz
 | input | shape | |
 |---|---|---|
 | images | float32 (B, 3, H, W) | RGB in 0..1, minus mean, divided by std |
-| clips, mask | float32 (B, T, 3, H, W), (B, T) | networks for tracklets; the mask is 1 for frames that count, one at least |
-| bytes | uint8 (B, h, w, 3) | --uint8-input: RGB, any size, one for all images of a call; resized and normalised inside |
+| clips, mask | float32 (B, T, 3, H, W), (B, T) | networks for tracklets; the mask is 1 for frames that count |
+| bytes | uint8 (B, h, w, 3) | --uint8-input: RGB, any size, one per call; resized and normalised inside |
 
 Output `features`: float32 (B, D), L2-normalised, so a dot product is the cosine. What size, mean and std are stands in
 the file: one JSON document, in the ONNX metadata under `reid`, in the archives of the others as `reid.json`; search.py
@@ -80,12 +80,15 @@ class Variant(NamedTuple):
         return {"fp32": "", "fp16": ".half", "int8": ".int8"}[self.precision] + ".uint8-input" * self.uint8
 
 
+FLOAT = Variant()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # What is exported: a network with its input and its L2-normalised features
 
 
 class Extractor(nn.Module):
-    """images (B, 3, H, W) -> features (B, D), or clips (B, T, 3, H, W) and mask (B, T), where the model is for those."""
+    """images (B, 3, H, W), or clips (B, T, 3, H, W) and mask (B, T), where the model is for those -> features (B, D)."""
 
     def __init__(self, model):
         super().__init__()
@@ -119,24 +122,32 @@ def kind_of(model, variant):
     return "clips"
 
 
-def prepare(model, kind):
-    """(module, example inputs, free axes) to trace; the examples have sizes that occur nowhere in the networks."""
-    batch, (height, width) = torch.export.Dim("batch"), model.input_size
+class Traced(NamedTuple):
+    """What the formats are built from."""
+
+    graph: torch.fx.GraphModule  # fused
+    examples: tuple[torch.Tensor, ...]  # inputs, in sizes that occur nowhere in the networks
+    axes: tuple[dict, ...]  # of each input: number of an axis -> Dim, where it is free
+    names: list[str]  # of the inputs
+
+
+def trace(model, variant=FLOAT):
+    """The fused graph of a network, for all formats of a variant."""
+    kind, batch, (height, width) = kind_of(model, variant), torch.export.Dim("batch"), model.input_size
+    module, names = (BytesExtractor if kind == "bytes" else Extractor)(model).eval(), [kind]
     images = gate.normalised(gate.draw_patches(6, model.input_size, seed=0), model)
     if kind == "images":
-        return Extractor(model), (images[:2],), ({0: batch},)
-    if kind == "clips":
-        frames = torch.export.Dim("frames")
-        return Extractor(model), (images.unflatten(0, (2, 3)), torch.ones(2, 3)), ({0: batch, 1: frames},) * 2
-    axes = {0: batch, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
-    images = torch.from_numpy(gate.draw_patches(2, (height + 7, width + 5), seed=0))
-    return BytesExtractor(model), (images,), (axes,)
-
-
-def build_graph(module, examples, axes, half=False):
-    """The fused graph of a module that prepare made."""
-    trace = functools.partial(fuse.trace, examples=examples, dynamic_shapes=axes)
-    return fuse.halve(module, trace) if half else fuse.fuse(trace(module))
+        examples, axes = (images[:2],), ({0: batch},)
+    elif kind == "clips":
+        examples = (images.unflatten(0, (2, 3)), torch.ones(2, 3))
+        axes = ({0: batch, 1: torch.export.Dim("frames")},) * 2
+        names.append("mask")
+    else:
+        examples = (torch.from_numpy(gate.draw_patches(2, (height + 7, width + 5), seed=0)),)
+        axes = ({0: batch, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")},)
+    begin = functools.partial(fuse.trace, examples=examples, dynamic_shapes=axes)
+    graph = fuse.halve(module, begin) if variant.precision == "fp16" else fuse.fuse(begin(module))
+    return Traced(graph, examples, axes, names)
 
 
 def hash_weights(model):
@@ -148,7 +159,7 @@ def hash_weights(model):
     return digest.hexdigest()
 
 
-def describe(model, info, variant=Variant()):
+def describe(model, info, variant=FLOAT):
     """What a user of the exported file must know, as plain values."""
     return {
         "schema": 2,
@@ -192,9 +203,9 @@ def quietly(function):
 
 
 @quietly
-def build_torchscript(graph, examples, axes, names):
-    """Scripted, for a trace would fix sizes; frozen. (optimize_for_inference belongs after loading: its files break.)"""
-    graph = copy.deepcopy(graph)
+def build_torchscript(traced):
+    """Scripted: a trace would fix sizes. Frozen. (optimize_for_inference belongs after loading: its files break.)"""
+    graph = copy.deepcopy(traced.graph)
     graph.graph.set_codegen(torch.fx.graph.CodeGen())  # plain arguments and a plain tensor as the result
     first = next(iter(graph.graph.nodes))
     for node in graph.graph.nodes:
@@ -224,8 +235,8 @@ def run_torchscript(path):
 
 
 @quietly
-def build_pt2(graph, examples, axes, names):
-    program = torch.export.export(graph, examples, dynamic_shapes=axes)
+def build_pt2(traced):
+    program = torch.export.export(traced.graph, traced.examples, dynamic_shapes=traced.axes)
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(key, None)  # paths of the machine that exported
@@ -244,12 +255,12 @@ def run_pt2(path):
 
 
 @quietly
-def build_onnx(graph, examples, axes, names):
+def build_onnx(traced):
     import onnx  # here, so that TorchScript can be written where onnx is not installed
 
     model = torch.onnx.export(
-        graph, examples, input_names=names, output_names=["features"], opset_version=OPSET, dynamo=True,
-        dynamic_shapes=axes, external_data=False, verbose=False,
+        traced.graph, traced.examples, dynamic_shapes=traced.axes, input_names=traced.names, output_names=["features"],
+        opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
     ).model_proto  # fmt: skip
     for node in model.graph.node:
         node.ClearField("metadata_props")  # stack traces with the paths of the machine that exported
@@ -282,7 +293,7 @@ def run_onnx(path):
 
 class Format(NamedTuple):
     suffix: str
-    build: Callable  # (graph, examples, free axes, names of the inputs) -> program
+    build: Callable  # Traced -> program in float
     save: Callable  # (program, path, metadata)
     run: Callable  # path -> function from inputs to features (B, D), numpy
 
@@ -293,12 +304,6 @@ FORMATS = {
     "pt2": Format(".pt2", build_pt2, save_pt2, run_pt2),
 }
 DEFAULT = ("onnx", "torchscript")
-
-
-def unusual_nodes(model):
-    """'2 Erf, 1 Resize': the nodes of an ONNX model that are not of the kinds that HA-CNN is made of."""
-    found = Counter(node.op_type for node in model.graph.node if node.op_type not in NODES)
-    return ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -315,6 +320,9 @@ class Evidence(NamedTuple):
     budget: float = gate.LIMITS["int8"].mAP  # points of mAP that int8 may lose
 
 
+PATCHES = Evidence()
+
+
 def make_trials(model, kind, evidence):
     """Trials of the gate: patches where there are not enough pictures."""
     needed = sum(BATCHES) * (max(gate.LENGTHS) if kind == "clips" else 1)
@@ -322,20 +330,13 @@ def make_trials(model, kind, evidence):
     return gate.make_trials(Extractor(model).eval(), kind, pictures, BATCHES)
 
 
-def build(form, model, variant):
-    """(program of one file in float, what is to be said about it)."""
-    kind = kind_of(model, variant)
-    module, examples, axes = prepare(model, kind)
-    graph = build_graph(module.eval(), examples, axes, half=variant.precision == "fp16")
-    names = ["clips", "mask"] if kind == "clips" else [kind]
-    program, said = form.build(graph, examples, axes, names), ""
-    if form is not FORMATS["onnx"]:
-        return program, said
-    unusual = unusual_nodes(program)
+def check_nodes(program, model):
+    """What is to be said about the nodes of an ONNX model; ValueError where HA-CNN's has others than NODES."""
+    found = Counter(node.op_type for node in program.graph.node if node.op_type not in NODES)
+    unusual = ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
     if unusual and isinstance(getattr(model, "frames", model), models.HACNN):
         raise ValueError(f"the graph of HA-CNN has nodes that are not to be in it: {unusual}")
-    said = f"; nodes to look at on a GPU: {unusual}" * bool(unusual)
-    return program, said
+    return f"; nodes to look at on a GPU: {unusual}" if unusual else ""
 
 
 def to_int8(program, feed, look):
@@ -348,8 +349,11 @@ def to_int8(program, feed, look):
                      "in_float": kept}  # fmt: skip
 
 
-def export(model, info, name, path, variant=Variant(), evidence=Evidence()):
-    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree."""
+def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None):
+    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree.
+
+    traced: trace(model, variant), where several formats are written.
+    """
     form, kind = FORMATS[name], kind_of(model, variant)
     if variant.precision == "int8" and name != "onnx":
         raise ValueError(f"--int8 is for onnx alone, not {name}: give --format onnx, or leave --int8 out")
@@ -359,7 +363,8 @@ def export(model, info, name, path, variant=Variant(), evidence=Evidence()):
     path.unlink(missing_ok=True)
     partial = path.with_name(f"partial.{path.name}")  # what has not passed never bears the final name
     try:
-        program, said = build(form, model, variant)
+        program = form.build(traced or trace(model, variant))
+        said = check_nodes(program, model) if name == "onnx" else ""
         metadata, how = describe(model, info, variant), {"images": evidence.source}
         if variant.precision == "int8":
             look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
@@ -469,9 +474,10 @@ def main(argv=None):
         evidence = gather(args, model, info, variant)
         out = Path(args.out or Path(args.ckpt).parent)
         out.mkdir(parents=True, exist_ok=True)
+        traced = trace(model, variant)
         for name in args.format:
             path = out / (Path(args.ckpt).name.removesuffix(".pth") + variant.suffix + FORMATS[name].suffix)
-            print(export(model, info, name, path, variant, evidence), flush=True)
+            print(export(model, info, name, path, variant, evidence, traced), flush=True)
     except ImportError as error:
         print(f"error: {error}: pip install -r requirements.txt, or give --format torchscript", file=sys.stderr)
         return 1

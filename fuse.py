@@ -29,8 +29,9 @@ def trace(module, examples, dynamic_shapes):
     """The module's operators as a GraphModule, with names and weights of the module, and its axes as free as given."""
     program = torch.export.export(module, examples, dynamic_shapes=dynamic_shapes)
     graph = program.module(check_guards=False)
-    inputs, first = [node for node in graph.graph.nodes if node.op == "placeholder"], {}  # Dim -> its first (input, axis)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     axes = {(node, axis): dim for node, dims in zip(inputs, dynamic_shapes, strict=True) for axis, dim in dims.items()}
+    first = {}  # Dim -> its first (input, axis)
     for place, dim in axes.items():
         first.setdefault(dim, place)
     for node in list(graph.graph.nodes):

@@ -2,8 +2,8 @@
 
     model, kept = quantize(model, batches, run, judge)
 
-onnxruntime's tools put QuantizeLinear and DequantizeLinear around the nodes that are named here, with ranges seen on the
-calibration images: uint8 activations, int8 weights. Runtimes make one integer kernel of such a group.
+onnxruntime's tools put QuantizeLinear and DequantizeLinear around the nodes that are named here, with ranges seen on
+the calibration images: uint8 activations, int8 weights. Runtimes make one integer kernel of such a group.
 
 Which nodes: convolutions and layers with stored weights, and what merely passes their maps on (ReLU, pooling,
 concatenation, sums of two such maps). All else stays in float: attention, positions, averages, norms cost little time
@@ -11,8 +11,8 @@ and much accuracy. An average pooling is written as a convolution, for onnxrunti
 long as the float one.
 
 Which layers of those: all, where `judge` has nothing to say against it. Else each layer is quantised alone, and by how
-far that moves the features they are ordered; the first 1, 2, 4, ... go back to float until judge is content, and then as
-few as possible, by bisection.
+far that moves the features they are ordered; the first 1, 2, 4, ... go back to float until judge is content, and then
+as few as possible, by bisection.
 
 For processors that multiply bytes (VNNI: Intel from 2019 on, AMD from Zen 4 on; Arm with dot products). Older x86 sums
 pairs of products in 16 bits, which saturate: measure there before use. GPUs need TensorRT to gain.
@@ -130,8 +130,8 @@ def order_by_sensitivity(model, ranges, layers, batches, run):
 def quantize(model, batches, run, judge):
     """(model in 8 bits, names of the layers that stayed in float). ValueError where nothing in 8 bits will do.
 
-    batches: dictionaries from the names of the inputs to arrays, what the ranges are measured on; run: model -> function
-    from inputs to L2-normalised features; judge: such a function -> what speaks against it, a list of sentences.
+    batches: dictionaries from the names of the inputs to arrays, what the ranges are measured on; run: model ->
+    function from inputs to L2-normalised features; judge: such a function -> what speaks against it, as sentences.
     """
     model = averages_as_convolutions(model)
     ranges, layers = find_ranges(model, batches), layers_of(model)

@@ -9,8 +9,8 @@ whole numbers are the same everywhere.
 What Pillow does (src/libImaging/Resample.c): one axis, then the other. Each output pixel is a mean of input pixels
 weighed by a triangle, which is as wide as an output pixel where the image shrinks. Weights are rounded to 22 binary
 places, and what each of the two passes gives is rounded to whole numbers. Which axis comes first depends, in Pillow 13,
-on the sizes; here it is always the rows, as there for crops that shrink. In the same order nothing differs, in the other
-one some pixels do by 1 of 255.
+on the sizes; here it is always the rows, as there for crops that shrink. In the same order nothing differs, in the
+other one some pixels do by 1 of 255.
 """
 
 import torch
