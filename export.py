@@ -88,7 +88,7 @@ FLOAT = Variant()
 
 
 class Extractor(nn.Module):
-    """images (B, 3, H, W), or clips (B, T, 3, H, W) and mask (B, T), where the model is for those -> features (B, D)."""
+    """images (B, 3, H, W), or clips (B, T, 3, H, W) and mask (B, T) for a video model -> features (B, D)."""
 
     def __init__(self, model):
         super().__init__()

@@ -254,7 +254,7 @@ class Ranking:
 
 
 class Neighbours:
-    """Stands in for a ranking where there is no data set: half of some pictures seek their nearest in the other half."""
+    """Stands in for a ranking where there is no data set: half of some pictures seek their nearest among the rest."""
 
     def __init__(self, extractor, kind, pictures):
         self.feed, self.count = feed(pictures, kind, extractor.model), len(pictures)
