@@ -508,7 +508,7 @@ def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile
         print(f"{name:12} {start:>9} {size:>9} {cosines[name]:9.6f}{cells}")
     counts = ", ".join(f"{rounds or ROUNDS.get(batch, 10)} at {batch}" for batch in batches)
     print(f"rounds in turn: {counts} (p99 of fewer than 100: near the slowest); start-up: a new process on the CPU")
-    print("up to its first image, libraries included; the file of eager is the checkpoint, with all that training needs")
+    print("up to its first image, libraries included; the file of eager is the checkpoint, optimizer included")
     base = next(side for side in ("plain", "eager") if side in sides)
     for batch in batches:
         ratios = ", ".join(f"{n} {found[batch][base][0] / found[batch][n][0]:.2f}" for n in sides if n != base)

@@ -20,25 +20,26 @@ HALF_PLACES = 2**11  # a weight of 22 places is held as two whole numbers of 11
 
 
 def weights(size_in, size_out, device):
-    """Two matrices (size_out, size_in) of whole numbers: the weights of Pillow times 2**22, as quotient and remainder.
+    """Two matrices (size_out, size_in) of whole numbers up to 2048: Pillow's weights times 2**22 are 2048 high + low.
 
     Positions are counted in 1 / (2 size_out) of an input pixel: there, centres of pixels are whole numbers, and the
-    triangle's heights are, too. float32 holds all of them up to inputs of some 20,000 pixels.
+    triangle's heights are, too. They are divided by their sum as one does on paper, in two steps of 11 places: float32
+    holds what occurs in the first up to inputs of 4,096 pixels, and beyond them next to exactly.
     """
     pixel_in = torch.arange(size_in, dtype=torch.float32, device=device)  # (size_in,)
     pixel_out = torch.arange(size_out, dtype=torch.float32, device=device).unsqueeze(1)  # (size_out, 1)
     length = pixel_in[-1:] + 1  # (1,): size_in as a tensor, for it stays variable in a graph
     distance = ((2 * pixel_in + 1) * size_out - (2 * pixel_out + 1) * length).abs()  # (size_out, size_in)
     heights = (2 * length.clamp(min=size_out) - distance).clamp(min=0)
-    places = torch.floor(heights / heights.sum(dim=1, keepdim=True) * HALF_PLACES**2 + 0.5)
-    high = torch.floor(places / HALF_PLACES)
-    return high, places - HALF_PLACES * high
+    heights, total = heights * HALF_PLACES, heights.sum(dim=1, keepdim=True)
+    high = torch.floor(heights / total)
+    return high, torch.floor((heights - high * total) * HALF_PLACES / total + 0.5)
 
 
 def rounded(high, low):
     """Products with both matrices -> whole numbers: (2048 high + low) / 2**22, rounded half up.
 
-    All that occurs is below 2**24, and factors are below 2**11: exact in float32, and in TF32 on a GPU.
+    All that occurs is below 2**24, and factors are at most 2**11: exact in float32, and in TF32 on a GPU.
     """
     return torch.floor((high + torch.floor((low + HALF_PLACES**2 / 2) / HALF_PLACES)) / HALF_PLACES)
 
