@@ -427,13 +427,10 @@ def compile_side(extractor, images, seconds):
     return compiled
 
 
-def write_files(model, info, folder, calibrate):
-    """{name of a side: file}, each through the gate of export.py."""
-    pictures = gate.draw_patches(32, model.input_size, seed=2)
-    if calibrate:
-        pictures = gate.open_pictures(gate.spread(gate.list_pictures(calibrate), export.CALIBRATION))
+def write_files(model, info, folder, pictures):
+    """{name of a side: file}, each through the gate of export.py; int8 is calibrated on pictures."""
     evidence = {"fp32": export.PATCHES, "fp16": export.PATCHES}
-    evidence["int8"] = export.Evidence(pictures if calibrate else (), "calibration images", None, pictures)
+    evidence["int8"] = export.Evidence(pictures, "pictures", None, pictures)
     traced = {p: export.trace(model, export.Variant(p)) for p in ("fp32", "fp16")}
     traced["int8"], files = traced["fp32"], {}
     for name, (form, precision) in FILES.items():
@@ -468,8 +465,11 @@ def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile
     if isinstance(model, video.VideoModel):
         raise ValueError(f"{ckpt} is of a network for tracklets: deploy measures networks for images")
     shape = (1, 3, *model.requires_grad_(False).input_size)
+    pictures = gate.draw_patches(max(*batches, 32), model.input_size, seed=2)
+    if calibrate:
+        pictures = gate.open_pictures(gate.spread(gate.list_pictures(calibrate), export.CALIBRATION))
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
-        files = write_files(model, info, folder, calibrate)
+        files = write_files(model, info, folder, pictures)
         sizes = {name: path.stat().st_size for name, path in files.items()}
         starts = {name: start_up(FILES[name][0], path, shape) for name, path in files.items()}
         sides = {name: load_side(FILES[name][0], path, device) for name, path in files.items()}
@@ -480,7 +480,8 @@ def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile
         plain = LoopedHACNN(info["num_ids"]).eval().to(device)
         plain.load_state_dict(model.state_dict())
         sides = {"plain": export.Extractor(plain).eval(), **sides}
-    images = gate.normalised(gate.draw_patches(max(batches), model.input_size), model).to(device)
+    images = [pictures[number % len(pictures)] for number in range(max(batches))]
+    images = gate.normalised(images, model).to(device)
     if compile_limit:
         try:
             begin = time.perf_counter()
