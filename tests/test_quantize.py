@@ -29,7 +29,7 @@ def stored(name, *shape, seed=0):
 
 
 def make_model(wild=False):
-    """conv1 -> ReLU -> average -> conv2 -> ReLU, times the sigmoid of conv3, which reads the images -> mean -> features.
+    """conv1 -> ReLU -> average -> conv2 -> ReLU, times the sigmoid of conv3, of the images -> mean -> features.
 
     wild: of the map between conv1 and conv2 one channel is huge and weighed by next to nothing: 8 bits cannot hold it.
     """
