@@ -151,21 +151,19 @@ def test_tracklets_are_refused_for_a_network_for_images(video_root):
 
 class Tracklets(Extractor):
     def forward(self, clips, mask):
-        features = self.model(clips.flatten(0, 1)).unflatten(0, mask.shape)
+        features = 1 + self.model(clips.flatten(0, 1)).unflatten(0, mask.shape)  # of black frames something is seen
         return nn.functional.normalize((features * mask.unsqueeze(2)).sum(1), dim=1)
 
 
 def test_tracklets_of_a_set_are_padded_and_masked(video_root):
-    ranked = gate.Ranking(Tracklets(), "clips", "synthetic-video", video_root, seq_len=3)
+    ranked = gate.Ranking(Tracklets(), "clips", "synthetic-video", video_root, seq_len=12)
     run = lambda clips, mask: Tracklets()(torch.from_numpy(clips), torch.from_numpy(mask)).numpy()  # noqa: E731
     findings, report = ranked.check(run, gate.LIMITS["fp32"])
     assert findings == [] and report["mAP"] == report["mAP_pytorch"]
-    assert max(map(len, ranked.frames)) == 3
+    assert len(set(map(len, ranked.frames))) > 1
     blind = lambda clips, mask: run(clips, np.ones_like(mask))  # noqa: E731
     assert np.abs(ranked.features(run) - ranked.reference).max() < 1e-6
-    shorter = [len(frames) < 3 for frames in ranked.frames]
-    if any(shorter):
-        assert np.abs(ranked.features(blind) - ranked.reference).max() < 1e-6  # of black frames nothing is seen
+    assert np.abs(ranked.features(blind) - ranked.reference).max() > 1e-3
 
 
 def test_top_overlap_counts_by_hand():
