@@ -304,7 +304,8 @@ def check(run, trials, limits, ranking=None):
         try:
             ours = run(*inputs)
         except Exception as error:  # each runtime has exceptions of its own; whatever they say is a finding
-            findings.append(f"{name}: does not run: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            lines = str(error).strip().splitlines() or [type(error).__name__]  # TorchScript has the reason at the end
+            findings.append(f"{name}: does not run: {lines[-1 if 'TorchScript' in lines[0] else 0]}")
             continue
         if ours.shape != reference.shape or ours.dtype != np.float32:
             findings.append(f"{name}: features are {ours.dtype} {ours.shape}, PyTorch gives float32 {reference.shape}")
