@@ -36,6 +36,7 @@ import argparse
 import copy
 import functools
 import hashlib
+import io
 import json
 import logging
 import sys
@@ -186,7 +187,7 @@ def describe(model, info, variant=FLOAT):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Formats: how a graph becomes a program, how that is saved, and how features come out of the file again
+# Formats: how a graph becomes a program, how that becomes a file, and how features come out of the file again
 
 
 def quietly(function):
@@ -224,8 +225,10 @@ def build_torchscript(traced):
 
 
 @quietly
-def save_torchscript(program, path, metadata):
-    torch.jit.save(program, str(path), _extra_files={"reid.json": json.dumps(metadata)})
+def pack_torchscript(program, metadata):
+    buffer = io.BytesIO()  # torch ends the process where it cannot write to a disk that is full
+    torch.jit.save(program, buffer, _extra_files={"reid.json": json.dumps(metadata)})
+    return buffer.getvalue()
 
 
 @quietly
@@ -244,8 +247,10 @@ def build_pt2(traced):
 
 
 @quietly
-def save_pt2(program, path, metadata):
-    torch.export.save(program, str(path), extra_files={"reid.json": json.dumps(metadata)})
+def pack_pt2(program, metadata):
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"reid.json": json.dumps(metadata)})
+    return buffer.getvalue()
 
 
 @quietly
@@ -274,11 +279,11 @@ def build_onnx(traced):
     return model
 
 
-def save_onnx(model, path, metadata):
+def pack_onnx(model, metadata):
     import onnx
 
     onnx.helper.set_model_props(model, {"reid": json.dumps(metadata)})
-    onnx.save(model, str(path))
+    return model.SerializeToString()
 
 
 def run_onnx(path):
@@ -294,14 +299,14 @@ def run_onnx(path):
 class Format(NamedTuple):
     suffix: str
     build: Callable  # Traced -> program in float
-    save: Callable  # (program, path, metadata)
+    pack: Callable  # (program, metadata) -> bytes of the file
     run: Callable  # path -> function from inputs to features (B, D), numpy
 
 
 FORMATS = {
-    "onnx": Format(".onnx", build_onnx, save_onnx, run_onnx),
-    "torchscript": Format(".torchscript.pt", build_torchscript, save_torchscript, run_torchscript),
-    "pt2": Format(".pt2", build_pt2, save_pt2, run_pt2),
+    "onnx": Format(".onnx", build_onnx, pack_onnx, run_onnx),
+    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, run_torchscript),
+    "pt2": Format(".pt2", build_pt2, pack_pt2, run_pt2),
 }
 DEFAULT = ("onnx", "torchscript")
 
@@ -370,11 +375,11 @@ def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None
             look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
             program, told = to_int8(program, gate.feed(evidence.calibration, kind, model), look)
             how, said = how | told, f"{said}; {len(told['in_float'])} of {told['layers']} layers in float"
-        form.save(program, partial, metadata)
+        partial.write_bytes(form.pack(program, metadata))
         findings, report = gate.check(form.run(partial), trials, limits, evidence.ranking)
         if not findings:  # the same program once more, with the report: it is read again, too
             report = how | report | {"limits": limits._asdict()}
-            form.save(program, partial, metadata | {"gate": report})
+            partial.write_bytes(form.pack(program, metadata | {"gate": report}))
             findings, _ = gate.check(form.run(partial), trials[:1], limits)
         if findings:
             raise ValueError(f"{path} does not agree with PyTorch and was removed:\n  " + "\n  ".join(findings))

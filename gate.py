@@ -90,7 +90,7 @@ def open_pictures(paths):
     for path in paths:
         try:
             with Image.open(path) as image:
-                pictures.append(np.asarray(image.convert("RGB")))
+                pictures.append(np.array(image.convert("RGB")))
         except Exception as error:  # Pillow raises a dozen types for broken files
             reasons.append(f"{path}: {error}")
     loader.refuse_broken(reasons)

@@ -4,6 +4,8 @@ python -m pytest tests/test_export.py        (the whole way with HA-CNN is in te
 """
 
 import json
+import resource
+import signal
 
 import numpy as np
 import onnx
@@ -270,6 +272,29 @@ def test_bad_input(tmp_path, capsys, content, flags, code, fragment):
         got = stop.code
     assert got == code and fragment in capsys.readouterr().err
     assert not list(tmp_path.glob("*best.*onnx*"))
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, capfd, monkeypatch, name):
+    class Large(Small):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Linear(6, 200_000)
+
+        def forward(self, x):
+            return super().forward(x) + self.wide(x.mean((2, 3)).repeat(1, 2))[:, :6]
+
+    monkeypatch.setattr(models, "load_checkpoint", lambda *_, **__: (Large().eval(), INFO))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        code = export.main(["--ckpt", str(tmp_path / "best.pth"), "--format", name])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1 and "File too large" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_names_files_after_the_variant(tmp_path, capsys, monkeypatch):
