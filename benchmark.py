@@ -10,6 +10,7 @@
     python benchmark.py distractors            # with 500,000 distractors, in a file of 2.1 GB
     python benchmark.py rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
     python benchmark.py search                 # the ten best of 1,000,000 x 1,024 features, in a file of 4.1 GB
+    python benchmark.py deploy --ckpt best.pth # what serves a network: PyTorch, TorchScript, torch.export, ONNX
 
 Times compared are medians of several rounds in one process, the sides taking turns, so that whatever else the machine
 does disturbs all of them. Hardware, versions and date come last. "Memory beyond the features" is the most that a first
@@ -29,6 +30,7 @@ import math
 import platform
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,7 +53,9 @@ from torch import nn
 import cli
 import data
 import evaluate
+import export
 import gallery
+import gate
 import loader
 import losses
 import metrics
@@ -59,6 +63,7 @@ import models
 import recipe
 import synthetic
 import train
+import video
 
 
 def told_by(path, key):
@@ -498,6 +503,230 @@ def measure_networks(device, names=LIGHT, batch_size=None, compiled=(), rounds=N
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Deployment
+
+ROUNDS = {1: 100, 8: 50, 32: 20, 128: 10}  # of each batch size
+FILES = {  # name of a side -> (format of export.py, precision)
+    "TorchScript": ("torchscript", "fp32"), "pt2": ("pt2", "fp32"), "ONNX fp32": ("onnx", "fp32"),
+    "ONNX fp16": ("onnx", "fp16"), "ONNX int8": ("onnx", "int8"),
+}  # fmt: skip
+START = {  # what a fresh process runs up to its first features
+    "checkpoint": "import torch, models; m, _ = models.load_checkpoint({path!r}); m(torch.zeros({shape}))",
+    "torchscript": "import torch; torch.jit.load({path!r})(torch.zeros({shape}))",
+    "pt2": "import torch; torch.export.load({path!r}).module()(torch.zeros({shape}))",
+    "onnx": "import numpy, onnxruntime; onnxruntime.InferenceSession({path!r}, providers=['CPUExecutionProvider'])"
+            ".run(None, dict(images=numpy.zeros({shape}, 'f')))",
+}  # fmt: skip
+
+
+def start_up(form, path, shape):
+    """Seconds of a new process from its start to its end, with one image in between, on the CPU; median of three."""
+    command = [sys.executable, "-W", "ignore", "-c", START[form].format(path=str(Path(path).resolve()), shape=shape)]
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))
+
+
+def load_onnx(path, device):
+    """images, a tensor on the device -> features on the CPU or, on a GPU, left there.
+
+    Threads do not spin while they wait: they would take the cores from the other sides of the comparison.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device.type != "cuda":
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    number = device.index or 0
+    settings = {"device_id": number, "cudnn_conv_algo_search": "HEURISTIC"}
+    session = onnxruntime.InferenceSession(str(path), options, providers=[("CUDAExecutionProvider", settings)])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        raise RuntimeError("onnxruntime cannot use CUDA here: see python search.py --provider cuda")
+
+    def run(images):
+        images, binding = images.contiguous(), session.io_binding()
+        shape, place = tuple(images.shape), images.data_ptr()
+        binding.bind_input("images", "cuda", number, np.float32, shape, place)
+        binding.bind_output("features", "cuda", number)
+        session.run_with_iobinding(binding)
+        return torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+
+    return run
+
+
+def load_side(form, path, device):
+    """The function of an exported file."""
+    if form == "onnx":
+        return load_onnx(path, device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        if form == "torchscript":
+            return torch.jit.load(str(path), map_location=device)
+        program = torch.export.load(str(path))
+        if device.type == "cuda":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, str(device))
+        return program.module()
+
+
+@contextlib.contextmanager
+def time_limit(seconds, what):
+    """TimeoutError after so many seconds, where the system has alarms."""
+
+    def stop(*_):
+        raise TimeoutError(f"{what} took longer than {seconds} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def compile_side(extractor, images, seconds):
+    """The compiled extractor, for any batch size, after its first calls."""
+    compiled = torch.compile(extractor, dynamic=True)
+    with time_limit(seconds, "torch.compile"):
+        for count in sorted({1, 2, len(images)}):  # one image is compiled by itself
+            compiled(images[:count])
+    return compiled
+
+
+def write_files(model, info, folder, pictures):
+    """{name of a side: file}, each through the gate of export.py; int8 is calibrated on pictures."""
+    evidence = {"fp32": export.PATCHES, "fp16": export.PATCHES}
+    evidence["int8"] = export.Evidence(pictures, "pictures", None, pictures)
+    traced = {p: export.trace(model, export.Variant(p)) for p in ("fp32", "fp16")}
+    traced["int8"], files = traced["fp32"], {}
+    for name, (form, precision) in FILES.items():
+        variant = export.Variant(precision)
+        path = Path(folder, f"model{variant.suffix}{export.FORMATS[form].suffix}")
+        try:
+            print(export.export(model, info, form, path, variant, evidence[precision], traced[precision]), flush=True)
+            files[name] = path
+        except (ValueError, ImportError) as error:
+            print(f"{name}: left out: {error}", flush=True)
+    return files
+
+
+def time_rounds(sides, images, device, rounds):
+    """{name: seconds of each round}, the sides taking turns, after a first call of each."""
+    seconds = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, run in sides.items():
+            synchronize(device)
+            begin = time.perf_counter()
+            with torch.inference_mode():
+                run(images)
+            synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile_limit=600, calibrate=None, out=None):
+    """Every way to serve a network side by side; {batch: {side: (p50, p99, images/s)}}."""
+    model, info = models.load_checkpoint(ckpt)
+    if isinstance(model, video.VideoModel):
+        raise ValueError(f"{ckpt} is of a network for tracklets: deploy measures networks for images")
+    shape = (1, 3, *model.requires_grad_(False).input_size)
+    pictures = gate.draw_patches(max(*batches, 32), model.input_size, seed=2)
+    if calibrate:
+        pictures = gate.open_pictures(gate.spread(gate.list_pictures(calibrate), export.CALIBRATION))
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder:
+        files = write_files(model, info, folder, pictures)
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        starts = {name: start_up(FILES[name][0], path, shape) for name, path in files.items()}
+        sides = {name: load_side(FILES[name][0], path, device) for name, path in files.items()}
+    sizes["eager"], starts["eager"] = Path(ckpt).stat().st_size, start_up("checkpoint", ckpt, shape)
+    eager = export.Extractor(model).eval().to(device, memory_format=torch.channels_last)
+    sides = {"eager": eager, **sides}
+    if isinstance(model, models.HACNN) and model.learn_region and not info["options"].get("align_corners"):
+        plain = LoopedHACNN(info["num_ids"]).eval().to(device)
+        plain.load_state_dict(model.state_dict())
+        sides = {"plain": export.Extractor(plain).eval(), **sides}
+    images = [pictures[number % len(pictures)] for number in range(max(batches))]
+    images = gate.normalised(images, model).to(device)
+    if compile_limit:
+        try:
+            begin = time.perf_counter()
+            with torch.inference_mode():
+                sides["compiled"] = compile_side(eager, images, compile_limit)
+            print(f"torch.compile: {time.perf_counter() - begin:.0f} s", flush=True)
+        except Exception as error:  # a compiler has exceptions of its own; the rest is measured all the same
+            print(f"compiled: left out: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", flush=True)
+    found, few = {}, images[: min(8, len(images))]
+    with torch.inference_mode():
+        exact = eager(few).cpu()
+        cosines = {name: (run(few).cpu() * exact).sum(1).min().item() for name, run in sides.items()}
+    print(f"{'':12} {'start-up':>9} {'file':>9} {'cosine':>9}" + "".join(f"{f'batch {b}':>30}" for b in batches))
+    print(" " * 42 + "".join(f"{'p50 ms':>11}{'p99 ms':>9}{'img/s':>10}" for _ in batches))
+    for batch in batches:
+        rest = rounds or ROUNDS.get(batch, 10)
+        times = time_rounds(sides, images[:batch], device, rest)
+        print(f"batch {batch}: {rest} rounds of {len(sides)} sides", flush=True)
+        found[batch] = {name: (*np.percentile(t, [50, 99]), batch / np.median(t)) for name, t in times.items()}
+    for name in sides:
+        start = f"{starts[name]:7.2f} s" if name in starts else ""
+        size = f"{sizes[name] / 1e6:6.1f} MB" if name in sizes else ""
+        cells = "".join(f"{1e3 * p50:11.2f}{1e3 * p99:9.2f}{rate:10.1f}" for p50, p99, rate in
+                        (found[batch][name] for batch in batches))  # fmt: skip
+        print(f"{name:12} {start:>9} {size:>9} {cosines[name]:9.6f}{cells}")
+    counts = ", ".join(f"{rounds or ROUNDS.get(batch, 10)} at {batch}" for batch in batches)
+    print(f"rounds in turn: {counts} (p99 of fewer than 100: near the slowest); start-up: a new process on the CPU")
+    print("up to its first image, libraries included; the file of eager is the checkpoint, optimizer included")
+    base = next(side for side in ("plain", "eager") if side in sides)
+    for batch in batches:
+        ratios = ", ".join(f"{n} {found[batch][base][0] / found[batch][n][0]:.2f}" for n in sides if n != base)
+        print(f"batch {batch}, times as fast as {base} by p50: {ratios}")
+    if out:
+        plot_deployment(found, info["arch"], out)
+        print(f"{out}: the same as a picture")
+    return found
+
+
+def plot_deployment(found, title, path):
+    """Images/s of each side by batch size, and p50 and p99 of single images."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    batches, (left, right) = sorted(found), (None, None)
+    names = list(found[batches[0]])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), width_ratios=(3, 2), layout="constrained")
+    for number, name in enumerate(names):
+        rates = [found[batch][name][2] for batch in batches]
+        left.plot(range(len(batches)), rates, marker="o", label=name, color=f"C{number}")
+        p50, p99 = (1e3 * value for value in found[batches[0]][name][:2])
+        right.barh(number, p50, color=f"C{number}")
+        right.plot([p50, p99], [number, number], color="black", linewidth=1, marker="|")
+    left.set_xticks(range(len(batches)), batches)
+    left.set(xlabel="batch", ylabel="images/s", ylim=(0, None), title=f"{title}: images per second")
+    left.grid(alpha=0.3)
+    left.legend(fontsize="small")
+    right.set_yticks(range(len(names)), names)
+    right.invert_yaxis()
+    right.set(xlabel="ms", title=f"batch {batches[0]}: median, line up to p99")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Ranking and re-ranking
 
 
@@ -868,6 +1097,13 @@ def build_parser():
     add = command("ranking", measure_ranking, "metrics.evaluate at Market-1501's size beside the usual way")
     add("--peer-rank", metavar="FILE", help="torchreid/metrics/rank.py of deep-person-reid: it too")
     command("distractors", measure_distractors, "it with 500,000 distractors, in a file of 2.1 GB below TMPDIR")
+    add = command("deploy", measure_deployment, "a checkpoint in every format of export.py beside PyTorch")
+    add("--ckpt", required=True, metavar="FILE", help="checkpoint of train.py")
+    add("--batches", type=int, nargs="+", default=list(ROUNDS), metavar="B", help="default: 1 8 32 128")
+    add("--rounds", type=int, help="of each batch size (default: 100 of batch 1 down to 10 of batch 128)")
+    add("--compile-limit", type=int, default=600, metavar="S", help="seconds for torch.compile; 0: without it")
+    add("--calibrate", metavar="FOLDER", help="images for int8 (default: patches that are drawn, for its speed alone)")
+    add("--out", default="deploy.png", metavar="FILE", help="the plot (default: deploy.png)")
     add = command("rerank", measure_rerank, "metrics.rerank for 1,600 + 8,000 items beside the usual way")
     add("--peer-rerank", metavar="FILE", help="torchreid/utils/rerank.py of deep-person-reid: it too")
     add("--full", action="store_true", help="at MSMT17's size too, 11,659 + 82,161; 3.8 GB returned")

@@ -1,27 +1,48 @@
-"""Turns a checkpoint into files that run without this code: ONNX and TorchScript feature extractors.
+"""Turns a checkpoint into files that run without this code: ONNX, TorchScript and torch.export feature extractors.
 
     python export.py --ckpt runs/hacnn-market1501/best.pth       # -> best.onnx, best.torchscript.pt beside it
+    python export.py --ckpt best.pth --format pt2                # -> best.pt2
+    python export.py --ckpt best.pth --half                      # -> best.half.onnx, best.half.torchscript.pt
+    python export.py --ckpt best.pth --uint8-input               # -> best.uint8-input.onnx, ...
+    python export.py --ckpt best.pth --int8 --calibrate crops/ --dataset market1501      # -> best.int8.onnx
 
 | format | file | runs with |
 |---|---|---|
-| onnx | best.onnx | onnxruntime, onnxruntime-gpu; opset 18, dynamic batch |
-| torchscript | best.torchscript.pt | torch.jit.load, libtorch; dynamic batch |
+| onnx | best.onnx | onnxruntime, onnxruntime-gpu; opset 18 |
+| torchscript | best.torchscript.pt | torch.jit.load, libtorch |
+| pt2 | best.pt2 | torch.export.load, AOTInductor |
 
-Input `images`: float32 (B, 3, H, W), RGB in 0..1, minus mean, divided by std. Output `features`: float32 (B, D),
-L2-normalised, so a dot product is the cosine. What size, mean and std are stands in the file: one JSON document, in the
-ONNX metadata under `reid`, in the TorchScript archive as `reid.json`; search.py reads it and asks for nothing.
+Batch norms are folded and parallel convolutions merged (fuse.py); any batch size goes. Inputs and outputs by name:
 
-Every file is loaded again and compared with PyTorch on images it was not traced with. A file that does not agree is
-removed and the command fails.
+| input | shape | |
+|---|---|---|
+| images | float32 (B, 3, H, W) | RGB in 0..1, minus mean, divided by std |
+| clips, mask | float32 (B, T, 3, H, W), (B, T) | networks for tracklets; the mask is 1 for frames that count |
+| bytes | uint8 (B, h, w, 3) | --uint8-input: RGB, any size, one per call; resized and normalised inside |
+
+Output `features`: float32 (B, D), L2-normalised, so a dot product is the cosine. What size, mean and std are stands in
+the file: one JSON document, in the ONNX metadata under `reid`, in the archives of the others as `reid.json`; search.py
+reads it and asks for nothing.
+
+--half: weights and activations in fp16, for GPUs. --int8: convolutions in whole numbers, for processors with VNNI and
+the like (quantize.py). Both go with --uint8-input.
+
+Every file is loaded again and compared with PyTorch (gate.py): on images it was not traced with, in batches of 1, 2, 7
+and 32, and with --dataset by rank-1, mAP and the ten nearest of each query. A file that does not agree is removed and
+the command fails. What was measured stands in the file.
 """
 
 import argparse
+import copy
+import functools
 import hashlib
+import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,23 +51,104 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import loader
+import fuse
+import gate
 import models
 import video
+from resize import Resize
 
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
 BATCHES = (1, 2, 7, 32)
+CALIBRATION = 128  # images
+
+# What HA-CNN's graph may consist of. All of it runs where the convolutions do: no Resize, no GridSample.
+NODES = {
+    "Conv", "MatMul", "Gemm", "AveragePool", "MaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2",
+    "Relu", "Sigmoid", "Tanh", "Add", "Sub", "Mul", "Div", "Abs", "Floor", "Sqrt", "Clip", "Max", "Min", "Where",
+    "Less", "GreaterOrEqual", "Equal", "And", "Not", "Cast", "Softmax", "IsNaN", "QuantizeLinear", "DequantizeLinear",
+    "Concat", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Gather", "Slice", "Expand", "Shape", "Range",
+}  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """What a file is to be, beside its format."""
+
+    precision: str = "fp32"  # or fp16, int8
+    uint8: bool = False  # input
+
+    @property
+    def suffix(self):
+        return {"fp32": "", "fp16": ".half", "int8": ".int8"}[self.precision] + ".uint8-input" * self.uint8
+
+
+FLOAT = Variant()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is exported: a network with its input and its L2-normalised features
 
 
 class Extractor(nn.Module):
-    """A model whose features are L2-normalised: (B, 3, H, W) -> (B, D)."""
+    """images (B, 3, H, W), or clips (B, T, 3, H, W) and mask (B, T) for a video model -> features (B, D)."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
+    def forward(self, images, mask=None):
+        images = images.to(next(self.model.parameters()).dtype)
+        features = self.model(images) if mask is None else self.model(images, mask)
+        return F.normalize(features.float(), dim=1)
+
+
+class BytesExtractor(Extractor):
+    """uint8 (B, h, w, 3), RGB, any size -> features (B, D)."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.resize = Resize(model.input_size)
+        # not buffers, which --half would round
+        self.mean, self.std = (torch.tensor(x).mul(255).view(3, 1, 1) for x in (model.mean, model.std))
+
     def forward(self, images):
-        return F.normalize(self.model(images), dim=1)
+        return super().forward((self.resize(images) - self.mean) / self.std)
+
+
+def kind_of(model, variant):
+    """The name of the first input: images, clips or bytes. ValueError for tracklets of bytes."""
+    if not isinstance(model, video.VideoModel):
+        return "bytes" if variant.uint8 else "images"
+    if variant.uint8:
+        raise ValueError("--uint8-input is for networks for images; this one is for tracklets, its input is float32")
+    return "clips"
+
+
+class Traced(NamedTuple):
+    """What the formats are built from."""
+
+    graph: torch.fx.GraphModule  # fused
+    examples: tuple[torch.Tensor, ...]  # inputs, in sizes that occur nowhere in the networks
+    axes: tuple[dict, ...]  # of each input: number of an axis -> Dim, where it is free
+    names: list[str]  # of the inputs
+
+
+def trace(model, variant=FLOAT):
+    """The fused graph of a network, for all formats of a variant."""
+    kind, batch, (height, width) = kind_of(model, variant), torch.export.Dim("batch"), model.input_size
+    module, names = (BytesExtractor if kind == "bytes" else Extractor)(model).eval(), [kind]
+    images = gate.normalised(gate.draw_patches(6, model.input_size, seed=0), model)
+    if kind == "images":
+        examples, axes = (images[:2],), ({0: batch},)
+    elif kind == "clips":
+        examples = (images.unflatten(0, (2, 3)), torch.ones(2, 3))
+        axes = ({0: batch, 1: torch.export.Dim("frames")},) * 2
+        names.append("mask")
+    else:
+        examples = (torch.from_numpy(gate.draw_patches(2, (height + 7, width + 5), seed=0)),)
+        axes = ({0: batch, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")},)
+    begin = functools.partial(fuse.trace, examples=examples, dynamic_shapes=axes)
+    graph = fuse.halve(module, begin) if variant.precision == "fp16" else fuse.fuse(begin(module))
+    return Traced(graph, examples, axes, names)
 
 
 def hash_weights(model):
@@ -58,12 +160,14 @@ def hash_weights(model):
     return digest.hexdigest()
 
 
-def describe(model, info):
+def describe(model, info, variant=FLOAT):
     """What a user of the exported file must know, as plain values."""
     return {
-        "schema": 1,
+        "schema": 2,
         "arch": info["arch"],
         "options": info["options"],
+        "input": kind_of(model, variant),
+        "precision": variant.precision,
         "input_size": list(model.input_size),
         "mean": list(model.mean),
         "std": list(model.std),
@@ -78,144 +182,213 @@ def describe(model, info):
         "scores": info.get("scores"),
         "weights_sha256": hash_weights(model),
         "torch": torch.__version__,
+        "gate": None,
     }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Formats: how a file is written, and how features come out of it again
+# Formats: how a graph becomes a program, how that becomes a file, and how features come out of the file again
 
 
-def write_torchscript(extractor, example, path, metadata):
-    """Traced and frozen, which folds batch norm. (optimize_for_inference belongs after loading: its files break.)"""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported).*")
-        frozen = torch.jit.freeze(torch.jit.trace(extractor, example))
-        torch.jit.save(frozen, str(path), _extra_files={"reid.json": json.dumps(metadata)})
+def quietly(function):
+    """The function without the warnings of libraries about their own insides."""
+
+    @functools.wraps(function)
+    def quiet(*arguments):
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*arguments)
+
+    return quiet
 
 
+@quietly
+def build_torchscript(traced):
+    """Scripted: a trace would fix sizes. Frozen. (optimize_for_inference belongs after loading: its files break.)"""
+    graph = copy.deepcopy(traced.graph)
+    graph.graph.set_codegen(torch.fx.graph.CodeGen())  # plain arguments and a plain tensor as the result
+    first = next(iter(graph.graph.nodes))
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.sym_size.int:
+            node.target = torch.ops.aten.size.int
+        if isinstance(node.target, torch._ops.OpOverload):
+            node.target = node.target.overloadpacket
+        if "device" in node.kwargs:  # where the input is, not where the graph was written
+            with graph.graph.inserting_before(node):
+                device = graph.graph.call_function(getattr, (first, "device"))
+            node.kwargs = {**node.kwargs, "device": device}
+        if node.op == "output" and isinstance(node.args[0], tuple | list):
+            node.args = tuple(node.args[0])
+    graph.recompile()
+    return torch.jit.freeze(torch.jit.script(graph).eval())
+
+
+@quietly
+def pack_torchscript(program, metadata):
+    buffer = io.BytesIO()  # torch ends the process where it cannot write to a disk that is full
+    torch.jit.save(program, buffer, _extra_files={"reid.json": json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+@quietly
 def run_torchscript(path):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is (deprecated|not supported).*")
-        module = torch.jit.load(str(path), map_location="cpu")
-    return lambda images: module(torch.from_numpy(images)).numpy()
+    module = torch.jit.load(str(path), map_location="cpu")
+    return lambda *inputs: module(*map(torch.from_numpy, inputs)).numpy()
 
 
-def write_onnx(extractor, example, path, metadata):
+@quietly
+def build_pt2(traced):
+    program = torch.export.export(traced.graph, traced.examples, dynamic_shapes=traced.axes)
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+            node.meta.pop(key, None)  # paths of the machine that exported
+    return program
+
+
+@quietly
+def pack_pt2(program, metadata):
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"reid.json": json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+@quietly
+def run_pt2(path):
+    module = torch.export.load(str(path)).module()
+    return lambda *inputs: module(*map(torch.from_numpy, inputs)).numpy()
+
+
+@quietly
+def build_onnx(traced):
     import onnx  # here, so that TorchScript can be written where onnx is not installed
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
-        program = torch.onnx.export(
-            extractor, (example,), input_names=["images"], output_names=["features"], opset_version=OPSET, dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False,
-        )
-    graph = program.model_proto
-    for node in graph.graph.node:
+    model = torch.onnx.export(
+        traced.graph, traced.examples, dynamic_shapes=traced.axes, input_names=traced.names, output_names=["features"],
+        opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
+    ).model_proto  # fmt: skip
+    for node in model.graph.node:
         node.ClearField("metadata_props")  # stack traces with the paths of the machine that exported
         node.ClearField("doc_string")
-    for value in [*graph.graph.value_info, *graph.graph.input, *graph.graph.output, graph.graph]:
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, model.graph]:
         value.ClearField("metadata_props")
-    onnx.helper.set_model_props(graph, {"reid": json.dumps(metadata)})
-    onnx.checker.check_model(graph, full_check=True)
-    opsets = {entry.domain: entry.version for entry in graph.opset_import}
+    onnx.checker.check_model(model, full_check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("") != OPSET:  # the exporter goes on with another opset where it cannot convert
         raise ValueError(f"the exporter wrote opset {opsets.get('')} instead of {OPSET}")
-    onnx.save(graph, str(path))
+    return model
+
+
+def pack_onnx(model, metadata):
+    import onnx
+
+    onnx.helper.set_model_props(model, {"reid": json.dumps(metadata)})
+    return model.SerializeToString()
 
 
 def run_onnx(path):
+    """path: a file, or the bytes of one."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["features"], {"images": images})[0]
+    source = path if isinstance(path, bytes) else str(path)
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda *inputs: session.run(["features"], dict(zip(names, inputs, strict=True)))[0]
 
 
 class Format(NamedTuple):
     suffix: str
-    write: Callable  # (extractor, example, path, metadata)
-    run: Callable  # path -> function from images (B, 3, H, W) to features (B, D), numpy float32
-    min_cosine: float  # of the worst image
-    max_difference: float  # of any element
+    build: Callable  # Traced -> program in float
+    pack: Callable  # (program, metadata) -> bytes of the file
+    run: Callable  # path -> function from inputs to features (B, D), numpy
 
 
 FORMATS = {
-    "onnx": Format(".onnx", write_onnx, run_onnx, 0.99999, 1e-5),
-    "torchscript": Format(".torchscript.pt", write_torchscript, run_torchscript, 0.99999, 1e-5),
+    "onnx": Format(".onnx", build_onnx, pack_onnx, run_onnx),
+    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, run_torchscript),
+    "pt2": Format(".pt2", build_pt2, pack_pt2, run_pt2),
 }
+DEFAULT = ("onnx", "torchscript")
+
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The gate
+# One file
 
 
-def test_images(count, size, mean, std, seed=1):
-    """Normalised float32 images (count, 3, H, W): patches of colour with noise on them, no two alike."""
-    generator = torch.Generator().manual_seed(seed)
-    patches = F.interpolate(torch.rand(count, 3, 6, 3, generator=generator), size=size, mode="bilinear")
-    noisy = (patches + 0.1 * torch.randn(count, 3, *size, generator=generator)).clamp(0, 1)
-    return loader.normalise(noisy, mean, std)
+class Evidence(NamedTuple):
+    """What the gate looks at, and what int8 is calibrated on; pictures are bytes (h, w, 3) at their own sizes."""
+
+    pictures: Sequence[np.ndarray] = ()
+    source: str = "drawn patches"
+    ranking: gate.Ranking | gate.Neighbours | None = None
+    calibration: Sequence[np.ndarray] = ()
+    budget: float = gate.LIMITS["int8"].mAP  # points of mAP that int8 may lose
 
 
-def compare(ours, reference, form):
-    """Finding per check that fails, for features (B, D) of the exported file and of PyTorch."""
-    if ours.shape != reference.shape or ours.dtype != np.float32:
-        return [f"features are {ours.dtype} {ours.shape}, PyTorch gives float32 {reference.shape}"]
-    cosine = float((ours * reference).sum(axis=1).min())
-    difference = float(np.abs(ours - reference).max())
-    findings = []
-    if not cosine >= form.min_cosine:  # written so that NaN fails
-        findings.append(f"cosine of the worst image {cosine:.7f}, at least {form.min_cosine} asked")
-    if not difference <= form.max_difference:
-        findings.append(f"largest difference {difference:.2e}, at most {form.max_difference:.0e} allowed")
-    return findings
+PATCHES = Evidence()
 
 
-def closest_pair(features):
-    """The smallest, over pairs of images, of the largest difference of their features."""
-    apart = np.abs(features[:, None] - features[None]).max(axis=2)  # (B, B)
-    return float(apart[~np.eye(len(features), dtype=bool)].min())
+def make_trials(model, kind, evidence):
+    """Trials of the gate: patches where there are not enough pictures."""
+    needed = sum(BATCHES) * (max(gate.LENGTHS) if kind == "clips" else 1)
+    pictures = [*evidence.pictures, *gate.draw_patches(max(needed - len(evidence.pictures), 0), model.input_size)]
+    return gate.make_trials(Extractor(model).eval(), kind, pictures, BATCHES)
 
 
-@torch.inference_mode()
-def check(path, extractor, form):
-    """Findings, empty where the file agrees with PyTorch on every batch size, and a line with what was measured."""
-    model, run = extractor.model, form.run(path)
-    images = test_images(sum(BATCHES), model.input_size, model.mean, model.std)
-    findings, start, worst_cosine, worst_difference = [], 0, 1.0, 0.0
-    for batch in BATCHES:
-        part = images[start : start + batch]
-        start += batch
-        reference = extractor(part).numpy()
-        try:
-            ours = run(part.numpy())
-        except Exception as error:  # each runtime has exceptions of its own; whatever they say is a finding
-            findings.append(f"batch {batch}: does not run: {str(error).strip().splitlines()[0]}")
-            continue
-        findings += [f"batch {batch}: {finding}" for finding in compare(ours, reference, form)]
-        if ours.shape == reference.shape:
-            worst_cosine = min(worst_cosine, float((ours * reference).sum(axis=1).min()))
-            worst_difference = max(worst_difference, float(np.abs(ours - reference).max()))
-            if batch > 1 and closest_pair(ours) <= form.max_difference:
-                findings.append(f"batch {batch}: two different images give the same feature")
-    sizes = ", ".join(map(str, BATCHES))
-    return findings, f"batches {sizes}: worst cosine {worst_cosine:.7f}, largest difference {worst_difference:.1e}"
+def check_nodes(program, model):
+    """What is to be said about the nodes of an ONNX model; ValueError where HA-CNN's has others than NODES."""
+    found = Counter(node.op_type for node in program.graph.node if node.op_type not in NODES)
+    unusual = ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
+    if unusual and isinstance(getattr(model, "frames", model), models.HACNN):
+        raise ValueError(f"the graph of HA-CNN has nodes that are not to be in it: {unusual}")
+    return f"; nodes to look at on a GPU: {unusual}" if unusual else ""
 
 
-def export(model, info, name, path):
-    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree."""
-    form, extractor = FORMATS[name], Extractor(model).eval()
-    example = test_images(2, model.input_size, model.mean, model.std, seed=0)
+def to_int8(program, feed, look):
+    """(ONNX program in 8 bits, what is to be told about it); look: the `judge` of quantize.py."""
+    import quantize  # here: it needs onnx
+
+    count = len(quantize.layers_of(program))
+    program, kept = quantize.quantize(program, feed, lambda p: run_onnx(p.SerializeToString()), look)
+    return program, {"calibration": sum(len(batch[next(iter(batch))]) for batch in feed), "layers": count,
+                     "in_float": kept}  # fmt: skip
+
+
+def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None):
+    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree.
+
+    traced: trace(model, variant), where several formats are written.
+    """
+    form, kind = FORMATS[name], kind_of(model, variant)
+    if variant.precision == "int8" and name != "onnx":
+        raise ValueError(f"--int8 is for onnx alone, not {name}: give --format onnx, or leave --int8 out")
+    limits, trials = gate.limits_of(variant.precision, kind), make_trials(model, kind, evidence)
+    if variant.precision == "int8":
+        limits = limits._replace(mAP=evidence.budget)
     path.unlink(missing_ok=True)
-    partial = path.with_name(path.name + ".partial")  # what has not passed never bears the final name
+    partial = path.with_name(f"partial.{path.name}")  # what has not passed never bears the final name
     try:
-        form.write(extractor, example, partial, describe(model, info))
-        findings, measured = check(partial, extractor, form)
+        program = form.build(traced or trace(model, variant))
+        said = check_nodes(program, model) if name == "onnx" else ""
+        metadata, how = describe(model, info, variant), {"images": evidence.source}
+        if variant.precision == "int8":
+            look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
+            program, told = to_int8(program, gate.feed(evidence.calibration, kind, model), look)
+            how, said = how | told, f"{said}; {len(told['in_float'])} of {told['layers']} layers in float"
+        partial.write_bytes(form.pack(program, metadata))
+        findings, report = gate.check(form.run(partial), trials, limits, evidence.ranking)
+        if not findings:  # the same program once more, with the report: it is read again, too
+            report = how | report | {"limits": limits._asdict()}
+            partial.write_bytes(form.pack(program, metadata | {"gate": report}))
+            findings, _ = gate.check(form.run(partial), trials[:1], limits)
         if findings:
             raise ValueError(f"{path} does not agree with PyTorch and was removed:\n  " + "\n  ".join(findings))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return f"{path}  {path.stat().st_size / 1e6:.1f} MB  agrees with PyTorch, {measured}"
+    sizes = ", ".join(map(str, BATCHES))
+    measured = f"batches {sizes} of {evidence.source}: {gate.describe(report)}"
+    return f"{path}  {path.stat().st_size / 1e6:.1f} MB  agrees with PyTorch, {measured}{said}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -228,30 +401,88 @@ def build_parser():
     )
     add = parser.add_argument
     add("--ckpt", required=True, metavar="FILE", help="checkpoint of train.py; best.pth is the one to deploy")
-    add("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all of them")
+    add("--format", nargs="+", choices=FORMATS, help=f"default: {' '.join(DEFAULT)}; with --int8 onnx")
     add("--out", metavar="FOLDER", help="where the files go (default: beside the checkpoint)")
     add("--arch", help="network, for checkpoints of other code that do not say; python models.py lists them")
     add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
         help="its options, such as align_corners=True for weights of torch before 1.3")
+    add("--half", action="store_true", help="weights and activations in fp16, the output in fp32: for GPUs")
+    add("--int8", action="store_true", help="convolutions in 8 bits, for processors; needs --calibrate")
+    add("--uint8-input", action="store_true", help="takes bytes of any size; resizes and normalises in the graph")
+    add("--calibrate", metavar="FOLDER",
+        help=f"images of persons like those to come, but not those of --dataset's test, for --int8; {CALIBRATION} of "
+             "them are taken evenly")
+    add("--budget", type=float, default=0.5, metavar="POINTS",
+        help="of mAP that --int8 may lose on --dataset (default: 0.5); the most sensitive layers stay in float for it")
+    add("--images", metavar="FOLDER", help="images that the gate looks at (default: those of --dataset, else of "
+        "--calibrate, else patches that are drawn)")
+    add("--dataset", metavar="NAME", help="rank-1, mAP and nearest neighbours of the file are compared on it, too")
+    add("--root", default="data", help="folder above the data set's own (default: data)")
+    add("--persons", type=int, default=100, metavar="N",
+        help="of the data set's test that are looked at, with their share of distractors; 0: all (default: 100)")
     return parser
 
 
+def check_flags(parser, args):
+    """Exits with a message where flags do not go together; fills in --format."""
+    if args.half and args.int8:
+        parser.error("--half and --int8: give one of them, a file has one precision")
+    if args.int8 and not args.calibrate:
+        parser.error("--int8 needs --calibrate FOLDER: a hundred images or more of the kind that will come")
+    if args.calibrate and not args.int8:
+        parser.error("--calibrate is for --int8 alone; --images FOLDER gives the gate images")
+    if args.int8 and set(args.format or ["onnx"]) != {"onnx"}:
+        parser.error("--int8 is for --format onnx alone: the other formats have no int8")
+    if args.persons < 0 or not 0 <= args.budget < 100:
+        parser.error("--persons is a number of persons, 0 for all; --budget points of mAP, such as 0.5")
+    args.format = args.format or (["onnx"] if args.int8 else list(DEFAULT))
+
+
+def gather(args, model, info, variant):
+    """The Evidence that the flags name."""
+    kind, learnt = kind_of(model, variant), info.get("args", {})
+    needed = sum(BATCHES) * (max(gate.LENGTHS) if kind == "clips" else 1)
+    ranking, calibration, pictures, source = None, [], [], "drawn patches"
+    if args.calibrate:
+        listed = gate.list_pictures(args.calibrate)
+        chosen = gate.spread(listed, CALIBRATION)
+        calibration = gate.open_pictures(chosen)
+        others = sorted(set(listed) - set(chosen)) or listed
+        if not args.images and not args.dataset:
+            pictures, source = gate.open_pictures(gate.spread(others, needed)), f"{args.calibrate}"
+    if args.dataset:
+        split = learnt.get("split") or 0 if args.dataset in learnt.get("dataset", []) else 0
+        ranking = gate.Ranking(
+            Extractor(model).eval(), kind, args.dataset, args.root, split=split, persons=args.persons,
+            seq_len=learnt.get("seq_len", 8),
+        )  # fmt: skip
+        if not args.images:
+            paths = sorted({path for frames in ranking.frames for path in frames})
+            pictures, source = gate.open_pictures(gate.spread(paths, needed)), args.dataset
+    elif args.int8:
+        ranking = gate.Neighbours(Extractor(model).eval(), kind, calibration)
+    if args.images:
+        pictures, source = gate.open_pictures(gate.spread(gate.list_pictures(args.images), needed)), args.images
+    if 0 < len(pictures) < needed:
+        source += f" ({len(pictures)} images) and drawn patches"
+    return Evidence(pictures, source, ranking, calibration, args.budget)
+
+
 def main(argv=None):
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_flags(parser, args)
+    variant = Variant("fp16" if args.half else "int8" if args.int8 else "fp32", args.uint8_input)
     try:
         model, info = models.load_checkpoint(args.ckpt, arch=args.arch, **dict(args.options))
-        if isinstance(model, video.VideoModel):
-            if model.pooling == "attention":
-                raise ValueError(f"{args.ckpt} weighs frames by a learned attention, which is not exported yet")
-            pool = {"avg": "average", "max": "maximum"}[model.pooling]
-            print(f"{args.ckpt} is of a video network: features of frames are exported, take their {pool}")
-            model = model.frames
         model.requires_grad_(False)
+        evidence = gather(args, model, info, variant)
         out = Path(args.out or Path(args.ckpt).parent)
         out.mkdir(parents=True, exist_ok=True)
+        traced = trace(model, variant)
         for name in args.format:
-            path = out / (Path(args.ckpt).name.removesuffix(".pth") + FORMATS[name].suffix)
-            print(export(model, info, name, path))
+            path = out / (Path(args.ckpt).name.removesuffix(".pth") + variant.suffix + FORMATS[name].suffix)
+            print(export(model, info, name, path, variant, evidence, traced), flush=True)
     except ImportError as error:
         print(f"error: {error}: pip install -r requirements.txt, or give --format torchscript", file=sys.stderr)
         return 1

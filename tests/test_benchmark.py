@@ -473,3 +473,58 @@ def test_baselines_on_pictures_whose_answer_is_known():
 def test_a_device_that_is_not_there(capsys):
     assert benchmark.main(["speed", "--device", "cuda"]) == 1
     assert "torch sees 0 GPUs" in capsys.readouterr().err
+
+
+# Deployment -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def light_checkpoint(tmp_path_factory):
+    path, options = tmp_path_factory.mktemp("deploy") / "best.pth", {"input_size": (64, 32)}
+    torch.manual_seed(0)
+    model = models.build_model("squeezenet1_1", 3, **options)
+    torch.save({"arch": "squeezenet1_1", "num_ids": 3, "options": options, "model": model.state_dict()}, path)
+    return path
+
+
+def test_deploy_measures_every_format_and_draws(light_checkpoint, tmp_path, capsys, monkeypatch):
+    begun = []
+    monkeypatch.setattr(benchmark, "start_up", lambda form, *_: begun.append(form) or 1.5)
+    monkeypatch.setattr(benchmark, "compile_side", lambda extractor, images, seconds: extractor)
+    flags = ["deploy", "--ckpt", str(light_checkpoint), "--batches", "1", "3", "--rounds", "2", "--device", "cpu"]
+    assert benchmark.main([*flags, "--out", str(tmp_path / "deploy.png")]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split("  ")[0].strip(): line for line in out.splitlines() if " MB " in line and "1.50 s" in line}
+    assert list(rows) == ["eager", "TorchScript", "pt2", "ONNX fp32", "ONNX fp16", "ONNX int8"]
+    cosines = {name: float(line.split("MB")[1].split()[0]) for name, line in rows.items()}
+    assert min(cosines.values()) > 0.98 and cosines["ONNX fp32"] > 0.99999
+    assert "batch 3, times as fast as eager by p50: TorchScript" in out and "compiled" in out
+    assert (tmp_path / "deploy.png").stat().st_size > 10_000
+    assert sorted(begun) == ["checkpoint", "onnx", "onnx", "onnx", "pt2", "torchscript"]
+
+
+def test_deploy_beside_the_plain_network(monkeypatch, tmp_path, capsys):
+    """HA-CNN has one more side; no file is written here, that takes long."""
+    model = models.build_model("hacnn", 3).eval()
+    monkeypatch.setattr(models, "load_checkpoint", lambda path: (model, {"arch": "hacnn", "num_ids": 3, "options": {}}))
+    monkeypatch.setattr(benchmark, "write_files", lambda *_: {})
+    monkeypatch.setattr(benchmark, "start_up", lambda *_: 1.5)
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    found = benchmark.measure_deployment(CPU, tmp_path / "best.pth", [2], rounds=2, compile_limit=0)
+    assert list(found) == [2] and list(found[2]) == ["plain", "eager"]
+    assert all(p50 <= p99 and rate == pytest.approx(2 / p50) for p50, p99, rate in found[2].values())
+
+
+def test_start_up_runs_a_new_process_to_its_first_image(light_checkpoint, tmp_path):
+    assert 0.1 < benchmark.start_up("checkpoint", light_checkpoint, (1, 3, 64, 32))
+    with pytest.raises(benchmark.subprocess.CalledProcessError):
+        benchmark.start_up("onnx", tmp_path / "missing.onnx", (1, 3, 64, 32))
+
+
+def test_compiling_ends_at_its_limit():
+    with pytest.raises(TimeoutError, match="this took longer than 1 s"):
+        with benchmark.time_limit(1, "this"):
+            time.sleep(5)
+    with benchmark.time_limit(1, "this"):
+        pass
+    time.sleep(1.2)  # no alarm is left behind

@@ -1,18 +1,27 @@
-"""Tests of export.py: the gate lets a right file pass and catches planted bugs; what the file says about itself.
+"""Tests of export.py: every format lets a right file pass and catches planted bugs; what a file says about itself.
 
 python -m pytest tests/test_export.py        (the whole way with HA-CNN is in test_train.py)
 """
 
 import json
+import resource
+import signal
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import draw
+from PIL import Image
 from torch import nn
 
+import decode
 import export
+import gate
+import loader
 import models
+import video
 
 
 class Small(nn.Module):
@@ -26,6 +35,8 @@ class Small(nn.Module):
         self.flaw = flaw
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
         self.bn = nn.BatchNorm2d(6)
+        self.bn.running_var.fill_(0.5)
+        self.fc = nn.Linear(6, 6)
 
     def forward(self, x):
         if self.flaw == "channels":
@@ -36,93 +47,192 @@ class Small(nn.Module):
             x = x.transpose(2, 3).reshape(x.shape)
         if self.flaw == "constant":
             x = x * 0
-        if self.flaw == "half":
-            return self.bn(self.conv(x)).mean((2, 3)).half().float()
         if self.flaw == "nan":
             x = x / 0
-        return self.bn(self.conv(x)).mean((2, 3))
+        x = self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+        return x.half().float() if self.flaw == "half" else x
 
 
 INFO = {"arch": "small", "options": {}, "dataset": "synthetic", "scores": {"rank1": 0.5}, "epoch": 1}
+KINDS = [("fp32", False), ("fp16", False), ("fp32", True), ("fp16", True)]
 
 
-@pytest.mark.parametrize("name", sorted(export.FORMATS))
-def test_a_right_file_passes_and_describes_itself(tmp_path, name):
-    path = tmp_path / f"best{export.FORMATS[name].suffix}"
-    line = export.export(Small().eval(), INFO, name, path)
-    assert "agrees with PyTorch" in line and [p.name for p in tmp_path.iterdir()] == [path.name]
+def small(flaw=None):
+    return Small(flaw=flaw).eval().requires_grad_(False)
+
+
+def metadata_of(path, name):
     if name == "onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        metadata = json.loads(session.get_modelmeta().custom_metadata_map["reid"])
-        assert session.get_inputs()[0].shape == ["batch", 3, 16, 8]
-        assert b"Traceback" not in path.read_bytes() and b"site-packages" not in path.read_bytes()
+        return json.loads(session.get_modelmeta().custom_metadata_map["reid"])
+    files = {"reid.json": ""}
+    if name == "pt2":
+        torch.export.load(path, extra_files=files)
     else:
-        files = {"reid.json": ""}
         torch.jit.load(path, _extra_files=files)
-        metadata = json.loads(files["reid.json"])
-    assert metadata["input_size"] == [16, 8] and metadata["mean"] == [0.4, 0.5, 0.6] and metadata["feature_dim"] == 6
-    assert metadata["arch"] == "small" and metadata["scores"] == {"rank1": 0.5} and metadata["l2_normalised"]
-    assert metadata["weights_sha256"] == export.hash_weights(Small())
-    features = export.FORMATS[name].run(path)(export.test_images(5, (16, 8), Small.mean, Small.std).numpy())
-    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+    return json.loads(files["reid.json"])
 
 
-@pytest.mark.parametrize(
-    ("name", "flaw", "fragment"),
-    [
-        ("onnx", "channels", "cosine of the worst image"),
-        ("torchscript", "channels", "cosine of the worst image"),
-        ("torchscript", "mean", "largest difference"),
-        ("torchscript", "transposed", "cosine of the worst image"),
-        ("torchscript", "constant", "same feature"),
-        ("torchscript", "half", "largest difference"),
-        ("torchscript", "nan", "cosine of the worst image nan"),
-    ],
-)
-def test_planted_bugs_are_caught_and_the_file_is_removed(tmp_path, monkeypatch, name, flaw, fragment):
-    path, form = tmp_path / "best", export.FORMATS[name]
+@pytest.mark.parametrize(("precision", "uint8"), KINDS)
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_right_file_passes_and_describes_itself(tmp_path, name, precision, uint8):
+    variant = export.Variant(precision, uint8)
+    path = tmp_path / f"best{variant.suffix}{export.FORMATS[name].suffix}"
+    line = export.export(small(), INFO, name, path, variant)
+    assert "agrees with PyTorch" in line and [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert b"Traceback" not in path.read_bytes() and b"site-packages" not in path.read_bytes()
+    told = metadata_of(path, name)
+    assert told["schema"] == 2 and told["input"] == ("bytes" if uint8 else "images") and told["precision"] == precision
+    assert told["input_size"] == [16, 8] and told["mean"] == [0.4, 0.5, 0.6] and told["feature_dim"] == 6
+    assert told["arch"] == "small" and told["scores"] == {"rank1": 0.5} and told["l2_normalised"]
+    assert told["threshold"] is None and told["resize"] == "Pillow BILINEAR" and told["colour_order"] == "RGB"
+    assert told["weights_sha256"] == export.hash_weights(Small())
+    assert told["gate"]["cosine"] > 0.9999 and len(told["gate"]["trials"]) == 4 and told["gate"]["difference"] < 1e-2
+    if name == "onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        shape = ["batch", "height", "width", 3] if uint8 else ["batch", 3, 16, 8]
+        assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [(told["input"], shape)]
+        assert [(entry.name, entry.type) for entry in session.get_outputs()] == [("features", "tensor(float)")]
+    images = gate.draw_patches(5, (20, 9))
+    inputs = images if uint8 else gate.normalised(images, Small).numpy()
+    features = export.FORMATS[name].run(path)(inputs)
+    assert features.dtype == np.float32 and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+
+
+FLAWS = {
+    "channels": "cosine of the worst image", "mean": "largest difference", "transposed": "cosine of the worst image",
+    "constant": "same feature", "half": "largest difference", "nan": "cosine of the worst image nan",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_planted_bugs_are_caught_and_the_file_is_removed(tmp_path, monkeypatch, name, flaw):
+    form = export.FORMATS[name]
+    path = tmp_path / f"best{form.suffix}"
     path.write_text("the file of an earlier export, which the new one was to replace")
+    flawed = form._replace(build=lambda traced: form.build(export.trace(small(flaw))))
+    monkeypatch.setitem(export.FORMATS, name, flawed)
+    with pytest.raises(ValueError, match=FLAWS[flaw]):
+        export.export(small(), INFO, name, path)
+    assert list(tmp_path.iterdir()) == []
 
-    def write_flawed(extractor, *arguments):
-        form.write(export.Extractor(Small(flaw=flaw)).eval(), *arguments)
 
-    monkeypatch.setitem(export.FORMATS, name, form._replace(write=write_flawed))
-    with pytest.raises(ValueError, match=fragment):
-        export.export(Small().eval(), INFO, name, path)
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_file_of_fixed_batch_is_caught(tmp_path, monkeypatch, name):
+    def build(traced):
+        graph = traced.graph.graph
+        for node in list(graph.nodes):  # what a trace leaves of a size done wrong
+            if node.op == "output":
+                with graph.inserting_before(node):
+                    fixed = graph.call_function(torch.ops.aten.reshape.default, (node.args[0][0], [2, 6]))
+                node.args = ((fixed,),)
+        traced.graph.recompile()
+        return form.build(traced._replace(axes=({},)))
+
+    form = export.FORMATS[name]
+    monkeypatch.setitem(export.FORMATS, name, form._replace(build=build))
+    with pytest.raises(ValueError, match="batch 1: does not run(.|\n)*batch 7: does not run"):
+        export.export(small(), INFO, name, tmp_path / f"best{form.suffix}")
+
+
+@pytest.mark.parametrize("flaw", ["columns first", "bgr", "nearest"])
+def test_a_flawed_resize_in_the_graph_is_caught(tmp_path, monkeypatch, flaw):
+    def forward(self, images):
+        if flaw == "nearest":
+            rows = torch.arange(16) * images.shape[1] // 16
+            columns = torch.arange(8) * images.shape[2] // 8
+            return images.permute(0, 3, 1, 2).float()[:, :, rows][:, :, :, columns]
+        images = images.flip(3) if flaw == "bgr" else images.transpose(1, 2)
+        return resize(self, images)
+
+    resize = export.Resize.forward
+    monkeypatch.setattr(export.Resize, "forward", forward)
+    with pytest.raises(ValueError, match="cosine of the worst image"):
+        export.export(small(), INFO, "torchscript", tmp_path / "best.pt", export.Variant(uint8=True))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_gives_every_image_the_same_feature_fails_although_it_agrees(tmp_path):
-    with pytest.raises(ValueError, match="two different images give the same feature"):
-        export.export(Small(flaw="constant").eval(), INFO, "torchscript", tmp_path / "best.pt")
+    with pytest.raises(ValueError, match="different images give the same feature"):
+        export.export(small("constant"), INFO, "torchscript", tmp_path / "best.pt")
 
 
-def test_a_file_of_fixed_batch_is_caught(tmp_path, monkeypatch):
-    class FixedBatch(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, images):
-            features = nn.functional.normalize(self.model(images), dim=1)
-            return features.reshape(2, 6)  # what a trace leaves of features.reshape(len(features), 6) done wrong
-
-    form = export.FORMATS["torchscript"]
-    flawed = form._replace(write=lambda extractor, *rest: form.write(FixedBatch(extractor.model).eval(), *rest))
-    monkeypatch.setitem(export.FORMATS, "torchscript", flawed)
-    with pytest.raises(ValueError, match="batch 1: does not run.*\n.*batch 7: does not run"):
-        export.export(Small().eval(), INFO, "torchscript", tmp_path / "best.pt")
-
-
-def test_limits_are_what_the_formats_promise():
-    assert {(f.min_cosine, f.max_difference) for f in export.FORMATS.values()} == {(0.99999, 1e-5)}
-    assert export.BATCHES == (1, 2, 7, 32)
+def test_uint8_input_meets_the_preprocessing_of_training(tmp_path):
+    """The whole preprocessing, from files of several sizes: decode.read_image and loader.normalise."""
+    model = models.build_model("osnet_x0_25", 3, input_size=(64, 32)).eval().requires_grad_(False)
+    path = tmp_path / "best.pt"
+    export.export(model, {"arch": "osnet_x0_25", "options": {}}, "torchscript", path, export.Variant(uint8=True))
+    run = export.run_torchscript(path)
+    for seed, size in enumerate([(16, 33), (32, 64), (31, 70), (64, 128), (101, 203), (200, 90)]):  # width, height
+        file = draw(tmp_path / f"{seed}.jpg", seed, size)
+        with Image.open(file) as image:
+            ours = run(np.asarray(image.convert("RGB"))[None])
+        pixels = torch.from_numpy(decode.read_image(file, model.input_size).copy()).permute(2, 0, 1).unsqueeze(0)
+        with torch.inference_mode():
+            theirs = export.Extractor(model)(loader.normalise(pixels, model.mean, model.std)).numpy()
+        assert gate.agreement(ours, theirs)[0] >= 0.9999
 
 
-def test_images_of_the_check_are_not_those_of_the_trace():
-    traced = export.test_images(2, (16, 8), Small.mean, Small.std, seed=0)
-    checked = export.test_images(sum(export.BATCHES), (16, 8), Small.mean, Small.std)
-    assert (traced[:, None] - checked[None]).abs().amax((2, 3, 4)).min() > 0.1
+# Tracklets ------------------------------------------------------------------------------------------------------------
+
+
+def tracklet_model(pooling):
+    model = video.VideoModel(small(), pooling)
+    if pooling == "attention":
+        nn.init.normal_(model.attention[2].weight)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [(n, p) for n in export.FORMATS for p in video.POOLING])
+def test_tracklets_are_one_graph(tmp_path, name, pooling):
+    path, model = tmp_path / f"best{export.FORMATS[name].suffix}", tracklet_model(pooling)
+    export.export(model, INFO, name, path)
+    assert metadata_of(path, name)["input"] == "clips"
+    if name == "onnx":
+        inputs = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()
+        assert [(i.name, i.shape) for i in inputs] == [("clips", ["batch", "frames", 3, 16, 8]),
+                                                       ("mask", ["batch", "frames"])]  # fmt: skip
+    frames = gate.normalised(gate.draw_patches(15, (16, 8)), Small).unflatten(0, (3, 5)).numpy()
+    mask = np.float32([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]])
+    garbage = np.where(mask[..., None, None, None] == 0, np.float32(np.nan), frames)
+    run = export.FORMATS[name].run(path)
+    found = run(garbage, mask)
+    for row, kept in enumerate(mask == 1):
+        alone = run(frames[row : row + 1, kept], np.ones((1, kept.sum()), np.float32))
+        assert np.abs(found[row] - alone[0]).max() < 1e-6
+    assert np.abs(found[0] - run(frames, np.ones_like(mask))[0]).max() > 1e-3  # the masked ones would have counted
+
+
+def test_a_tracklet_graph_that_looks_at_masked_frames_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(video.VideoModel, "pool_frames", lambda self, features, mask: features.nanmean(dim=1))
+    traced = export.trace(tracklet_model("avg"))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="cosine of the worst image"):
+        export.export(tracklet_model("avg"), INFO, "torchscript", tmp_path / "best.pt", traced=traced)
+
+
+def test_tracklets_of_bytes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--uint8-input is for networks for images"):
+        export.export(tracklet_model("avg"), INFO, "onnx", tmp_path / "a", export.Variant(uint8=True))
+
+
+# HA-CNN's graph -------------------------------------------------------------------------------------------------------
+
+
+def test_hacnn_consists_of_nodes_that_run_anywhere(tmp_path):
+    model = models.build_model("hacnn", 3).eval().requires_grad_(False)
+    program = export.build_onnx(export.trace(model, export.Variant("fp16", True)))
+    kinds = {node.op_type for node in program.graph.node}
+    assert kinds <= export.NODES and not kinds & {"Resize", "GridSample", "BatchNormalization", "Split"}
+    assert export.check_nodes(program, model) == ""
+    program.graph.node.append(onnx.helper.make_node("GridSample", ["a", "b"], ["c"]))
+    with pytest.raises(ValueError, match="HA-CNN has nodes that are not to be in it: 1 GridSample"):
+        export.check_nodes(program, model)
+    assert export.check_nodes(program, small()) == "; nodes to look at on a GPU: 1 GridSample"
+
+
+# The command ----------------------------------------------------------------------------------------------------------
 
 
 def test_hash_follows_the_weights():
@@ -140,7 +250,14 @@ def test_hash_follows_the_weights():
         ("text", [], 1, "not a checkpoint"),
         ("text", ["--format", "onx"], 2, "onnx"),
         ("text", ["--options", "align_corners"], 2, "learn_region=False"),
+        ("text", ["--half", "--int8"], 2, "give one of them"),
+        ("text", ["--int8"], 2, "--int8 needs --calibrate FOLDER"),
+        ("text", ["--int8", "--calibrate", ".", "--format", "pt2"], 2, "--int8 is for --format onnx alone"),
+        ("text", ["--calibrate", "."], 2, "--calibrate is for --int8 alone"),
+        ("text", ["--persons", "-1"], 2, "--persons is a number"),
         ("foreign", [], 1, "give --arch"),
+        ("foreign", ["--arch", "hacnn", "--images", "nowhere"], 1, "there is no folder nowhere"),
+        ("foreign", ["--arch", "hacnn", "--dataset", "markt"], 1, "markt"),
     ],
 )
 def test_bad_input(tmp_path, capsys, content, flags, code, fragment):
@@ -154,3 +271,38 @@ def test_bad_input(tmp_path, capsys, content, flags, code, fragment):
     except SystemExit as stop:
         got = stop.code
     assert got == code and fragment in capsys.readouterr().err
+    assert not list(tmp_path.glob("*best.*onnx*"))
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, capfd, monkeypatch, name):
+    class Large(Small):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Linear(6, 200_000)
+
+        def forward(self, x):
+            return super().forward(x) + self.wide(x.mean((2, 3)).repeat(1, 2))[:, :6]
+
+    monkeypatch.setattr(models, "load_checkpoint", lambda *_, **__: (Large().eval(), INFO))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        code = export.main(["--ckpt", str(tmp_path / "best.pth"), "--format", name])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1 and "File too large" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_names_files_after_the_variant(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "load_checkpoint", lambda *_, **__: (small(), INFO))
+    for number in range(3):
+        draw(tmp_path / "crops" / f"{number}.jpg", number)
+    flags = ["--ckpt", str(tmp_path / "best.pth"), "--images", str(tmp_path / "crops")]
+    assert export.main([*flags, "--half", "--uint8-input", "--format", "torchscript", "pt2"]) == 0
+    names = sorted(path.name for path in tmp_path.glob("best*"))
+    assert names == ["best.half.uint8-input.pt2", "best.half.uint8-input.torchscript.pt"]
+    assert "crops (3 images) and drawn patches" in capsys.readouterr().out

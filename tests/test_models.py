@@ -459,8 +459,12 @@ def test_every_network_exports(tmp_path, monkeypatch, arch):
         nn.init.uniform_(model.bnneck.running_var, 1, 4)
     elif arch != "hacnn":  # its streams side by side are not blocks in a row
         shorten(model)
-    for form in export.FORMATS:  # fails where the file does not agree, in batches of several sizes
-        export.export(model, {"arch": arch, "options": {}}, form, tmp_path / "a")
+    traced = export.trace(model)
+    for name, form in export.FORMATS.items():  # fails where the file does not agree, in batches of several sizes
+        if name == "pt2" and arch not in ("hacnn", "osnet_ibn_x1_0", "resnet18", "swin_tiny_patch4_window7_224"):
+            continue  # it is the same graph, written in a few seconds more
+        path = tmp_path / f"a{form.suffix}"
+        export.export(model, {"arch": arch, "options": {}}, name, path, traced=traced)
 
 
 def test_shortening_leaves_one_of_each_block():

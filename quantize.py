@@ -1,0 +1,164 @@
+"""An ONNX model in 8 bits: static, a scale per channel of the weights, sensitive layers left in float.
+
+    model, kept = quantize(model, batches, run, judge)
+
+onnxruntime's tools put QuantizeLinear and DequantizeLinear around the nodes that are named here, with ranges seen on
+the calibration images: uint8 activations, int8 weights. Runtimes make one integer kernel of such a group.
+
+Which nodes: convolutions and layers with stored weights, and what merely passes their maps on (ReLU, pooling,
+concatenation, sums of two such maps). All else stays in float: attention, positions, averages, norms cost little time
+and much accuracy. An average pooling is written as a convolution, for onnxruntime's integer one takes nine times as
+long as the float one.
+
+Which layers of those: all, where `judge` has nothing to say against it. Else each layer is quantised alone, and by how
+far that moves the features they are ordered; the first 1, 2, 4, ... go back to float until judge is content, and then
+as few as possible, by bisection.
+
+For processors that multiply bytes (VNNI: Intel from 2019 on, AMD from Zen 4 on; Arm with dot products). Older x86 sums
+pairs of products in 16 bits, which saturate: measure there before use. GPUs need TensorRT to gain.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantType, create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from tqdm import tqdm
+
+LAYERS = ("Conv", "Gemm", "MatMul")  # with stored weights
+PASSING = ("Relu", "Clip", "MaxPool", "Concat", "Add")
+AVERAGE = ":average"  # ends the name of a convolution that was an average pooling
+OPTIONS = {"ActivationSymmetric": False, "WeightSymmetric": True}
+
+
+def averages_as_convolutions(model):
+    """A copy with each average over a window (zeros outside counted) as a convolution that gives the same."""
+    model = copy.deepcopy(model)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    for node in model.graph.node:
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        window = given.get("kernel_shape")
+        whole = not any(given.get("pads", ())) or given.get("count_include_pad")
+        plain = not given.get("ceil_mode") and given.get("auto_pad", b"NOTSET") == b"NOTSET"
+        channels = shapes.get(node.input[0], (0, 0))[1:2] if node.op_type == "AveragePool" else ()
+        if not any(channels) or not whole or not plain:
+            continue
+        kept = [a for a in node.attribute if a.name in ("kernel_shape", "pads", "strides", "dilations")]
+        weights = np.full((channels[0], 1, *window), 1 / np.prod(window), np.float32)
+        name = node.name + AVERAGE
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, f"{name}.weight"))
+        inputs = [node.input[0], f"{name}.weight"]
+        conv = onnx.helper.make_node("Conv", inputs, node.output, name=name, group=channels[0])
+        conv.attribute.extend(kept)
+        node.CopyFrom(conv)
+    return model
+
+
+def layers_of(model):
+    """Names of the nodes that multiply by stored weights, in their order, without those that were average poolings."""
+    stored, nodes = {tensor.name for tensor in model.graph.initializer}, model.graph.node
+    return [n.name for n in nodes if n.op_type in LAYERS and n.input[1] in stored and not n.name.endswith(AVERAGE)]
+
+
+def nodes_with(model, layers):
+    """Names of these layers and of the nodes that pass on what comes from them alone."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    layers, maps, names = set(layers), set(), []
+    for node in model.graph.node:
+        entering = [name for name in node.input if name and name not in stored]
+        passes = node.op_type in PASSING or node.name.endswith(AVERAGE)
+        if node.name in layers or passes and entering and maps.issuperset(entering):
+            names.append(node.name)
+            maps.update(node.output)
+    return names
+
+
+class Feed(CalibrationDataReader):
+    """What onnxruntime's calibration reads: one dictionary of inputs after the other."""
+
+    def __init__(self, batches):
+        self.rest = iter(batches)
+
+    def get_next(self):
+        return next(self.rest, None)
+
+
+def find_ranges(model, batches):
+    """Least and largest value of each tensor over the batches (dictionaries of inputs by name)."""
+    with tempfile.TemporaryDirectory(prefix="reid-") as folder:
+        onnx.save(model, str(Path(folder, "model.onnx")))
+        augmented = str(Path(folder, "augmented.onnx"))
+        calibrator = create_calibrator(str(Path(folder, "model.onnx")), [*LAYERS, *PASSING], augmented)
+        calibrator.collect_data(Feed(batches))
+        return calibrator.compute_data()
+
+
+def insert(model, ranges, layers):
+    """A copy of the model with these layers, and what passes their maps on, in 8 bits."""
+    names = nodes_with(model, layers)
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # the tools advise steps that are done already
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            tool = QDQQuantizer(
+                copy.deepcopy(model), True, False, QuantType.QInt8, QuantType.QUInt8, ranges, names, [],
+                [*LAYERS, *PASSING], OPTIONS,
+            )  # fmt: skip
+            tool.quantize_model()
+    finally:
+        logging.root.setLevel(level)
+    return tool.model.model
+
+
+def order_by_sensitivity(model, ranges, layers, batches, run):
+    """The layers, first those that move the features most where they alone are in 8 bits."""
+    exact = [run(model)(*batch.values()) for batch in batches]
+    moved = {}
+    for layer in tqdm(layers, desc="sensitivity of layers", disable=None, leave=False):
+        compute = run(insert(model, ranges, [layer]))
+        cosines = [(compute(*b.values()) * e).sum(axis=1) for b, e in zip(batches, exact, strict=True)]
+        moved[layer] = 1 - float(np.concatenate(cosines).mean())
+    return sorted(layers, key=lambda layer: -moved[layer])
+
+
+def quantize(model, batches, run, judge):
+    """(model in 8 bits, names of the layers that stayed in float). ValueError where nothing in 8 bits will do.
+
+    batches: dictionaries from the names of the inputs to arrays, what the ranges are measured on; run: model ->
+    function from inputs to L2-normalised features; judge: such a function -> what speaks against it, as sentences.
+    """
+    model = averages_as_convolutions(model)
+    ranges, layers = find_ranges(model, batches), layers_of(model)
+    best = insert(model, ranges, layers)
+    if not judge(run(best)):
+        return best, []
+    order = order_by_sensitivity(model, ranges, layers, batches[: max(1, len(batches) // 4)], run)
+
+    def attempt(count):
+        candidate = insert(model, ranges, sorted(set(layers) - set(order[:count]), key=layers.index))
+        return candidate, judge(run(candidate))
+
+    low, high = 0, 1  # with `low` layers in float it will not do
+    while True:
+        best, findings = attempt(min(high, len(layers) - 1))
+        if not findings:
+            break
+        if high >= len(layers) - 1:
+            raise ValueError("no layer can be in 8 bits: " + "; ".join(findings) + "; raise --budget, or calibrate on "
+                             "more images like those to come (--calibrate)")  # fmt: skip
+        low, high = high, 2 * high
+    high = min(high, len(layers) - 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        candidate, findings = attempt(middle)
+        if findings:
+            low = middle
+        else:
+            best, high = candidate, middle
+    return best, order[:high]
