@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,22 @@ def run_main(capsys, *arguments):
         code = stop.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def press_ctrl_c(patch, *calls):
+    """Ctrl-C in those calls of loader.augment (from 1), one for each batch; returns the list that their images fill."""
+    import loader
+
+    augment, seen = loader.augment, []
+
+    def augment_and_interrupt(images, *arguments):
+        seen.append(images)
+        if len(seen) in calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        return augment(images, *arguments)
+
+    patch.setattr(loader, "augment", augment_and_interrupt)
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPOSITORY, run_command, run_main
+from conftest import REPOSITORY, press_ctrl_c, run_command, run_main
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import cli
@@ -489,16 +488,8 @@ def test_ctrl_c_waits_for_the_step_and_resumes_to_the_same_bits(drawn_root, tmp_
     flags += ["--batch-size", 8, "--root", drawn_root, "--out"]
     code, out, err = run_main(capsys, *flags, tmp_path / "straight")
     assert code == 0, err
-    augment, calls = loader.augment, []
-
-    def augment_and_press_ctrl_c(*given):
-        calls.append(given)
-        if len(calls) == 1:  # the first of the batches of a step
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
+        press_ctrl_c(patch, 1)  # the first of the batches of a step
         assert run_main(capsys, *flags, tmp_path / "cut")[0] == 130
     last = tmp_path / "cut" / "last.pth"
     steps = int(re.search(r"step +1/(\d+)", out)[1])

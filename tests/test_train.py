@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, draw, run_command, run_main
+from conftest import REPOSITORY, draw, press_ctrl_c, run_command, run_main
 from test_data import BUILDERS
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -184,16 +184,8 @@ def test_kill_resume_evaluate_export_search(root, tmp_path):
 def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(root, tmp_path, capsys, monkeypatch):
     flags = [*FLAGS, "--epochs", 2, "--loss", "xent", "triplet", "--root", root]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
-    augment, calls = loader.augment, []
-
-    def augment_and_press_ctrl_c(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
+        press_ctrl_c(patch, 2)
         code, out, _ = run_main(capsys, *flags, "--out", tmp_path / "cut")
     assert code == 130
     assert f"python train.py --resume {tmp_path}/cut/last.pth" in out
@@ -281,16 +273,8 @@ def test_what_a_network_draws_follows_from_the_step(drawn_root, tmp_path, capsys
     monkeypatch.setattr(models, "build_model", build_with_dropout)
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 2, "--batch-size", 8]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
-    augment, calls = loader.augment, []
-
-    def augment_and_press_ctrl_c(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
+        press_ctrl_c(patch, 3)
         assert run_main(capsys, *flags, "--out", tmp_path / "cut")[0] == 130
     torch.rand(7)  # what others draw does not matter
     assert run_main(capsys, "--resume", tmp_path / "cut" / "last.pth")[0] == 0
@@ -589,16 +573,8 @@ def test_resume_inside_and_after_the_frozen_epochs_gives_the_same_bits(root, tmp
     order = ["epoch   2/3  step", "epoch   3/3  the base thaws", "epoch   3/3  step"]
     assert sorted(order, key=output.index) == order
     assert "--lr for classifier; 0.1 of it for all other layers" in output
-    augment, steps = loader.augment, output.count("epoch   1/3  step")
-    calls = []
-
-    def augment_and_press_ctrl_c(*arguments):
-        calls.append(arguments)
-        if len(calls) in (2, steps + 1, 2 * steps + 1):  # in epochs 1, 2 and 3
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*arguments)
-
-    monkeypatch.setattr(loader, "augment", augment_and_press_ctrl_c)
+    steps = output.count("epoch   1/3  step")
+    press_ctrl_c(monkeypatch, 2, steps + 1, 2 * steps + 1)  # in epochs 1, 2 and 3
     last, command = tmp_path / "cut" / "last.pth", [*flags, tmp_path / "cut"]
     torch.manual_seed(0)
     fresh = models.build_model("osnet_x0_25", 6, input_size=(64, 32)).state_dict()
@@ -955,15 +931,7 @@ def test_all_splits(forest, tmp_path, capsys, quick, monkeypatch):
 
 def test_all_splits_go_on_inside_one_that_was_interrupted(forest, tmp_path, capsys, quick, monkeypatch):
     monkeypatch.setitem(data.DATASETS, "prid450s", data.DATASETS["prid450s"]._replace(num_splits=2))
-    augment, calls = loader.augment, []
-
-    def augment_and_press_ctrl_c(*arguments):
-        calls.append(arguments)
-        if len(calls) == 4:  # three steps in each epoch: the first of the second split
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*arguments)
-
-    monkeypatch.setattr(loader, "augment", augment_and_press_ctrl_c)
+    calls = press_ctrl_c(monkeypatch, 4)  # three steps in each epoch: the first of the second split
     command = [*LIGHT, "--dataset", "prid450s", "--split", "all", "--root", forest, "--out"]
     assert run_main(capsys, *command, tmp_path / "cut")[0] == 130
     assert models.read_checkpoint(tmp_path / "cut" / "split-1" / "last.pth")["step"] == 1
@@ -981,18 +949,10 @@ def test_an_interrupted_video_run_goes_on_to_the_same_bits(forest, tmp_path, cap
     flags += ["--temporal", temporal, "--augment", "flip", "translate", "jitter", "erase"]
     flags += ["--sampler", "shuffle", "--loss", "xent", "triplet", "center"]
     assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
-    augment, calls = loader.augment, []
-
-    def augment_and_press_ctrl_c(images, *arguments):
-        calls.append(images.shape)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(images, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "augment", augment_and_press_ctrl_c)
+        calls = press_ctrl_c(patch, 3)
         assert run_main(capsys, *flags, "--out", tmp_path / "cut")[0] == 130
-    assert calls == [(2, 2, 3, 64, 32)] * 3
+    assert [images.shape for images in calls] == [(2, 2, 3, 64, 32)] * 3
     last = tmp_path / "cut" / "last.pth"
     saved = models.read_checkpoint(last)
     assert (saved["epoch"], saved["step"], saved["options"]["temporal"]) == (1, 1, temporal)
