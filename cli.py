@@ -237,7 +237,7 @@ def parse(argv, description=None):
 def check_resumed_flags(args, checkpoint):
     """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
     fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
-    fixed += ["temporal", "split", "loss", "ema", "best"]
+    fixed += ["temporal", "split", "loss", "ema"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
         fixed += ["batch_size", "num_instances", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
         fixed += ["dataset", "min_frames", "combine_all", "accumulate"]
@@ -264,6 +264,10 @@ def check_flags(parser, args):
         parser.error(f"--label-smooth must lie in 0..1, got {args.label_smooth}")
     if not 0 < args.center_lr <= 1:
         parser.error(f"--center-lr must lie above 0 and not above 1, where centres overshoot, got {args.center_lr:g}")
+    if args.compile not in (None, "default") and args.accumulate > 1:
+        parser.error(f"--compile {args.compile} captures CUDA graphs, which do not add up gradients: --accumulate 1")
+    if not args.gamma > 0 or not 0 <= args.momentum < 1 or not math.isfinite(args.lr + args.clip_norm):
+        parser.error("--gamma must be positive, --momentum lie in 0..1, --lr and --clip-norm be numbers")
     if not 0 <= args.ema < 1:
         parser.error(f"--ema must be a decay below 1, such as 0.999, or 0 for none, got {args.ema:g}")
     if args.lr <= 0 or min(args.milestones) <= 0:

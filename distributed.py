@@ -12,6 +12,7 @@ that compare images see those of all processes, and features are extracted and r
 import contextlib
 import os
 import sys
+import time
 from datetime import timedelta
 
 import torch
@@ -47,7 +48,7 @@ def pick_gpu(name):
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
-        raise ValueError(f"--device {name}: torchrun gives each process a GPU of its own, leave it out (or give cpu)")
+        raise ValueError(f"--device {name}: torchrun gives each process a GPU of its own, give auto (or cpu)")
     if local_rank() >= torch.cuda.device_count():
         raise ValueError(
             f"process {local_rank()} of this machine has no GPU, torch sees {torch.cuda.device_count()}: start at most "
@@ -76,8 +77,8 @@ def group(device, seconds):
         if isinstance(error, torch.OutOfMemoryError) or not is_broken(error):
             raise
         raise ConnectionError(
-            "another process ended, or did not answer within --timeout "
-            f"{seconds:g} s ({str(error).strip().splitlines()[0]}); last.pth is as the last epoch left it, and "
+            f"another process ended, or did not answer within --timeout {seconds:g} s "
+            f"({str(error).strip().splitlines()[0]}). Training goes on from the run's last.pth, if it got so far: "
             "--resume goes on, on any number of processes"
         ) from error
     finally:
@@ -87,20 +88,25 @@ def group(device, seconds):
 
 def is_broken(error):
     """Whether an exchange failed for the sake of another process; torch has no type of its own for gloo's."""
-    words = ("gloo", "connection", "peer", "timed out", "timeout", "nccl", "store", "socket")
+    words = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "timed out", "broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 @contextlib.contextmanager
 def silent_others(errors=False):
-    """Inside, processes but the first print nothing, and with `errors` also no errors: all of them find the same."""
+    """Inside, processes but the first print nothing. errors: nor errors, and what they raise waits for the first's."""
     with contextlib.ExitStack() as stack:
         if rank() > 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             if errors:
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
-        yield
+        try:
+            yield
+        except BaseException:
+            if rank() > 0 and errors:
+                time.sleep(3)  # torchrun ends all when one ends: the first speaks before, where it finds the same
+            raise
 
 
 def hides_bars():
@@ -111,16 +117,19 @@ def hides_bars():
 @contextlib.contextmanager
 def first_on_machine():
     """The body runs in the first process of each machine, then in the others: they find what it left in files."""
-    if world_size() == 1:
-        yield
-        return
-    patient = dist.new_group(backend="gloo", timeout=DAY)
     if local_rank() > 0:
-        dist.barrier(patient)
+        wait_patiently()
     yield
     if local_rank() == 0:
+        wait_patiently()
+
+
+def wait_patiently():
+    """Until all processes are here, however long one of them works alone: --timeout is for exchanges."""
+    if world_size() > 1:
+        patient = dist.new_group(backend="gloo", timeout=DAY)
         dist.barrier(patient)
-    dist.destroy_process_group(patient)
+        dist.destroy_process_group(patient)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -208,7 +217,7 @@ def parallel(runner, device, find_unused=False):
     It holds on to which parameters train, so it is made anew when that has changed. find_unused: where some that train
     get no gradient.
     """
-    if world_size() == 1:
+    if not dist.is_initialized():
         return runner
     ids = [device] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(runner, device_ids=ids, find_unused_parameters=find_unused)

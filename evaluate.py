@@ -194,8 +194,10 @@ def scores_of(model, target, device, args):
     """
     queries, gallery = split_features(model, target, device, args)
     scores = rank(queries, gallery, target, args)
-    if args.rerank and distributed.rank() == 0:
-        scores["reranked"] = rank_again(queries, gallery, target, args)
+    if args.rerank:
+        if distributed.rank() == 0:
+            scores["reranked"] = rank_again(queries, gallery, target, args)
+        distributed.wait_patiently()
     return scores
 
 
@@ -419,4 +421,8 @@ def run(args, device):
             folder.mkdir(parents=True, exist_ok=True)  # now: not after the work is done
     with distributed.first_on_machine():
         targets = [load_target(name, found, model, args, device) for name, found in splits.items()]
-    return {target.name: report(model, target, device, args, folders[target.name]) for target in targets}
+    summaries = {}
+    for target in targets:
+        summaries[target.name] = report(model, target, device, args, folders[target.name])
+        distributed.wait_patiently()
+    return summaries

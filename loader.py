@@ -61,7 +61,7 @@ class Pixels:
         """rows (B,), or (B, T) of clips -> uint8 (B, [T,] 3, H, W) on `device`, channels-last in memory."""
         rows = np.asarray(rows) if self.places is None else self.places[rows]
         if isinstance(self.array, torch.Tensor):  # already on the device
-            images = self.array[torch.as_tensor(rows, device=self.array.device)]
+            images = self.array[put(torch.from_numpy(rows), self.array.device)]
         elif self.array is not None:
             images = torch.from_numpy(self.array[rows]).to(device, non_blocking=True)
         else:
@@ -308,6 +308,11 @@ def epoch_batches(labels, batch_size, num_instances, seed, epoch, domains=None, 
 # Transforms of a batch
 
 
+def put(tensor, device):
+    """A small tensor of the CPU on `device`, without waiting for what a GPU has to do before."""
+    return tensor.to(device, non_blocking=True)
+
+
 class Draws:
     """Random numbers for the images of a batch, from a generator of its own.
 
@@ -349,8 +354,8 @@ def move(images, draws, flip, translate):
         offset = draws.integers(slack + 1, batch) * moved
         index = torch.arange(size, dtype=torch.float32)
         source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)
-        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1).to(images.device)
-        index = index.to(images.device)  # the large matrices are made where they are used
+        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1)
+        source, index = put(source, images.device), put(index, images.device)  # the large matrices are made there
         matrices.append((1 - (source.unsqueeze(2) - index).abs()).clamp(min=0).to(images.dtype))
     rows, columns = matrices  # (B, H, H), (B, W, W)
     x = rows @ images.permute(0, 2, 3, 1).reshape(batch, height, -1)  # (B, H, W * C)
@@ -367,10 +372,10 @@ def jitter(images, draws, brightness=0.2, contrast=0.15, saturation=0.15):
 
     def factors(strength):
         factor = draws.uniform(1 - strength, 1 + strength, len(images))
-        return factor.view(-1, *[1] * (images.dim() - 1)).to(images.device)
+        return put(factor.view(-1, *[1] * (images.dim() - 1)), images.device)
 
     def grey(x):  # ITU-R 601 luma, (..., 1, H, W)
-        weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)
+        weights = put(torch.tensor([0.299, 0.587, 0.114]), x.device).view(3, 1, 1)
         return (x * weights).sum(dim=-3, keepdim=True)
 
     images = (images * factors(brightness)).clamp(0, 1)
@@ -400,7 +405,8 @@ def erasing_boxes(draws, batch, height, width, tries=100):
 def erase(images, draws):
     """Sets a random box of normalised images to zero, which is the mean colour."""
     batch, _, height, width = images.shape
-    top, bottom, left, right = erasing_boxes(draws, batch, height, width).to(images.device).unsqueeze(2).unbind(1)
+    boxes = put(erasing_boxes(draws, batch, height, width), images.device)
+    top, bottom, left, right = boxes.unsqueeze(2).unbind(1)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
     return images * ~(inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).unsqueeze(1)  # (B, 1, H, W)
@@ -409,8 +415,8 @@ def erase(images, draws):
 def normalise(images, mean, std):
     """uint8, or float in 0..1, (..., 3, H, W) -> float32 with the given mean and deviation per channel."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    mean = torch.tensor(mean, device=images.device).view(3, 1, 1) * scale
-    std = torch.tensor(std, device=images.device).view(3, 1, 1) * scale
+    mean = put(torch.tensor(mean), images.device).view(3, 1, 1) * scale
+    std = put(torch.tensor(std), images.device).view(3, 1, 1) * scale
     return (images.float() - mean).div_(std)
 
 

@@ -247,6 +247,16 @@ def freeze_base(model, optimizer, open_layers):
             layer.eval().requires_grad_(False)
 
 
+def synchronise_statistics(model):
+    """The model with batch norms that see the batches of all processes, --sync-bn; names and weights stay."""
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if kinds <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    from timm.layers import convert_sync_batchnorm  # torch's would drop the activation that timm's layers hold
+
+    return convert_sync_batchnorm(model)
+
+
 def freeze_statistics(model):
     """Batch norms normalise by their running statistics and leave them alone; scale and shift train. --freeze-bn.
 

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -63,6 +64,8 @@ def save_atomically(content, path):
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
         temporary.unlink(missing_ok=True)
         kept = "the previous one is kept" if path.exists() else "there is no previous one"
+        with contextlib.suppress(OSError):  # the folder may be gone
+            kept += f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free on its disk"
         raise OSError(f"checkpoint {path} could not be written ({error}); {kept}") from error
 
 
@@ -82,8 +85,12 @@ class Tee:
         self.console, self.file = console, open(path, "a", encoding="utf-8")
 
     def write(self, text):
-        self.file.write(text)
-        self.file.flush()
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except OSError as error:
+            kept = "last.pth is kept, --resume goes on"
+            raise OSError(f"{self.file.name} could not be written ({error}); {kept}") from error
         self.console.write(text)
         self.console.flush()  # into a pipe too: who reads along waits for the line
         return len(text)
@@ -221,7 +228,7 @@ def train_one_epoch(
             if step == first:
                 for each in optimizers:
                     each.zero_grad(set_to_none=True)
-            waits = network.no_sync() if processes > 1 and step != last else contextlib.nullcontext()
+            waits = network.no_sync() if network is not model and step != last else contextlib.nullcontext()
             with waits:
                 logits, features = network(images)
                 loss, parts = criterion(logits, features, targets)
@@ -378,11 +385,16 @@ def print_summary(out, args, state, chosen_by):
 def run_training(args, checkpoint, device):
     """Trains; returns (exit code, name -> summary of the scores at the end)."""
     out, processes = Path(args.out), distributed.world_size()
-    if args.batch_size % processes or args.batch_size == processes:
+    cards = torch.cuda.device_count() if device == torch.device("cuda") else 1  # torchrun gives each process cuda:N
+    if args.batch_size % processes or args.batch_size < 2 * processes:
         raise ValueError(
             f"--batch-size {args.batch_size} is that of all {processes} processes together: give a multiple of "
             f"{processes} that leaves at least 2 images to each"
         )
+    if args.batch_size < 2 * cards:
+        raise ValueError(f"--batch-size {args.batch_size} is that of all {cards} GPUs together: 2 images each at least")
+    if args.compile and cards > 1:
+        raise ValueError("--compile does not go with nn.DataParallel: use torchrun, or one GPU, --device cuda:0")
     with distributed.first_on_machine():
         items, sources, tests = load_sets(args)
     best_metric, best_target = choose_best(args, tests)
@@ -400,6 +412,13 @@ def run_training(args, checkpoint, device):
         options["temporal"] = args.temporal or "avg"
     elif args.temporal:
         raise ValueError(f"--temporal {args.temporal} pools frames, and all items here are single images: leave it out")
+    if args.temporal == "attention" and max(len(item.paths) for item in items) == 1:
+        raise ValueError("--temporal attention is learned from clips, and what is trained on are images: avg or max")
+    if checkpoint is not None and options.get("temporal") != checkpoint["options"].get("temporal"):
+        raise ValueError(
+            f"{args.resume} is of a network for {'tracklets' if 'temporal' in checkpoint['options'] else 'images'}: "
+            "leave --dataset, --target and --temporal out, or start anew with --weights"
+        )
 
     model = prepare_model(args, options, checkpoint, len(pids), device)
     every, deployed = models.count_parameters(model)
@@ -407,9 +426,9 @@ def run_training(args, checkpoint, device):
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
         f"input {model.input_size}, feature {model.feature_dim}"
     )
-    if args.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
+    if args.sync_bn:
+        model = recipe.synchronise_statistics(model)
     optimizers = recipe.build_optimizers(model, criterion, args)
     averaged = copy.deepcopy(model).requires_grad_(False) if args.ema else None
     if args.new_layers is not None:
@@ -433,12 +452,17 @@ def run_training(args, checkpoint, device):
     if checkpoint is not None:
         optimizers[0].load_state_dict(checkpoint["optimizer"])
         criterion.load_state_dict(checkpoint.get("criterion", {}))  # an older run had no loss with parameters
-        scaler.load_state_dict(checkpoint.get("scaler", {}) if scaler.is_enabled() else {})
+        if scaler.is_enabled() and "scaler" in checkpoint:
+            scaler.load_state_dict(checkpoint["scaler"])
         if averaged is not None:
             averaged.load_state_dict(checkpoint["averaged"])
         state = {name: checkpoint.get(name, fresh) for name, fresh in state.items()}
         if "best_mAP" in checkpoint:  # of an older run
             state["best_score"] = checkpoint["best_mAP"]
+        measured = "dataset", "target", "best", "flip", "distance", "protocol", "seq_len", "test_sample", "min_frames"
+        if any(getattr(args, name) != checkpoint["args"][name] for name in measured):
+            print("the best epoch is sought anew: what it is judged by has changed")
+            state.update(best_score=-1.0, best_epoch=0)
         print(f"going on from {args.resume}: epoch {state['epoch'] + 1}, step {state['step'] + 1}")
 
     def save(name, network=model):
@@ -458,11 +482,9 @@ def run_training(args, checkpoint, device):
 
     networks = {"raw": model} if averaged is None else {"raw": model, "averaged": averaged}
     runners = {kind: Runner(network, device, args.amp, "xent" in args.loss) for kind, network in networks.items()}
-    if device == torch.device("cuda") and torch.cuda.device_count() > 1:  # torchrun gives each process cuda:N
-        if args.compile:
-            raise ValueError("--compile does not go with nn.DataParallel: use torchrun, or one GPU, --device cuda:0")
+    if cards > 1:
         runners = {kind: nn.DataParallel(runner) for kind, runner in runners.items()}
-        print(f"nn.DataParallel over {torch.cuda.device_count()} GPUs")
+        print(f"nn.DataParallel over {cards} GPUs")
     if processes > 1:
         print(f"{processes} processes, {args.batch_size // processes} of {args.batch_size} images of a batch in each")
     if args.compile:
@@ -516,7 +538,8 @@ def run_training(args, checkpoint, device):
                 state.update(epoch=epoch, step=0, totals={}, record=record)
             save("last.pth")
         if distributed.agree(bool(interrupts)):
-            print(f"interrupted; saved. Go on with: python train.py --resume {shlex.quote(f'{out}/last.pth')}")
+            start = f"torchrun --nproc-per-node {processes}" if distributed.launched() else "python"
+            print(f"interrupted; saved. Go on with: {start} train.py --resume {shlex.quote(f'{out}/last.pth')}")
             return 130, {}
     if distributed.rank() == 0:
         print_summary(out, args, state, (best_metric, best_target) if targets else None)
@@ -542,6 +565,8 @@ def execute(args, checkpoint, device):
         )
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
+        for abandoned in sorted(Path(args.out).glob("*.pth.*.tmp")):  # by a process that was killed while it saved
+            abandoned.unlink()
         tee = Tee(sys.stdout, Path(args.out) / "log.txt")
     except OSError as error:
         raise ValueError(f"--out {args.out} cannot be written: {error}") from error
@@ -619,10 +644,12 @@ def main(argv=None):
             args, checkpoint = cli.parse(argv, __doc__)
             device = cli.pick_device(args.device)
             if args.sync_bn and not (distributed.launched() and device.type == "cuda"):
-                raise ValueError("--sync-bn is for several processes on GPUs: torchrun --nproc-per-node N train.py ...")
+                raise ValueError(
+                    "--sync-bn is for several processes on GPUs, torchrun --nproc-per-node N train.py ...; elsewhere "
+                    "leave it out, or give --no-sync-bn on --resume"
+                )
     except (ValueError, OSError) as error:
-        if distributed.rank() == 0:  # all of them find the same
-            distributed.complain(error)
+        distributed.complain(error)
         return 1
     try:
         with distributed.group(device, args.timeout):

@@ -268,7 +268,7 @@ def training_curves(log_jsonl, path):
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 0.7, 1))
     parts = [name for name in LOSS_PARTS if name in records[-1]]
-    left.plot(epochs, [r["loss"] for r in records], color="black", marker=".", label="sum")
+    left.plot(epochs, [r["loss"] for r in records], color="black", marker=".", label="weighted sum")
     for name in parts if len(parts) > 1 else ():
         left.plot(epochs, [r.get(name) for r in records], marker=".", linewidth=1, label=name)
     left.set(title="training loss", xlabel="epoch", ylabel="loss")

@@ -300,7 +300,7 @@ def test_training_curves_draw_each_loss_and_each_target(tmp_path, monkeypatch):
     records[1].update(**a, targets={"a": a, "b": b})
     visualize.training_curves(write_log(tmp_path / "log.jsonl", records), tmp_path / "curves.png")
     loss, _, scores = ({line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn[0].axes)
-    assert loss == {"sum": [[1, 6], [2, 5]], "xent": [[1, 4], [2, 3]], "ring": [[1, 2], [2, 1]]}
+    assert loss == {"weighted sum": [[1, 6], [2, 5]], "xent": [[1, 4], [2, 3]], "ring": [[1, 2], [2, 1]]}
     assert scores == {"a: rank-1": [[2, 50]], "a: mAP": [[2, 25]], "b: rank-1": [[2, 75]], "b: mAP": [[2, 50]]}
 
 
