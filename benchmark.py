@@ -324,13 +324,13 @@ def measure_training(device, dataset, root, arch="hacnn", batch_size=64, amp="au
     labels, pids = data.relabel(items)
     torch.manual_seed(0)
     model = models.build_model(arch, len(pids)).to(device, memory_format=torch.channels_last)
-    if compiled:
-        model.compile(mode=compiled)
     pixels = evaluate.load_pixels([item.paths[0] for item in items], model, f"{dataset}-benchmark", args, device)
     runner = train.Runner(model, device, args.amp)
     criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
     optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    if compiled:
+        model.compile(mode=compiled)
 
     def epoch(number=0, count=None):
         part = samples if count is None else train.TrainSet(pixels, labels[: count * batch_size])
