@@ -665,7 +665,7 @@ def test_searcher_in_memory_takes_boxes_of_frames(model):
     assert {hit.row.path for hit in searcher.search([person(1)], not_cameras=["2"], before=0.5)[0]} == {"one"}
     assert searcher.remove(["two", "four"]) == 1 and len(searcher) == 2
     searcher.add(crops[1:2])
-    assert searcher.gallery.rows[-1].path == "#2"
+    assert searcher.gallery.rows[-1].path == "#3"
     assert searcher.gallery.features.shape == (3, 24)
     assert searcher.verify(crops[0], crops[0]) == (pytest.approx(1, abs=1e-6), None, None, None)
 
