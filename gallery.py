@@ -181,7 +181,7 @@ def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
     """Ascending numbers of the rows under one of `cameras` (any where empty), under none of `not_cameras`, from time
     `after` on and up to `before`, both included; a row without a time passes no limit of time. None: all rows. One
     camera may stand for itself, without a list."""
-    cameras, not_cameras = ({str(camera) for camera in ([given] if np.ndim(given) == 0 else given)}
+    cameras, not_cameras = (set(map(str, [given] if isinstance(given, (str, int, np.generic)) else given))
                             for given in (cameras, not_cameras))  # fmt: skip
     if not cameras and not not_cameras and after is None and before is None:
         return None
