@@ -328,7 +328,6 @@ def read_metadata(session, path, preprocessing=None):
         raise ValueError(f"{path}: the metadata property 'reid' is not a JSON object; export the model again")
     if metadata.get("foreign"):  # search.py calibrate has written down what it was told
         told = {key: metadata[key] for key in ("weights_sha256", "threshold") if metadata.get(key)}
-        check_threshold(told.get("threshold"), path)
         return describe_foreign(session, path, {key: metadata.get(key) for key in SIZES}) | told
     for key, values in FIXED.items():
         if metadata.get(key, values[0]) not in values:
@@ -338,7 +337,6 @@ def read_metadata(session, path, preprocessing=None):
     if missing:
         raise ValueError(f"{path}: the metadata property 'reid' lacks {', '.join(missing)}; export the model again")
     check_sizes(metadata, path)
-    check_threshold(metadata.get("threshold"), path)
     check_graph(session, path, metadata)
     if not metadata.get("weights_sha256"):  # by which an index knows the model that made it
         metadata["weights_sha256"] = hash_file(path).hexdigest()
@@ -346,12 +344,13 @@ def read_metadata(session, path, preprocessing=None):
 
 
 def check_threshold(threshold, path):
-    """Raises ValueError unless it is None or what search.py calibrate stores."""
+    """A threshold as it is; ValueError unless it is None or what search.py calibrate stores."""
     names = ("similarity", "fmr", "fnmr")
     values = [threshold.get(name) for name in names] if isinstance(threshold, dict) else [None]
     if threshold is not None and not all(type(x) in (int, float) and math.isfinite(x) for x in values):
         raise ValueError(f"{path}: its metadata has the threshold {threshold!r}, not numbers named "
                          f"{', '.join(names)}; calibrate it again")
+    return threshold
 
 
 def hash_file(path, before=b""):
@@ -445,7 +444,7 @@ class Extractor:
         self.metadata = read_metadata(self.session, path, preprocessing)
         self.input_size = tuple(self.metadata["input_size"])
         self.mean, self.std = tuple(self.metadata["mean"]), tuple(self.metadata["std"])
-        self.distance, self.threshold = self.metadata["distance"], self.metadata.get("threshold")
+        self.distance = self.metadata["distance"]
         self.input = self.metadata.get("input", "images")  # schema 1 knows nothing else
         self.precision = self.metadata.get("precision", "fp32")
         self.names = [value.name for value in self.session.get_inputs()]
@@ -480,6 +479,11 @@ class Extractor:
         """A row for a batch, of grey noise."""
         pixels = np.random.default_rng(0).integers(0, 256, (*self.input_size, 3), dtype=np.uint8)
         return self.prepare(pixels)[0]
+
+    @property
+    def threshold(self):
+        """Checked where it is asked for: to calibrate anew, or to search, takes none."""
+        return check_threshold(self.metadata.get("threshold"), self.path)
 
     @property
     def unit(self):

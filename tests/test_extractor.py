@@ -332,7 +332,7 @@ def test_bytes_go_in_as_they_are(tmp_path):
 def test_metadata_is_checked(base, change, message, tmp_path):
     metadata = {key: value for key, value in {**base, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu")
+        assert Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu").threshold
 
 
 @pytest.mark.parametrize("text, message", [("{", "is not JSON"), ("[1]", "is not a JSON object")])

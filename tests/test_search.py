@@ -895,6 +895,19 @@ def test_a_model_without_a_hash_makes_an_index_that_can_be_opened_again(tmp_path
     assert search.main(query(model, tmp_path / "i", crops)) == 0
 
 
+def test_a_spoilt_threshold_is_told_and_can_be_calibrated_anew(tmp_path, capsys):
+    spoilt = {"similarity": None, "fmr": "a", "fnmr": float("nan")}
+    model, crops = write_model(tmp_path / "m.onnx", METADATA | {"threshold": spoilt}), tmp_path / "crops"
+    crops.mkdir()
+    for pid in range(1, 9):
+        for camid in (1, 2):
+            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    verify = ["verify", str(crops / "0001_c1.png"), str(crops / "0001_c2.png"), "--model", str(model)]
+    assert "calibrate it again" in fails(capsys, verify, 1)
+    assert search.main(["calibrate", "--model", str(model), "--labelled", str(crops), "--fmr", "0.2"]) == 0
+    assert search.main(verify) == search.SAME
+
+
 def test_verify_does_not_wait_for_a_pipe(model, market, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.jpg")
     argv = ["verify", str(tmp_path / "pipe.jpg"), str(next(market[0].iterdir())), "--model", str(model)]
