@@ -384,7 +384,6 @@ class Index(Gallery):
         features, items, description, _ = self.paths
         if description.exists():
             return
-        self.check_free()
         try:
             features.write_bytes(header(0, about["feature_dim"]))
             items.write_bytes(TITLE)

@@ -575,6 +575,14 @@ def test_a_tracklet_stays_one_row_when_its_first_frame_changes(tmp_path, capsys)
     assert "0 new, 0 changed" in capsys.readouterr().out and frames_of(folder)["2"] == ("3.png", 2)
     with search.Index.read(folder) as found:
         assert [row.pid for row in found.rows] == [None, 7]
+    (crops / "2" / "3.png").unlink()
+    search.main(argv)  # knows less than the row, whose first frame is gone
+    assert frames_of(folder) == {"1": ("1.png", 4), "2": ("4.png", 1)}
+    (tmp_path / "list.csv").write_text("path,pid\ncrops/1/1.png,8\n")  # one frame of four is somebody else
+    search.main([*index(model, folder, crops, tmp_path / "list.csv"), "--video"])
+    with search.Index.read(folder) as found:
+        assert sorted((row.path[-5:], row.pid or 0, row.frames) for row in found.rows) == [
+            ("1.png", 8, 1), ("2.png", 0, 3), ("4.png", 7, 1)]  # fmt: skip
     assert "give --video, --labels or the list as before" in fails(capsys, index(model, folder, crops), 1)
 
 
