@@ -45,7 +45,7 @@ HELD = 2**23  # similarities at once: 32 MB
 FEW = 3  # queries up to which rows are read once and multiplied one by one: what counts then is reading them
 SLICE = 2**20  # bytes of the gallery that stay in the cache meanwhile
 READERS = min(8, os.cpu_count() or 1)  # threads that do so
-SPARSE = 0.25  # of the rows of a block, below which the chosen ones are copied
+SPARSE = 0.25, 0.5  # of the rows of a block, for few queries and for more: below that the chosen ones are copied
 LONGEST = 2**17 - 1  # characters of a field, which is what Python's csv module reads
 
 
@@ -88,7 +88,7 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
                 inside = rows[slice(*np.searchsorted(rows, (start, stop)))]
                 if not len(inside):
                     continue
-                if len(inside) < SPARSE * len(numbers):
+                if len(inside) < SPARSE[len(query_features) > FEW] * len(numbers):
                     chosen = numbers = inside
                 else:  # multiplying the others too takes less time than copying these
                     dropped = np.ones(len(numbers), bool)
