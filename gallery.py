@@ -446,9 +446,9 @@ class Index(Gallery):
         lines = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
         next(lines)
         self.rows = [parse_row(fields) for fields in lines][: stored // (4 * self.dim)]
-        self.lost = max(0, promised - len(self.rows))  # which no kill of ours leaves
-        if self.lost:
-            warnings.warn(f"{self.folder}: the last {self.lost:,} of {promised:,} rows are gone, features.npy or "
+        lost = promised - len(self.rows)  # above 0 by no kill of ours
+        if lost > 0:
+            warnings.warn(f"{self.folder}: the last {lost:,} of {promised:,} rows are gone, features.npy or "
                           "items.csv was cut off; index the images again", stacklevel=4)  # fmt: skip
 
     def trim(self):
