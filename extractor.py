@@ -27,6 +27,7 @@ import io
 import json
 import math
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -47,8 +48,9 @@ FIXED = {"schema": (1, 2), "colour_order": ("RGB",), "resize": ("Pillow BILINEAR
          "input": ("images", "clips", "bytes"), "precision": ("fp32", "fp16", "int8")}  # fmt: skip
 SIZES = ("input_size", "mean", "std")  # what is to be said about a file without metadata
 PROVIDERS = ("cpu", "cuda", "tensorrt")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 MAX_PIXELS = 2**26  # of one image file: 67 million, 200 MB decoded. A crop of a person has some 10,000
+AHEAD = 2**24  # pixels of images of full size, for 'bytes', in one call of the model: 50 MB, twice that waits decoded
 DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
 
 
@@ -56,6 +58,8 @@ DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the in
 
 def read_image(path, size=None):
     """The pixels of an image file at size (H, W), or as it is: uint8 (H, W, 3), RGB. Raises what Pillow raises."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+        raise OSError(f"{path} is not a file" + ", but a folder" * os.path.isdir(path))
     with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have "
@@ -101,12 +105,40 @@ def spread(count, most):
     return range(count) if not most or count <= most else [(2 * i + 1) * count // (2 * most) for i in range(most)]
 
 
-def work_ahead(function, items, size):
-    """Yields function(item) of all items, in lists of `size`; threads work two lists ahead of the caller."""
-    with ThreadPoolExecutor(DECODERS) as pool:
+def count_pixels(image):
+    """Of a path, PIL image or array; the file is not decoded. 0 for what is none of them or cannot be read, which is
+    told when it is read."""
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            if not stat.S_ISREG(os.stat(image).st_mode):
+                return 0
+            with Image.open(image) as file:
+                return file.width * file.height
+        return image.width * image.height if isinstance(image, Image.Image) else image.shape[0] * image.shape[1]
+    except Exception:  # Pillow raises a dozen types for broken files
+        return 0
+
+
+def cut_lists(items, size, weigh=None, most=0):
+    """Yields lists of up to `size` items, with weigh of up to `most` in the sum of weigh(item), but at least one."""
+    part, total = [], 0
+    for item in items:
+        weight = weigh(item) if weigh else 0
+        if part and (len(part) == size or total + weight > most):
+            yield part
+            part, total = [], 0
+        part.append(item)
+        total += weight
+    if part:
+        yield part
+
+
+def work_ahead(function, lists, threads=DECODERS):
+    """Yields [function(item), ...] of each list of items; threads work two lists ahead of the caller."""
+    with ThreadPoolExecutor(threads) as pool:
         ahead = deque()
-        for start in range(0, len(items), size):
-            ahead.append(pool.map(function, items[start : start + size]))
+        for items in lists:
+            ahead.append(pool.map(function, items))
             if len(ahead) > 2:
                 yield list(ahead.popleft())
         while ahead:
@@ -295,7 +327,7 @@ def read_metadata(session, path, preprocessing=None):
     if not isinstance(metadata, dict):
         raise ValueError(f"{path}: the metadata property 'reid' is not a JSON object; export the model again")
     if metadata.get("foreign"):  # search.py calibrate has written down what it was told
-        told = {key: metadata.get(key) for key in ("weights_sha256", "threshold")}
+        told = {key: metadata[key] for key in ("weights_sha256", "threshold") if metadata.get(key)}
         return describe_foreign(session, path, {key: metadata.get(key) for key in SIZES}) | told
     for key, values in FIXED.items():
         if metadata.get(key, values[0]) not in values:
@@ -305,12 +337,29 @@ def read_metadata(session, path, preprocessing=None):
     if missing:
         raise ValueError(f"{path}: the metadata property 'reid' lacks {', '.join(missing)}; export the model again")
     check_sizes(metadata, path)
-    threshold = metadata.get("threshold")
-    if threshold is not None and not (isinstance(threshold, dict) and {"similarity", "fmr", "fnmr"} <= set(threshold)):
-        raise ValueError(f"{path}: its metadata has the threshold {threshold!r}, not similarity, fmr and fnmr; "
-                         "calibrate it again")
     check_graph(session, path, metadata)
+    if not metadata.get("weights_sha256"):  # by which an index knows the model that made it
+        metadata["weights_sha256"] = hash_file(path).hexdigest()
     return metadata
+
+
+def check_threshold(threshold, path):
+    """A threshold as it is; ValueError unless it is None or what search.py calibrate stores."""
+    names = ("similarity", "fmr", "fnmr")
+    values = [threshold.get(name) for name in names] if isinstance(threshold, dict) else [None]
+    if threshold is not None and not all(type(x) in (int, float) and math.isfinite(x) for x in values):
+        raise ValueError(f"{path}: its metadata has the threshold {threshold!r}, not numbers named "
+                         f"{', '.join(names)}; calibrate it again")
+    return threshold
+
+
+def hash_file(path, before=b""):
+    """A SHA-256 object of these bytes and then the file's."""
+    digest = hashlib.sha256(before)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest
 
 
 def check_graph(session, path, metadata):
@@ -341,7 +390,11 @@ def describe_foreign(session, path, preprocessing):
     """Metadata of a file that another exporter wrote: nothing is guessed, the graph confirms what the user says."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = inputs[0].shape if inputs else []
-    if len(inputs) != 1 or len(outputs) < 1 or inputs[0].type != "tensor(float)" or len(shape) != 4:
+    if len(outputs) != 1:
+        told = ", ".join(f"{value.name} {value.shape}" for value in outputs)
+        raise ValueError(f"{path} was not written by export.py, and its graph gives {len(outputs)} outputs ({told}); "
+                         "nothing says which are the features: export it with that output alone")
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(shape) != 4:
         told = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
         raise ValueError(f"{path} was not written by export.py, and its graph takes {told or 'nothing'}; such a file "
                          "is read where it takes one float32 batch of images (B, 3, H, W)")
@@ -362,10 +415,7 @@ def describe_foreign(session, path, preprocessing):
     check_sizes(sizes, path)
     if any(isinstance(n, int) and n != size for n, size in zip(shape[2:], sizes["input_size"], strict=True)):
         raise ValueError(f"{path}: input_size {sizes['input_size']} does not fit its graph, which takes {shape}")
-    digest = hashlib.sha256(json.dumps(sizes).encode())  # features follow from the file and from these
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    digest = hash_file(path, json.dumps(sizes).encode())  # features follow from the file and from these
     return {"schema": 1, "foreign": True, "arch": "unknown network", **sizes, "colour_order": "RGB",
             "resize": "Pillow BILINEAR", "feature_dim": None, "l2_normalised": False, "distance": "cosine",
             "threshold": None, "input": "images",
@@ -380,19 +430,21 @@ class Extractor:
     Carries input_size (H, W), feature_dim, mean, std, distance, input, precision, threshold (None where not calibrated,
     else a dict: similarity, fmr, fnmr, dataset, pairs), provider (the one in use, by onnxruntime's name), on_cpu (nodes
     that a GPU left to the CPU) and metadata (all that the file says). Threads may share it. Set batch_size for speed or
-    memory. frames: of a longer tracklet so many are looked at, evenly spread; 0 for all.
+    memory. threads: so many compute on a CPU, and as many decode; 0 for one per core. frames: of a longer tracklet so
+    many are looked at, evenly spread; 0 for all.
     """
 
     def __init__(self, path, provider="auto", batch_size=32, *, threads=0, frames=32, preprocessing=None):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it has to be at least 1")
         self.path, self.batch_size, self.frames, self.preprocessing = str(path), batch_size, frames, preprocessing
+        self.decoders = min(DECODERS, threads or DECODERS)
         self.session = open_session(path, provider, threads)
         self.provider = self.session.get_providers()[0]
         self.metadata = read_metadata(self.session, path, preprocessing)
         self.input_size = tuple(self.metadata["input_size"])
         self.mean, self.std = tuple(self.metadata["mean"]), tuple(self.metadata["std"])
-        self.distance, self.threshold = self.metadata["distance"], self.metadata.get("threshold")
+        self.distance = self.metadata["distance"]
         self.input = self.metadata.get("input", "images")  # schema 1 knows nothing else
         self.precision = self.metadata.get("precision", "fp32")
         self.names = [value.name for value in self.session.get_inputs()]
@@ -417,6 +469,8 @@ class Extractor:
         work should say so now. Called when a model is opened."""
         noise = self.noise()
         features = self.run([noise])
+        if not has_length_1(features)[0]:
+            raise ValueError(f"{self.path} gives features of length {np.linalg.norm(features[0])} instead of 1")
         self.feature_dim = features.shape[1]  # which another exporter's file need not say
         if self.bound:
             self.run([noise] * self.list_size)
@@ -425,6 +479,11 @@ class Extractor:
         """A row for a batch, of grey noise."""
         pixels = np.random.default_rng(0).integers(0, 256, (*self.input_size, 3), dtype=np.uint8)
         return self.prepare(pixels)[0]
+
+    @property
+    def threshold(self):
+        """Checked where it is asked for: to calibrate anew, or to search, takes none."""
+        return check_threshold(self.metadata.get("threshold"), self.path)
 
     @property
     def unit(self):
@@ -439,8 +498,7 @@ class Extractor:
     def __call__(self, images):
         """images: a list of paths, PIL images or HxWx3 uint8 RGB arrays of any size, or one of them. A model of
         tracklets also takes lists of such lists: the frames of each tracklet."""
-        single = isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", None) == 3
-        return extract(self, [images] if single else list(images), skip=False)[0]
+        return extract(self, [images] if is_single(images) else list(images), skip=False)[0]
 
     def normalise(self, pixels):
         """uint8 (H, W, 3) -> float32 (3, H, W)."""
@@ -480,7 +538,8 @@ class Extractor:
         return [clips, mask]
 
     def run(self, rows):
-        """B rows of prepare -> float32 (B, D), one call of the model, of 'bytes' one for each size."""
+        """B rows of prepare -> float32 (B, D), one call of the model, of 'bytes' one for each size. Of length 1, but
+        where the model has nothing to say of an image, see has_length_1."""
         shapes = [row.shape for row in rows] if self.input == "bytes" else [None] * len(rows)
         features = None
         for shape in dict.fromkeys(shapes):
@@ -501,31 +560,56 @@ class Extractor:
         if features.ndim != 2 or len(features) != len(arrays[0]) or features.dtype != np.float32:
             raise ValueError(f"{self.path}: the model gives {features.dtype} {features.shape} for a batch of "
                              f"{len(arrays[0])}, not float32 ({len(arrays[0])}, D)")
-        norms = np.linalg.norm(features, axis=1)
-        if not self.metadata["l2_normalised"] and (norms > 0).all() and np.isfinite(norms).all():
-            return features / norms[:, None]
-        if not (abs(norms - 1) < 0.01).all():  # also true for NaN, which no ranking survives
-            raise ValueError(f"{self.path} gives features of length {norms.min()} to {norms.max()} instead of 1")
+        if not self.metadata["l2_normalised"]:
+            norms = np.linalg.norm(features, axis=1, keepdims=True)
+            features = np.divide(features, norms, out=np.zeros_like(features), where=(norms > 0) & np.isfinite(norms))
         return features
+
+
+def has_length_1(features):
+    """Which rows (N,) can be ranked. Zeros and NaN cannot: a black image may give them, or half precision."""
+    return abs(np.linalg.norm(features, axis=1) - 1) < 0.01
+
+
+def is_single(images):
+    """Whether one image was given rather than a list."""
+    return isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", None) == 3
 
 
 def stream(extractor, images, *, skip=True, title=None):
     """Yields, list by list: features (n, D), the places of those n in images, and [(image, reason)] of what cannot be
-    read; without skip the first of those raises. Decoding, resizing and normalising run ahead in threads. title: of a
-    progress bar."""
+    read, or has a feature that cannot be ranked; without skip the first of those raises. Decoding, resizing and
+    normalising run ahead in threads. title: of a progress bar."""
+    weigh = count_pixels if extractor.input == "bytes" else None
+    lists = cut_lists(images, extractor.list_size, weigh, AHEAD)
     with tqdm(total=len(images), desc=title, unit=f" {extractor.unit}", disable=None if title else True) as bar:
         start = 0
-        for prepared in work_ahead(extractor.prepare, images, extractor.list_size):
+        for prepared in work_ahead(extractor.prepare, lists, extractor.decoders):
             rows = [(start + place, row) for place, (row, _) in enumerate(prepared) if row is not None]
-            errors = [pair for _, pairs in prepared for pair in pairs]
+            places, errors = [place for place, _ in rows], [pair for _, pairs in prepared for pair in pairs]
             if errors and not skip:
                 raise errors[0][1]
             features = np.empty((0, extractor.feature_dim), np.float32)
             if rows:
                 features = extractor.run([row for _, row in rows])
-            yield features, [place for place, _ in rows], [(image, reason(error)) for image, error in errors]
+                good = has_length_1(features)
+                for place, feature in zip(np.array(places)[~good].tolist(), features[~good], strict=True):
+                    name = name_of(images[place], place)
+                    error = ValueError(f"{extractor.path} gives it a feature of length {np.linalg.norm(feature):g}, "
+                                       "which cannot be ranked")  # fmt: skip
+                    if not skip:
+                        raise ValueError(f"{name}: {error}")
+                    errors.append((name, error))
+                features, places = features[good], [place for place, fine in zip(places, good, strict=True) if fine]
+            yield features, places, [(image, reason(error)) for image, error in errors]
             start += len(prepared)
             bar.update(len(prepared))
+
+
+def name_of(image, place):
+    """What to call an image, or a tracklet: its path, or that of its first frame, or its number."""
+    first = image[0] if isinstance(image, (list, tuple)) else image
+    return first if isinstance(first, (str, os.PathLike)) else f"number {place}, from 0"
 
 
 def reason(error):

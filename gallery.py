@@ -19,7 +19,8 @@ removed by writing both files anew beside the old ones; a file `replacing` says 
 finds it puts them in place. One process writes at a time; readers need not wait.
 
 Ranking is by dot product, exact, block by block, so features may lie in a file larger than memory. Equal similarities
-rank in gallery order.
+rank in gallery order; they are equal up to the rounding of float32, which depends on how many rows are multiplied at
+once, so two copies of an image may swap places.
 Letters: N rows, D feature size, Q queries, G gallery, q g a block of them.
 """
 
@@ -27,8 +28,10 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +45,8 @@ HELD = 2**23  # similarities at once: 32 MB
 FEW = 3  # queries up to which rows are read once and multiplied one by one: what counts then is reading them
 SLICE = 2**20  # bytes of the gallery that stay in the cache meanwhile
 READERS = min(8, os.cpu_count() or 1)  # threads that do so
+SPARSE = 0.25, 0.5  # of the rows of a block, for few queries and for more: below that the chosen ones are copied
+LONGEST = 2**17 - 1  # characters of a field, which is what Python's csv module reads
 
 
 class Row(NamedTuple):
@@ -57,6 +62,8 @@ class Row(NamedTuple):
     mtime: int = 0  # when the file was last written, nanoseconds; of a tracklet, the latest
 
 
+TITLE = ",".join(Row._fields).encode() + b"\n"  # the first line of items.csv
+
 # ---- ranking ----
 
 def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=None):
@@ -68,15 +75,25 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
     """
     if k < 1:
         raise ValueError(f"k is {k}; a ranking needs at least 1")
-    count = len(gallery_features) if rows is None else len(rows)
+    count = len(gallery_features)
     indices = np.full((len(query_features), k), -1)
     similarities = np.full((len(query_features), k), -np.inf, np.float32)
     block = block or min(LARGEST, max(GALLERY_BLOCK, HELD // max(1, len(query_features))))
     leave_out = [(ours, theirs, np.isin(ours, theirs)) for ours, theirs in leave_out]
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, count, block):
-            chosen = slice(start, min(start + block, count)) if rows is None else rows[start : start + block]
-            part = gallery_features[chosen]  # (g, D): a view, or a copy of the chosen rows
+            stop = min(start + block, count)
+            chosen, numbers, dropped = slice(start, stop), np.arange(start, stop), None
+            if rows is not None:
+                inside = rows[slice(*np.searchsorted(rows, (start, stop)))]
+                if not len(inside):
+                    continue
+                if len(inside) < SPARSE[len(query_features) > FEW] * len(numbers):
+                    chosen = numbers = inside
+                else:  # multiplying the others too takes less time than copying these
+                    dropped = np.ones(len(numbers), bool)
+                    dropped[inside - start] = False
+            part = gallery_features[chosen]  # (g, D): a view, or a copy of few rows
             for first in range(0, len(query_features), QUERY_BLOCK):
                 queries = slice(first, first + QUERY_BLOCK)
                 scores = products(query_features[queries], part, pool)  # (q, g)
@@ -84,9 +101,9 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
                     some = np.flatnonzero(shared[queries])  # mostly none; comparing all takes as long as multiplying
                     row, column = np.nonzero(query_keys[queries][some, None] == gallery_keys[None, chosen])
                     scores[some[row], column] = -np.inf
-                merge(indices[queries], similarities[queries], scores, start)
-    if rows is not None and count:
-        indices[:] = np.where(indices < 0, -1, rows[indices])
+                if dropped is not None:
+                    scores[:, dropped] = -np.inf
+                merge(indices[queries], similarities[queries], scores, numbers)
     return indices, similarities
 
 
@@ -110,9 +127,9 @@ def products(queries, part, pool):
     return scores
 
 
-def merge(indices, similarities, scores, start):
-    """Updates the best (q, k) in place with the scores (q, g) of the rows from `start` on. All of them stand behind
-    the earlier ones: what ties with the last of the best comes too late."""
+def merge(indices, similarities, scores, numbers):
+    """Updates the best (q, k) in place with the scores (q, g) of the rows of these numbers (g,). All of them stand
+    behind the earlier ones: what ties with the last of the best comes too late."""
     k = indices.shape[1]
     floor = similarities[:, -1:]  # to be beaten
     better = scores > floor
@@ -127,7 +144,7 @@ def merge(indices, similarities, scores, start):
         new = columns[begin:end]
         values = np.concatenate([similarities[row], scores[row, new]])
         order = np.argsort(-values, kind="stable")[:k]
-        similarities[row], indices[row] = values[order], np.concatenate([indices[row], start + new])[order]
+        similarities[row], indices[row] = values[order], np.concatenate([indices[row], numbers[new]])[order]
 
 
 def average(features, groups, count):
@@ -139,32 +156,35 @@ def average(features, groups, count):
     return means / np.maximum(lengths, 1e-12)
 
 
+def identity(row):
+    """What tells tracklets apart: rows of another person or camera are another tracklet. Of a row without one: None."""
+    return (row.tracklet, row.pid, row.camid) if row.tracklet else None
+
+
 def average_tracklets(features, rows, chosen=None):
-    """One feature per tracklet: the mean of those of its rows. Rows of another person or camera are another tracklet,
-    rows without one stay by themselves. chosen: numbers of the rows that count. -> (features, rows), in order of the
-    first row of each."""
+    """One feature per tracklet: the mean of those of its rows; rows without one stay by themselves. chosen: numbers of
+    the rows that count. -> (features, rows, [numbers of the rows of each]), in order of the first row of each."""
     chosen = range(len(rows)) if chosen is None else chosen
-    numbers, groups, firsts, frames = {}, [], [], []
+    numbers, groups, members = {}, [], []
     for place in chosen:
-        row = rows[place]
-        key = (row.tracklet, row.pid, row.camid) if row.tracklet else place
-        group = numbers.setdefault(key, len(numbers))
+        group = numbers.setdefault(identity(rows[place]) or place, len(numbers))
         groups.append(group)
-        if group == len(firsts):
-            firsts.append(row)
-            frames.append(0)
-        frames[group] += row.frames
+        if group == len(members):
+            members.append([])
+        members[group].append(place)
     picked = features if len(groups) == len(features) else features[np.array(chosen, int)]
-    merged = [row._replace(frames=count) for row, count in zip(firsts, frames, strict=True)]
-    return average(picked, np.array(groups, int), len(numbers)), merged
+    merged = [rows[places[0]]._replace(frames=sum(rows[place].frames for place in places)) for places in members]
+    return average(picked, np.array(groups, int), len(numbers)), merged, members
 
 
 def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
     """Ascending numbers of the rows under one of `cameras` (any where empty), under none of `not_cameras`, from time
-    `after` on and up to `before`, both included; a row without a time passes no limit of time. None: all rows."""
+    `after` on and up to `before`, both included; a row without a time passes no limit of time. None: all rows. One
+    camera may stand for itself, without a list."""
+    cameras, not_cameras = (set(map(str, [given] if isinstance(given, (str, int, np.generic)) else given))
+                            for given in (cameras, not_cameras))  # fmt: skip
     if not cameras and not not_cameras and after is None and before is None:
         return None
-    cameras, not_cameras = set(map(str, cameras)), set(map(str, not_cameras))
     low, high = -np.inf if after is None else after, np.inf if before is None else before
     timed = after is not None or before is not None
     return np.array([number for number, row in enumerate(rows)
@@ -184,6 +204,20 @@ def check_features(features, dim):
     return features
 
 
+def check_rows(rows):
+    """ValueError where a field cannot stand in items.csv, whose every line is one row."""
+    for row in rows:
+        for name in ("path", "camid", "tracklet"):
+            value = str(getattr(row, name))
+            if "\n" in value or "\r" in value:
+                raise ValueError(f"{name} {value[:100]!r} holds a line break, which a row of a gallery cannot")
+            if len(value) > LONGEST:
+                raise ValueError(f"{name} {value[:100]!r}... has {len(value):,} characters; {LONGEST:,} are the most")
+            value.encode("utf-8", "surrogateescape")  # raises a ValueError that says which character
+        if row.time is not None and not math.isfinite(row.time):
+            raise ValueError(f"time {row.time} of {row.path}: a time is a number, or None where it is unknown")
+
+
 class Gallery:
     """rows, a list of Row, and features, float32 (N, D), in memory."""
 
@@ -201,6 +235,7 @@ class Gallery:
         features, rows = check_features(features, self.dim), list(rows)
         if len(features) != len(rows):
             raise ValueError(f"{len(features)} features, but {len(rows)} rows that say what they are of")
+        check_rows(rows)
         if rows:
             self.store(features, rows)
             self.rows += rows
@@ -224,6 +259,17 @@ def header(count, dim):
     """The first HEAD bytes of a NumPy file (format 1.0) of float32 (count, dim)."""
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({count}, {dim}), }}"
     return b"\x93NUMPY\x01\x00" + (HEAD - 10).to_bytes(2, "little") + text.ljust(HEAD - 11).encode() + b"\n"
+
+
+def read_header(data, dim):
+    """N, from the first HEAD bytes of a features.npy. ValueError where the file is not float32 (N, dim) in our form."""
+    file = io.BytesIO(data)
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != np.dtype("<f4") or fortran or len(shape) != 2 or shape[1] != dim or file.tell() != HEAD:
+        raise ValueError(f"features.npy holds {dtype} {shape}{' in Fortran order' * fortran}, index.json tells float32 "
+                         f"(N, {dim})")
+    return shape[0]
 
 
 def write_rows(file, rows):
@@ -271,19 +317,22 @@ class Index(Gallery):
         self.folder, self.lock, self.file = Path(folder), None, None
         self.paths = [self.folder / name for name in ("features.npy", "items.csv", "index.json", "replacing")]
         if write:
-            self.create(about)
-            self.acquire()
+            self.claim()
         elif not self.folder.is_dir():
             raise ValueError(f"{folder}: no such folder; python search.py index makes an index")
         try:
             if write:
+                self.create(about)
                 self.finish_replacing()
             self.about = json.loads(self.paths[2].read_text(encoding="utf-8"))
             if self.about["schema"] != 1:
                 raise ValueError(f"schema {self.about['schema']}, this search.py reads 1")
+            if type(self.about["feature_dim"]) is not int or self.about["feature_dim"] < 1:
+                raise ValueError(f"feature_dim is {self.about['feature_dim']!r} in index.json")
             super().__init__(self.about["feature_dim"])
             if about is not None:
                 check_same_model(self.about, about, folder)
+                check_same_precision(self.about, about, folder)
             self.load()
             if write:
                 self.trim()
@@ -291,9 +340,9 @@ class Index(Gallery):
             self.close()
             raise ValueError(f"{folder} is not an index: it has no {Path(error.filename).name}; python search.py index "
                              "makes one") from None  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
             self.close()
-            if isinstance(error, ValueError) and str(error).startswith(str(folder)):
+            if isinstance(error, ValueError) and str(error).startswith(str(self.folder)):
                 raise
             raise ValueError(f"{folder} cannot be read as an index ({type(error).__name__}: {error}); make it again "
                              "with python search.py index") from None  # fmt: skip
@@ -301,18 +350,46 @@ class Index(Gallery):
             self.close()
             raise
 
-    def create(self, about):
-        """The three files with no row, in this order: a folder with index.json has the others."""
+    def claim(self):
+        """The folder, made where it is missing, and the right to write into it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.check_free()  # before anything is put there
+            self.acquire()
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"{self.folder} is a file, or lies in one; an index is a folder: name another") from None
+        except OSError as error:
+            raise self.no_room(error) from None
+
+    def no_room(self, error):
+        return OSError(f"{self.folder}: cannot be written to ({error.strerror}); make room, or name another folder")
+
+    def check_free(self):
+        """ValueError unless the folder holds an index, nothing, or what is left where a creation was interrupted: no
+        rows. index.json is looked for last, since another process may just make it."""
         features, items, description, _ = self.paths
-        self.folder.mkdir(parents=True, exist_ok=True)
+        ours = {"features.npy", "items.csv", "index.json", "index.json.partial", "lock"}
+        strangers, problem = sorted(set(os.listdir(self.folder)) - ours), ""
+        if strangers:
+            problem = f"is no index and not empty (it holds {strangers[0]}); name a new folder"
+        elif (features.exists() and features.stat().st_size > HEAD) or (
+                items.exists() and not TITLE.startswith(items.read_bytes())):  # fmt: skip
+            problem = ("holds features.npy or items.csv with rows, but index.json, which tells what made them, is "
+                       "missing; bring it back, or name a new folder")  # fmt: skip
+        if problem and not description.exists():
+            raise ValueError(f"{self.folder} {problem}")
+
+    def create(self, about):
+        """The three files with no row, in this order: a folder with index.json has the others. Under the lock."""
+        features, items, description, _ = self.paths
         if description.exists():
             return
-        strangers = sorted(set(os.listdir(self.folder)) - {"features.npy", "items.csv", "index.json.partial", "lock"})
-        if strangers:
-            raise ValueError(f"{self.folder} is no index and not empty (it holds {strangers[0]}); name a new folder")
-        features.write_bytes(header(0, about["feature_dim"]))
-        items.write_text(",".join(Row._fields) + "\n")
-        replace_file(description, json.dumps({"schema": 1, **about}, indent=1).encode())
+        try:
+            features.write_bytes(header(0, about["feature_dim"]))
+            items.write_bytes(TITLE)
+            replace_file(description, json.dumps({"schema": 1, **about}, indent=1).encode())
+        except OSError as error:
+            raise self.no_room(error) from None
 
     def acquire(self):
         """One process at a time writes. Where the system has no such locks (Windows), nobody checks."""
@@ -350,6 +427,7 @@ class Index(Gallery):
                     self.lock.close()
                     self.lock = None
             self.file = open(self.paths[0], "rb")
+            told = self.file.read(HEAD)  # before the lines: a process that writes adds to them first
             with open(self.paths[1], "rb") as items:
                 data = items.read()
                 same = all(os.path.samestat(os.fstat(file.fileno()), os.stat(path))
@@ -362,11 +440,16 @@ class Index(Gallery):
             raise ValueError(f"{self.folder} is being changed by another process; try again")
         data = data[: data.rfind(b"\n") + 1]
         stored = os.fstat(self.file.fileno()).st_size - HEAD
-        if self.file.read(8) != b"\x93NUMPY\x01\x00" or not data.startswith(",".join(Row._fields).encode()):
+        if not told.startswith(b"\x93NUMPY\x01\x00") or not data.startswith(TITLE):
             raise ValueError("features.npy or items.csv is not what index wrote")
+        promised = read_header(told, self.dim)
         lines = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
         next(lines)
         self.rows = [parse_row(fields) for fields in lines][: stored // (4 * self.dim)]
+        lost = promised - len(self.rows)  # above 0 by no kill of ours
+        if lost > 0:
+            warnings.warn(f"{self.folder}: the last {lost:,} of {promised:,} rows are gone, features.npy or "
+                          "items.csv was cut off; index the images again", stacklevel=4)  # fmt: skip
 
     def trim(self):
         """Cuts off what was begun and not finished, of both files; the header then tells the number of rows."""
@@ -464,7 +547,7 @@ class Index(Gallery):
                 with contextlib.suppress(FileNotFoundError):  # in place already
                     os.replace(path, target)
             self.paths[3].unlink(missing_ok=True)
-        for path in new:
+        for path in (*new, *(Path(f"{path}.partial") for path in (*self.paths, *new))):
             path.unlink(missing_ok=True)
 
 
@@ -486,3 +569,11 @@ def check_same_model(index, model, where):
             f"features, weights {ours}), not by {model.get('model')} ({model.get('arch')}, {model['feature_dim']} "
             f"features, weights {theirs}). Features of two models cannot be compared: give that model, or index the "
             "images anew into another folder")
+
+
+def check_same_precision(index, model, where):
+    """Raises ValueError where an index holds features of fp32 and the model gives int8, or the like."""
+    ours, theirs = index.get("precision", "fp32"), model.get("precision", "fp32")
+    if ours != theirs:
+        raise ValueError(f"{where} holds features of {ours}, {model.get('model')} gives {theirs}: their similarities "
+                         "differ in the third digit. Add to it with the file that made it, or index anew")

@@ -31,9 +31,9 @@ body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; color: INK; backgro
 h1 { font-size: 1.3rem; margin: 0 0 .3rem; } h1, h2, p { overflow-wrap: anywhere; }
 h2 { font-size: .95rem; font-weight: 600; margin: 1.2rem 0 .4rem; padding-top: .6rem; border-top: 1px solid #ddd; }
 p { margin: 0 0 .5rem; color: #5f5f5f; }
-ol { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .6rem; }
+ol { list-style: none; margin: 0; padding: 0 0 0 130px; display: flex; flex-wrap: wrap; gap: 10px; }
 li { width: 104px; font-size: 11px; overflow-wrap: anywhere; }
-li:first-child { margin-right: 1rem; }
+li:first-child { margin: 0 16px 0 -130px; } /* a column of its own, also where answers wrap: -130 + 104 + 16 + 10 = 0 */
 img, .gone { display: block; box-sizing: border-box; width: 102px; height: 198px; border: 3px solid; background: MAT; }
 .gone { padding: .5rem; color: #5f5f5f; }
 b { font-size: 13px; } small { font-size: 11px; color: #5f5f5f; display: block; }

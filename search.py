@@ -54,14 +54,38 @@ from extractor import (
     SUFFIXES,
     Extractor,
     extract,
+    is_single,
     list_images,
     read_image,
     stream,
     to_pixels,
 )
-from gallery import Gallery, Index, Row, average_tracklets, check_same_model, choose_rows, describe, top_k
+from gallery import (
+    Gallery,
+    Index,
+    Row,
+    average_tracklets,
+    check_same_model,
+    choose_rows,
+    describe,
+    identity,
+    top_k,
+)
 from pages import write_page
-from sources import JUNK, LABELS, find_rows, group_tracklets, has_changed, is_below, parse_time, read_name, resolve
+from sources import (
+    JUNK,
+    LABELS,
+    find_rows,
+    group_tracklets,
+    has_changed,
+    is_below,
+    is_frame,
+    is_gone,
+    merge_known,
+    parse_time,
+    read_name,
+    resolve,
+)
 from threshold import calibrate, import_onnx, store
 from visualize import ranked_grid
 
@@ -121,6 +145,8 @@ class Searcher:
         else:
             self.gallery = Index.read(index)
             check_same_model(self.gallery.about, describe(model), index)
+        numbers = [int(row.path[1:]) for row in self.gallery.rows if row.path[:1] == "#" and row.path[1:].isdecimal()]
+        self.added = max([len(self.gallery), *(number + 1 for number in numbers)])  # what unnamed images are called by
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -142,28 +168,34 @@ class Searcher:
 
     def add(
         self, images: Sequence, names: Iterable[str] | None = None, *, pids: Iterable[int | None] | None = None,
-        camids: Iterable[str | int] | None = None, times: Iterable[float | None] | None = None,
-        tracklets: Iterable[str] | None = None,
+        camids: Iterable[str | int | None] | None = None, times: Iterable[float | None] | None = None,
+        tracklets: Iterable[str | int | None] | None = None,
     ) -> int:  # fmt: skip
-        """Embeds images and puts them into the gallery; returns how many there are now. names: what `remove` and the
-        answers call them; paths name themselves, other images are numbered. A name may come again."""
-        images, count = list(images), len(self.gallery)
+        """Embeds images, or one, and puts them into the gallery; returns how many there are now. names: what `remove`
+        and the answers call them; paths name themselves, other images are numbered, #0 for the first that was ever
+        added, and no number comes again while the program runs. A name may come again. None is an unknown value."""
+        images = [images] if is_single(images) else list(images)
+        columns = {"path": (names, str), "pid": (pids, int), "camid": (camids, str), "time": (times, float),
+                   "tracklet": (tracklets, str)}  # fmt: skip
+        fields = {}
+        for name, (values, kind) in columns.items():
+            if values is not None:
+                values = [values] if isinstance(values, (str, int, float, np.generic)) else list(values)
+                if len(values) != len(images):
+                    raise ValueError(f"{len(values)} of {name} for {len(images)} images; give one each")
+                unknown = Row._field_defaults.get(name, "")
+                fields[name] = [unknown if value is None else kind(value) for value in values]
         if names is None:
-            names = [resolve(image) if isinstance(image, (str, os.PathLike)) else f"#{count + number}"
-                     for number, image in enumerate(images)]  # fmt: skip
-        columns = {"path": map(str, names), "pid": pids, "camid": camids and map(str, camids), "time": times,
-                   "tracklet": tracklets}  # fmt: skip
-        columns = {name: list(values) for name, values in columns.items() if values is not None}
-        for name, values in columns.items():
-            if len(values) != len(images):
-                raise ValueError(f"{len(values)} of {name} for {len(images)} images; give one each")
-        rows = [Row(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+            fields["path"] = [resolve(image) if isinstance(image, (str, os.PathLike)) else f"#{number}"
+                              for number, image in enumerate(images, start=self.added)]  # fmt: skip
+        rows = [Row(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)]
         self.writable().append(self.embed(images), rows)
+        self.added += len(rows)
         return len(self.gallery)
 
     def remove(self, names: Iterable[str | os.PathLike]) -> int:
-        """Removes all rows of these names or paths; returns how many were removed."""
-        names = {str(name) for name in names}
+        """Removes all rows of these names or paths, or of one; returns how many were removed."""
+        names = {str(name) for name in ([names] if isinstance(names, (str, os.PathLike)) else names)}
         names |= {resolve(name) for name in names}
         keep = [number for number, row in enumerate(self.gallery.rows) if row.path not in names]
         removed = len(self.gallery) - len(keep)
@@ -176,14 +208,17 @@ class Searcher:
         not_cameras: Iterable[str | int] = (), after: float | None = None, before: float | None = None,
         average: bool = False,
     ) -> list[list[Hit]]:  # fmt: skip
-        """The `top` most similar rows for each query, the best first. queries: as for embed, or features (Q, D).
-        cameras, not_cameras, after, before: only rows under these cameras, none of those, of these times (inclusive).
-        average: one answer per tracklet, by the mean of its features."""
-        features = queries if is_features(queries, self.extractor.feature_dim) else self.embed(queries)
+        """The `top` most similar rows for each query, the best first. queries: as for embed, or features, floats
+        (Q, D), (D,) or a list of such rows, of any length. cameras, not_cameras, after, before: only rows under these
+        cameras (or this one), none of those, of these times (inclusive). average: one answer per tracklet, by the mean
+        of its features."""
+        features = as_features(queries, self.extractor.feature_dim)
+        if features is None:
+            features = self.embed(queries)
         gallery, rows = self.gallery.features, self.gallery.rows
         chosen = choose_rows(rows, cameras=cameras, not_cameras=not_cameras, after=after, before=before)
         if average:
-            gallery, rows = average_tracklets(gallery, rows, chosen)
+            gallery, rows, _ = average_tracklets(gallery, rows, chosen)
             chosen = None
         found = top_k(features, gallery, min(top, max(1, len(rows))), rows=chosen)
         return [[Hit(rows[g], float(s)) for g, s in zip(*pair, strict=True) if g >= 0]
@@ -200,9 +235,20 @@ class Searcher:
         return self.gallery
 
 
-def is_features(queries, dim):
-    return isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.ndim == 2 and \
-        queries.shape[1] == dim  # fmt: skip
+def as_features(queries, dim):
+    """Features (Q, D), (D,) or a list of (D,) as float32 (Q, D) of length 1; None where these are images. ValueError
+    where they have another size, or no direction."""
+    if isinstance(queries, (list, tuple)) and queries and all(getattr(row, "ndim", None) == 1 for row in queries):
+        queries = np.stack(queries)
+    if not isinstance(queries, np.ndarray) or queries.dtype.kind != "f" or queries.ndim not in (1, 2):
+        return None
+    features = np.atleast_2d(queries).astype(np.float32)
+    if features.shape[1] != dim:
+        raise ValueError(f"features are {queries.shape}, this gallery holds (N, {dim})")
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise ValueError("features of length 0, or with NaN in them, have no direction to rank by")
+    return features / lengths
 
 
 def judge(similarity, threshold):
@@ -244,6 +290,31 @@ def same_person_and_camera(query_ids, gallery_ids):
                           for pids, camids in (query_ids, gallery_ids)))  # fmt: skip
 
 
+def own_rows(query_rows, query_files, rows, members):
+    """Pairs of keys for top_k: equal where a row of the gallery holds a file of the query. query_files: the paths of
+    each; members: the numbers of the `rows` that each row of the gallery is made of. A row that a model of tracklets
+    made tells its first frame, and the tracklet: a folder, or how the names in a folder begin."""
+    wanted = {}
+    for number, (query, paths) in enumerate(zip(query_rows, query_files, strict=True)):
+        keys = {key for path in paths for key in (path, (os.path.dirname(path), ""))}
+        if query.tracklet:
+            keys.add((os.path.dirname(query.path), query.tracklet))
+        for key in keys:
+            wanted.setdefault(key, []).append(number)
+    held = [{} for _ in query_rows]  # query -> its rows of the gallery, in order
+    for number, places in enumerate(members):
+        for row in (rows[place] for place in places):
+            keys = [row.path]
+            if row.frames > 1:
+                keys.append((row.tracklet, "") if os.path.isabs(row.tracklet) else
+                            (os.path.dirname(row.path), row.tracklet))  # fmt: skip
+            for query in (query for key in keys for query in wanted.get(key, ())):
+                held[query][number] = True
+    most, held = max(map(len, held), default=0), [list(numbers) for numbers in held]
+    return [(np.array([numbers[i] if i < len(numbers) else -1 for numbers in held], int), np.arange(len(members)))
+            for i in range(most)]  # fmt: skip
+
+
 def remark(row):
     """What the HTML page says below a similarity."""
     told = [f"camera {row.camid}" if row.camid else "", f"{row.frames} frames" if row.frames > 1 else ""]
@@ -265,14 +336,26 @@ def open_extractor(args):
     return extractor
 
 
-def plan(index, rows, items):
+def plan(index, rows, items, clips):
     """What is to be done: [(row, its files, its place in the index or None)] of what is new or has changed, and the
-    places of rows that only know more now; those are brought up to date."""
+    places of rows that only know more now; those are brought up to date. A row of an image is known by its path, one
+    of a tracklet by what tells tracklets apart, as its first frame may be another one today."""
     places = {row.path: place for place, row in enumerate(index.rows)}
-    todo, updated = [], 0
+    tracklets = {}
+    for place, row in enumerate(index.rows if clips else ()):
+        if row.tracklet:
+            tracklets[identity(row)] = place
+            tracklets.setdefault((row.tracklet, None, ""), place)  # a run that knows less
+    todo, updated, used = [], 0, set()
     for row, paths in zip(rows, items, strict=True):
-        place = places.get(row.path)
+        place = tracklets.get(identity(row), places.get(row.path))
+        place = None if place in used else place
+        used.add(place)
         old = None if place is None else index.rows[place]
+        if clips and old and old.frames > 1 and not row.tracklet:
+            raise ValueError(f"{index.folder} holds {row.path} as a frame of the tracklet {old.tracklet}, and nothing "
+                             "tells its tracklet now; give --video, --labels or the list as before")  # fmt: skip
+        row = merge_known(row, old)
         if old is None or (old.size, old.mtime, old.frames) != (row.size, row.mtime, row.frames):
             todo.append((row, paths, place))
         elif old != row:
@@ -283,7 +366,7 @@ def plan(index, rows, items):
 def embed_into(index, extractor, todo):
     """Embeds and stores; a kill costs the last seconds. Returns places of rows whose files are now unreadable, [(path,
     reason)] of all unreadable files, and the paths of rows whose files changed meanwhile."""
-    pending, spoilt, problems, changed, since = ([], []), [], [], [], time.monotonic()
+    pending, read, problems, changed, since = ([], []), set(), [], [], time.monotonic()
     clips = extractor.input == "clips"
 
     def commit():
@@ -291,7 +374,6 @@ def embed_into(index, extractor, todo):
         pending[0].clear()
         pending[1].clear()
 
-    start = 0
     images = [paths if clips else paths[0] for _, paths, _ in todo]
     for features, good, errors in stream(extractor, images, title="index"):
         problems += errors
@@ -306,37 +388,33 @@ def embed_into(index, extractor, todo):
             else:
                 index.overwrite(old, features[number], row)
         pending[0].append(features[new])
-        read = set(good)
-        spoilt += [todo[place][2] for place in range(start, min(start + extractor.list_size, len(todo)))
-                   if place not in read and todo[place][2] is not None]  # fmt: skip
-        start += extractor.list_size
+        read.update(good)
         if time.monotonic() - since > COMMIT:
             commit()
             since = time.monotonic()
     commit()
+    spoilt = [old for place, (_, _, old) in enumerate(todo) if place not in read and old is not None]
     return spoilt, problems, changed
 
 
 def run_index(args):
-    if args.remove:
+    if not args.sources:
         return remove_from_index(args)
     extractor = open_extractor(args)
-    rows, problems = find_rows(args.sources, args.labels, args.video)
+    rows, problems = find_rows(args.sources, args.labels, args.video, args.prune)
     items = [[row.path] for row in rows]
     if extractor.input == "clips":
         rows, items = group_tracklets(rows)
     with Index.open(args.index, describe(extractor)) as index:
-        check_precision(index, extractor)
         before = len(index)
-        todo, updated = plan(index, rows, items)
+        todo, updated = plan(index, rows, items, extractor.input == "clips")
         new = sum(place is None for _, _, place in todo)
         print(f"{args.index}: {before} rows; {len(rows)} listed, {new} new, {len(todo) - new} changed, "
               f"{len(rows) - len(todo)} there already")
         start = time.perf_counter()
         try:
             spoilt, more, changed = embed_into(index, extractor, todo)
-            gone = [place for place, row in enumerate(index.rows)
-                    if os.path.isabs(row.path) and not os.path.exists(row.path)]  # other names are of no file
+            gone = [place for place, row in enumerate(index.rows) if is_gone(row)]
             example = index.rows[gone[0]].path if gone else None
             drop = set(spoilt) | (set(gone) if args.prune else set())
             if drop or updated or new < len(todo):
@@ -355,27 +433,23 @@ def run_index(args):
             told = counted(len(changed), "image", "images")
             print(f"{told} changed while being read; the next run reads them again:")
             print(*(f"  {path}" for path in changed), sep="\n")
-        if not len(index):
+        if not len(index) and not drop:
             raise SystemExit(f"{args.index} is empty: no image could be read")
     return 0
 
 
-def check_precision(index, extractor):
-    made = index.about.get("precision", "fp32")
-    if made != extractor.precision:
-        raise ValueError(f"{index.folder} holds features of {made}, {extractor.path} gives {extractor.precision}: "
-                         "their similarities differ in the third digit. Index with the same file, or anew")
-
-
 def remove_from_index(args):
+    """--remove, and --prune without anything to embed."""
     with Index.read(args.index) as there:
         about = there.about
     with Index.open(args.index, about) as index:
-        places, before = [resolve(path) for path in args.remove], len(index)
-        keep = [number for number, row in enumerate(index.rows) if not is_below(row.path, places)]
-        for given, place in zip(args.remove, places, strict=True):
-            if not any(is_below(row.path, [place]) for row in index.rows):
+        places, before = [resolve(path) for path in args.remove or ()], len(index)
+        hits = [[is_below(row.path, [place]) or is_frame(place, row) for row in index.rows] for place in places]
+        for given, hit in zip(args.remove or (), hits, strict=True):
+            if not any(hit):
                 print(f"{given}: no row of it or below it in {args.index}")
+        keep = [number for number, row in enumerate(index.rows)
+                if not any(hit[number] for hit in hits) and not (args.prune and is_gone(row))]
         if len(keep) < before:
             try:
                 index.keep(keep)
@@ -383,18 +457,18 @@ def remove_from_index(args):
                 raise SystemExit(f"{args.index}: could not write ({error.strerror}); nothing was removed. Removing "
                                  "needs room for a second features.npy") from None
         print(f"{args.index}: {before - len(keep)} rows removed, {len(index)} left")
-        return 0 if len(keep) < before else 1
+        return 0 if len(keep) < before or not args.remove else 1
 
 
 # ---- python search.py query ----
 
 
 def query_side(args, index):
-    """Features and rows of the queries, and [(path, reason)] of those that cannot be read."""
+    """Features, rows and lists of files of the queries, and [(path, reason)] of those that cannot be read."""
     if args.query_index:
         queries = Index.read(args.query_index)
         check_same_model(queries.about, index.about, args.query_index)
-        return queries.features, queries.rows, []
+        return queries.features, queries.rows, [[row.path] for row in queries.rows], []
     if not args.model:
         raise ValueError("--query needs --model, the model that made the index; only --query-index does without")
     extractor = open_extractor(args)
@@ -403,15 +477,16 @@ def query_side(args, index):
         print(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
               "similarities differ in the third digit")
     rows, problems = find_rows([args.query], args.labels, args.video)
-    items = [row.path for row in rows]
+    files = [[row.path] for row in rows]
     if extractor.input == "clips":
-        rows, items = group_tracklets(rows)
+        rows, files = group_tracklets(rows)
+    items = files if extractor.input == "clips" else [row.path for row in rows]
     features, places = [np.empty((0, extractor.feature_dim), np.float32)], []
     for part, good, errors in stream(extractor, items, title="query"):
         features.append(part)
         places += good
         problems += errors
-    return np.concatenate(features), [rows[place] for place in places], problems
+    return np.concatenate(features), [rows[place] for place in places], [files[place] for place in places], problems
 
 
 def run_query(args):
@@ -425,18 +500,22 @@ def run_query(args):
 
 def answer(args, console):
     index = Index.read(args.index)
-    queries, query_rows, unreadable = query_side(args, index)
-    features, rows = index.features, index.rows
+    queries, query_rows, files, unreadable = query_side(args, index)
+    features, rows, members = index.features, index.rows, None
     chosen = choose_rows(rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after, before=args.before)
     if chosen is not None and not len(chosen):
         raise SystemExit(f"no row of {args.index} passes the filters; {extent(rows)}")
     searched = len(rows) if chosen is None else len(chosen)
     if args.tracklets in ("gallery", "both"):
-        features, rows = average_tracklets(features, rows, chosen)
+        features, rows, members = average_tracklets(features, rows, chosen)
         chosen = None
     if args.tracklets in ("query", "both"):
-        queries, query_rows = average_tracklets(queries, query_rows)
-    leave_out = [number_alike((row.path for row in query_rows), (row.path for row in rows))]
+        queries, query_rows, frames = average_tracklets(queries, query_rows)
+        files = [[path for place in places for path in files[place]] for places in frames]
+    if args.tracklets or index.about.get("input") == "clips":
+        leave_out = own_rows(query_rows, files, index.rows, members or [[place] for place in range(len(rows))])
+    else:
+        leave_out = [number_alike((row.path for row in query_rows), (row.path for row in rows))]
     if args.leave_out_same_camera:
         leave_out.append(same_person_and_camera(*([[row.pid for row in side], [row.camid for row in side]]
                                                   for side in (query_rows, rows))))  # fmt: skip
@@ -486,8 +565,9 @@ def write_outputs(args, answers, index, searched, console):
         if args.jsonl:
             write_answers_jsonl(args.jsonl, answers, console)
         if args.picture:
-            rows, gone = drawable([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
-                                   for query, ranked in answers.first(DRAWN)])  # fmt: skip
+            rows = [(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
+                    for query, ranked in answers.first(DRAWN)]
+            gone = undrawable(rows)
             ranked_grid(rows).save(args.picture, **({"quality": 90, "subsampling": 0} if is_jpeg(args.picture) else {}))
         if args.html:
             about = index.about
@@ -509,19 +589,15 @@ def is_jpeg(path):
     return Path(path).suffix.lower() in (".jpg", ".jpeg")
 
 
-def drawable(rows):
-    """The rows without images that are gone or spoilt since they were indexed, and [(path, reason)] of those."""
+def undrawable(rows):
+    """[(path, reason)] of images that are gone or spoilt since they were embedded; the picture says so in its tiles."""
     reasons = {}
     for path in {path for query, ranked in rows for path in (query, *(answer[0] for answer in ranked))}:
         try:
             read_image(path)
         except Exception as error:  # as many classes as there are kinds of broken files
             reasons[path] = f"not drawn: {error}"
-    rows = [(query, [answer for answer in ranked if answer[0] not in reasons]) for query, ranked in rows
-            if query not in reasons]  # fmt: skip
-    if not rows:
-        raise ValueError("no query can be drawn: their files are gone or cannot be read")
-    return rows, sorted(reasons.items())
+    return sorted(reasons.items())
 
 
 # ---- python search.py verify, calibrate ----
@@ -637,8 +713,8 @@ def add_model_flags(parser, required=True):
         "tensorrt builds engines beside the model, which takes minutes the first time (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="images per call of the model; 32 suits a CPU, 128 a GPU, "
         "fewer where memory is short (default: %(default)s)")
-    add("--threads", type=int, default=0, help="of the model on a CPU; fewer where other programs need the cores "
-        "(default: 0, one per physical core)")
+    add("--threads", type=int, default=0, help="of the model on a CPU, and of decoding; fewer where other programs "
+        "need the cores (default: 0, one per core)")
     foreign = parser.add_argument_group("for an ONNX file that export.py did not write, all three as it was trained")
     foreign.add_argument("--input-size", type=int, nargs=2, metavar=("H", "W"), help="such as 256 128")
     foreign.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels from 0 to 1")
@@ -685,8 +761,12 @@ def index_parser():
     add("--index", required=True, metavar="FOLDER", help="the index, made where it is missing")
     add_model_flags(parser, required=False)
     add_source_flags(parser)
-    add("--prune", action="store_true", help="remove rows whose files are gone")
-    add("--remove", nargs="+", metavar="PATH", help="remove these images, or all below these folders; needs no --model")
+    add("--prune", action="store_true", help="remove rows whose files are gone; also alone, without SOURCE and "
+        "--model. A row of a model of tracklets is gone with the folder of its frames, or, where a tracklet is no "
+        "folder, with its first frame")
+    add("--remove", nargs="+", metavar="PATH", help="remove these images, or all below these folders; needs no "
+        "--model. Of a model of tracklets, whose rows are a tracklet each, a frame removes all of it: any frame "
+        "where tracklets are folders or told by names in one folder, the first frame where a list tells them")
     return parser
 
 
@@ -766,8 +846,10 @@ def parse(parser, argv):
     if args.threads < 0:
         parser.error(f"--threads {args.threads}: it has to be 0 or more")
     if parser.prog.endswith("index"):
-        if bool(args.sources) == bool(args.remove):
-            parser.error("give sources to index, or --remove PATH; one of them")
+        if bool(args.sources) == bool(args.remove) and (args.sources or not args.prune):
+            parser.error("give sources to index, or --remove PATH; one of them. --prune may stand alone")
+        if args.remove and not all(args.remove):
+            parser.error("--remove '': an empty path; write . for the working directory, which removes all below it")
         if args.sources and not args.model:
             parser.error("--model is required where something is to be embedded")
     if parser.prog.endswith("query") and bool(args.query) == bool(args.query_index):
@@ -818,7 +900,9 @@ def rank_folder(args):
     if rows:
         try:  # files first: a table that is piped into head must not lose them
             write_csv(out / "ranked.csv", rows, bool(labels))
-            picture = ranked_grid([(query, ranked[:DRAWN]) for query, ranked in rows[:DRAWN]])
+            drawn = [(query, ranked[:DRAWN]) for query, ranked in rows[:DRAWN]]
+            unreadable += undrawable(drawn)
+            picture = ranked_grid(drawn)
             picture.save(out / "ranked.jpg", quality=90, subsampling=0)
         except OSError as error:
             raise SystemExit(f"--out {out}: could not write the results ({error})") from None
@@ -846,16 +930,18 @@ def main(argv=None):
     build, run = COMMANDS.get(argv[0] if argv else "", (start_parser, rank_folder))
     args = parse(build(), argv[1:] if run is not rank_folder else argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are listed as unreadable
-    try:
-        return run(args)
-    except BrokenPipeError:  # the table was piped into head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(str(error)) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are listed as unreadable
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)  # without a line of the code
+        try:
+            return run(args)
+        except BrokenPipeError:  # the table was piped into head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt:
+            raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -83,12 +83,14 @@ def import_onnx(path):
 
 def store(path, threshold, metadata, check):
     """Writes `threshold` into the metadata of an ONNX file, which is replaced in one step, when check(new file) has not
-    raised. metadata: for a file without any, what an Extractor was told about it."""
+    raised. metadata: what an Extractor knows of it, for a file that says nothing, or not the hash of its weights."""
     onnx, partial = import_onnx(path), Path(f"{path}.partial")
     try:
         model = onnx.load(path, load_external_data=False)
         properties = {entry.key: entry.value for entry in model.metadata_props}
         document = json.loads(properties["reid"]) if "reid" in properties else metadata
+        if not document.get("weights_sha256"):  # else the file would be another one from now on
+            document["weights_sha256"] = metadata["weights_sha256"]
         onnx.helper.set_model_props(model, properties | {"reid": json.dumps(document | {"threshold": threshold})})
         partial.write_bytes(model.SerializeToString())
         shutil.copymode(path, partial)

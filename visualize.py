@@ -71,7 +71,8 @@ class Layout:
 
 def ranked_grid(rows, *, scale=1.5):
     """A ranked list as a PIL image. rows: [(query path, [(gallery path, similarity, match), ...]), ...]; match is True,
-    False or None (unknown). Gallery lists may differ in length. A tile is 64 x 128 pixels times scale."""
+    False or None (unknown). Gallery lists may differ in length. A tile is 64 x 128 pixels times scale; that of a file
+    which cannot be read, or no longer, says so."""
     if not rows:
         raise ValueError("ranked_grid got no rows: give at least one (query path, [(gallery path, similarity, match)])")
     columns = max(len(ranked) for _, ranked in rows)
@@ -94,9 +95,14 @@ def draw_tile(picture, draw, at, place, path, colour, number=None):
     x, y = at.corner(*place)
     width, height = at.tile[0] + 2 * at.frame, at.tile[1] + 2 * at.frame
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    with Image.open(path) as image:
-        picture.paste(fit(image, at.tile), (x + at.frame, y + at.frame))
     middle, below = x + width / 2, y + height + at.frame
+    try:
+        with Image.open(path) as image:
+            picture.paste(fit(image, at.tile), (x + at.frame, y + at.frame))
+    except Exception:  # as many classes as there are kinds of broken files
+        picture.paste(MAT, (x + at.frame, y + at.frame, x + width - at.frame, y + height - at.frame))
+        told = "image\ncannot\nbe read"
+        draw.text((middle, y + height / 2), told, FAINT, at.number_font, anchor="mm", align="center")
     if number:
         draw.text((middle, below), number, INK, at.number_font, anchor="ma")
         below += at.number_font.size * 1.2

@@ -3,7 +3,9 @@
 python -m pytest tests/test_extractor.py
 """
 
+import hashlib
 import json
+import os
 import threading
 import time
 
@@ -85,7 +87,7 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, recwarn):
 
 
 def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
-    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg"]
+    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "i.gif"]
     others = [".hidden.jpg", "._a.jpeg", "Thumbs.db", "notes.txt", ".cache/i.jpg", "sub/.git/j.png", "noextension"]
     for name in names + others:
         path = tmp_path / name
@@ -93,7 +95,8 @@ def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
         path.write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in extractor.list_images(tmp_path)]
-    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "sub/c.png", "sub/deep/d.bmp"]
+    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "i.gif", "sub-x/h.jpg", "sub/c.png",
+                     "sub/deep/d.bmp"]  # fmt: skip
 
 
 @pytest.mark.parametrize("count, most, chosen", [(5, 0, [0, 1, 2, 3, 4]), (3, 4, [0, 1, 2]), (4, 4, [0, 1, 2, 3]),
@@ -166,10 +169,55 @@ def test_extractor_raises_for_unreadable_image_and_extract_lists_it(model, tmp_p
         assert expected in reason
 
 
+def test_a_pipe_is_not_waited_for(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match="pipe.png is not a file"):
+        Extractor(model, "cpu")(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("value", ["black", "broken"])
+def test_images_without_a_feature_of_length_1_are_listed(value, tmp_path):
+    """A black image gives zeros, and with them 0 / 0 where the model scales by itself."""
+    mean = "mean" if value == "black" else "scaled"
+    nodes = [helper.make_node("Cast", ["bytes"], ["float"], to=TensorProto.FLOAT),
+             helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+             helper.make_node("Div", ["mean", "mean"], ["scaled"]),
+             helper.make_node("LpNormalization", [mean], ["features"])]  # fmt: skip
+    path = save(tmp_path / "m.onnx", nodes, [("bytes", TensorProto.UINT8, ["b", "h", "w", 3])],
+                [("features", TensorProto.FLOAT, ["b", 3])], SECOND | {"input": "bytes", "feature_dim": 3},
+                [("axes", np.array([1, 2]))])  # fmt: skip
+    images = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, image in enumerate(images):
+        Image.new("RGB", (4, 4), (0, 0, 0) if number == 1 else (10, 20, 200)).save(image)
+    embed = Extractor(path, "cpu")
+    features, read, unreadable = extractor.extract(embed, images)
+    assert read == [images[0], images[2]] and features.shape == (2, 3)
+    assert [image for image, _ in unreadable] == [images[1]] and "which cannot be ranked" in unreadable[0][1]
+    with pytest.raises(ValueError, match="1.png: .* gives it a feature of length (0|nan), which cannot be ranked"):
+        embed(images)
+    with pytest.raises(ValueError, match="number 0, from 0: "):
+        embed([np.zeros((2, 2, 3), np.uint8)])
+
+
+def test_images_of_full_size_are_bounded_by_their_pixels(tmp_path, monkeypatch):
+    """Three lists are in memory at a time: none may hold more than AHEAD pixels, but for an image larger than that."""
+    monkeypatch.setattr(extractor, "AHEAD", 1000)
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path, size in zip(paths, [(10, 40), (10, 60), (10, 10), (50, 50), (5, 5), (20, 40)], strict=True):
+        Image.new("RGB", size, (1, 2, 3)).save(path)
+    (tmp_path / "text.png").write_text("")
+    images = [*paths[:3], tmp_path / "text.png", Image.open(paths[3]), np.asarray(Image.open(paths[4])), paths[5]]
+    embed, lists = Extractor(write_byte_model(tmp_path / "bytes.onnx"), "cpu"), []
+    run = embed.run
+    monkeypatch.setattr(embed, "run", lambda rows: lists.append([row[:, :, 0].size for row in rows]) or run(rows))
+    assert len(extractor.extract(embed, images)[0]) == 6
+    assert lists == [[400, 600], [100], [2500], [25, 800]]
+
+
 def test_work_runs_ahead_but_not_away():
     """One list in hand and two ahead: a gallery of millions must not pile up in memory."""
     started = []
-    lists = extractor.work_ahead(lambda item: started.append(item) or item, list(range(20)), 2)
+    lists = extractor.work_ahead(lambda item: started.append(item) or item, extractor.cut_lists(range(20), 2))
     assert next(lists) == [0, 1]
     lists.close()  # waits for the threads
     assert sorted(started) == [0, 1, 2, 3, 4, 5]
@@ -273,20 +321,32 @@ def test_bytes_go_in_as_they_are(tmp_path):
     ({"mean": [0.5]}, r"mean \[0.5\]"),
     ({"std": [0, 1, 1]}, "three above 0"),
     ({"feature_dim": 7}, "feature_dim 7"),
-    ({"threshold": 0.7}, "threshold 0.7, not similarity"),
+    ({"threshold": 0.7}, "threshold 0.7, not numbers named similarity"),
+    ({"threshold": {"similarity": float("nan"), "fmr": 0.1, "fnmr": 0.1}}, "calibrate it again"),
+    ({"threshold": {"similarity": "0.7", "fmr": 0.1, "fnmr": 0.1}}, "calibrate it again"),
+    ({"threshold": {"similarity": 0.7, "fmr": "0.1", "fnmr": 0.1}}, "calibrate it again"),
+    ({"threshold": {"similarity": 0.7, "fmr": 0.1, "fnmr": [0.1]}}, "calibrate it again"),
     ({"threshold": {"similarity": 0.7}}, "calibrate it again"),
 ])  # fmt: skip
 @pytest.mark.parametrize("base", [METADATA, SECOND])
 def test_metadata_is_checked(base, change, message, tmp_path):
     metadata = {key: value for key, value in {**base, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu")
+        assert Extractor(write_model(tmp_path / "m.onnx", metadata), "cpu").threshold
 
 
 @pytest.mark.parametrize("text, message", [("{", "is not JSON"), ("[1]", "is not a JSON object")])
 def test_metadata_that_is_no_json_object(text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         Extractor(write_model(tmp_path / "m.onnx", text), "cpu")
+
+
+def test_a_file_without_the_hash_of_its_weights_is_known_by_its_own(tmp_path):
+    for missing in ({"weights_sha256": None}, {}):
+        metadata = {key: value for key, value in METADATA.items() if key != "weights_sha256"} | missing
+        path = write_model(tmp_path / "m.onnx", metadata)
+        expected = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert Extractor(path, "cpu").metadata["weights_sha256"] == expected
 
 
 def test_schema_2_is_read(tmp_path):
@@ -359,6 +419,14 @@ def test_odd_graphs_are_refused_with_the_reason(shape, kind, message, tmp_path):
         Extractor(path, "cpu", preprocessing=SIZES)
 
 
+def test_a_file_of_another_exporter_with_several_outputs_is_refused(tmp_path):
+    nodes = [helper.make_node("Flatten", ["x"], ["logits"]), helper.make_node("Neg", ["logits"], ["embedding"])]
+    outputs = [(name, TensorProto.FLOAT, ["b", 3 * H * W]) for name in ("logits", "embedding")]
+    path = save(tmp_path / "m.onnx", nodes, [("x", TensorProto.FLOAT, ["b", 3, H, W])], outputs, None)
+    with pytest.raises(ValueError, match=r"gives 2 outputs \(logits \['b', 1536\], embedding .*with that output alone"):
+        Extractor(path, "cpu", preprocessing=SIZES)
+
+
 def test_a_graph_with_features_of_another_shape(tmp_path):
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     shape = ["b", 3, H, W]
@@ -380,6 +448,21 @@ def test_unknown_provider(model):
 
 def test_threads_are_those_of_the_session(model):
     assert Extractor(model, "cpu", threads=1).session.get_session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_also_those_that_decode(threads, model, monkeypatch):
+    monkeypatch.setattr(extractor, "DECODERS", 8)
+    embed, prepare, seen = Extractor(model, "cpu", threads=threads), Extractor.prepare, set()
+
+    def watched(self, item):
+        seen.add(threading.get_ident())
+        time.sleep(0.002)
+        return prepare(self, item)
+
+    monkeypatch.setattr(Extractor, "prepare", watched)
+    embed([person(1)] * 12)
+    assert len(seen) == threads
 
 
 @pytest.mark.parametrize("provider, name", [("cuda", "CUDA"), ("tensorrt", "TensorRT")])
@@ -469,6 +552,20 @@ def test_bound_runs_give_the_same_features(kind, tmp_path):
     assert embed.bound.pinned is False and len(sets) <= 6  # powers of two only
     for _, hosts, _ in sets.values():
         assert all(n & (n - 1) == 0 for host in hosts for n in host.shape[: 2 if kind == "clips" else 1])
+
+
+def test_bound_pads_with_the_last_row_and_frames_that_do_not_count(tmp_path):
+    """What an earlier, larger batch left in the same buffers must not stay: its frames would count, and its rows, read
+    as they are, could be anything."""
+    embed, plain = (Extractor(write_clip_model(tmp_path / f"{n}.onnx"), "cpu", 32) for n in range(2))
+    embed.bound = extractor.Bound(embed.session, "cpu")
+    clips = [[person(pid, camid) for camid in range(4)] for pid in range(4)]
+    for count, frames in ((4, 4), (3, 3), (4, 4)):
+        given = [clip[:frames] for clip in clips[:count]]
+        np.testing.assert_allclose(embed(given), plain(given), atol=1e-6)
+        (_, hosts, _), = embed.bound.shapes.values()  # one set of buffers
+        if count == 3:
+            assert np.array_equal(hosts[0][3, :3], hosts[0][2, :3]) and hosts[1].tolist() == [[1, 1, 1, 0]] * 4
 
 
 def test_bound_gives_up_old_shapes(tmp_path):

@@ -63,7 +63,8 @@ def test_few_queries_and_many_give_the_same(count, monkeypatch):
     monkeypatch.setattr(galleries, "SLICE", 4 * 16 * 10)
     rng = np.random.default_rng(0)
     queries, gallery = (rng.integers(-3, 4, (n, 16)).astype(np.float32) for n in (count, 333))
-    for rows in (None, np.flatnonzero(rng.random(333) < 0.3), np.array([7]), np.array([], int)):
+    for rows in (None, np.flatnonzero(rng.random(333) < 0.3), np.array([7]), np.array([], int),
+                 np.arange(101, 333), np.flatnonzero(rng.random(333) < 0.1)):  # fmt: skip
         indices, similarities = galleries.top_k(queries, gallery, 5, rows=rows, block=100)
         allowed = np.arange(333) if rows is None else rows
         exact = queries.astype(int) @ gallery[allowed].T.astype(int)
@@ -81,6 +82,18 @@ def test_left_out_pairs_follow_the_chosen_rows():
     keys = np.array([3]), np.array([0, 0, 0, 3])
     indices, _ = galleries.top_k(queries, gallery, 4, [keys], rows=np.array([1, 2, 3]))
     assert indices.tolist() == [[2, 1, -1, -1]]
+
+
+def test_most_rows_of_a_block_are_not_copied():
+    """A filter that most rows pass must not copy a gallery that may be larger than memory."""
+    class Watched(np.ndarray):
+        def __getitem__(self, key):
+            assert isinstance(key, slice), "rows were copied"
+            return super().__getitem__(key)
+
+    gallery = np.eye(40, dtype=np.float32).view(Watched)
+    indices, _ = galleries.top_k(np.ones((1, 40), np.float32), gallery, 3, block=16, rows=np.arange(1, 40))
+    assert indices.tolist() == [[1, 2, 3]]
 
 
 def test_ascending_similarities_are_the_worst_case():
@@ -102,10 +115,12 @@ def test_average_tracklets_by_hand():
     rows = [Row("a", 1, "1", tracklet="t"), Row("b", 1, "2", tracklet="t"), Row("c", 1, "1", tracklet="t"), Row("d"),
             Row("e")]  # fmt: skip
     features = np.array([unit(1, 0), unit(1, 1), unit(0, 1), unit(3, 4), unit(1, 0)])
-    means, merged = galleries.average_tracklets(features, rows)
+    means, merged, members = galleries.average_tracklets(features, rows)
+    assert members == [[0, 2], [1], [3], [4]]
     assert [(row.path, row.frames) for row in merged] == [("a", 2), ("b", 1), ("d", 1), ("e", 1)]
     np.testing.assert_allclose(means, [unit(1, 1), unit(1, 1), unit(3, 4), unit(1, 0)], atol=1e-6)
-    means, merged = galleries.average_tracklets(features, rows, [2, 3])
+    means, merged, members = galleries.average_tracklets(features, rows, [2, 3])
+    assert members == [[2], [3]]
     assert [(row.path, row.frames) for row in merged] == [("c", 1), ("d", 1)]
     np.testing.assert_allclose(means, [unit(0, 1), unit(3, 4)], atol=1e-6)
 
@@ -113,7 +128,8 @@ def test_average_tracklets_by_hand():
 @pytest.mark.parametrize("flags, chosen", [
     ({}, None), ({"cameras": [1]}, [0, 3]), ({"cameras": ["1", "2"]}, [0, 1, 3]), ({"not_cameras": [1]}, [1, 2]),
     ({"after": 5}, [1, 3]), ({"before": 5}, [0, 1]), ({"after": 5, "before": 5}, [1]), ({"cameras": [9]}, []),
-    ({"cameras": [1], "after": 5.5}, [3]), ({"after": 0}, [0, 1, 3]),
+    ({"cameras": [1], "after": 5.5}, [3]), ({"after": 0}, [0, 1, 3]), ({"cameras": np.array([1, 2])}, [0, 1, 3]),
+    ({"cameras": "1"}, [0, 3]), ({"not_cameras": 1}, [1, 2]), ({"not_cameras": np.array([])}, None),
 ])  # fmt: skip
 def test_choose_rows(flags, chosen):
     rows = [Row("a", camid="1", time=1.0), Row("b", camid="2", time=5.0), Row("c"), Row("d", camid="1", time=9.0)]
@@ -184,6 +200,20 @@ def test_what_cannot_be_appended(features, message, tmp_path):
         with pytest.raises(ValueError, match=message):
             gallery.append(features, [Row("a")])
         assert len(gallery) == 0
+
+
+@pytest.mark.parametrize("row, message", [
+    (Row("a\nb"), "path 'a.nb' holds a line break"), (Row("a", camid="c\r"), "camid 'c.r' holds a line break"),
+    (Row("a", tracklet="t\n"), "tracklet 't.n' holds a line break"),
+    (Row("x" * 131072), "path 'xxx.* has 131,072 characters"), (Row("\ud800"), "surrogates"),
+    (Row("a", time=float("nan")), "time nan of a"), (Row("a", time=float("inf")), "time inf of a"),
+])  # fmt: skip
+def test_rows_that_would_spoil_the_table_are_refused(row, message, tmp_path):
+    for gallery in (Gallery(DIM), Index.open(tmp_path / "i", ABOUT)):
+        with pytest.raises(ValueError, match=message):
+            gallery.append(some_rows(0, 1)[0], [Row("b"), row])
+        assert len(gallery) == 0
+    check_index(tmp_path / "i", [])
 
 
 def test_rows_come_back_as_they_were(tmp_path):
@@ -261,6 +291,14 @@ def test_a_kill_while_rows_are_removed(stage, reader, tmp_path, monkeypatch):
         index.append(*some_rows(9))
     check_index(folder, [*expected, 9])
     assert sorted(path.name for path in folder.iterdir()) == ["features.npy", "index.json", "items.csv", "lock"]
+
+
+def test_files_that_were_being_written_are_cleared_away(tmp_path):
+    Index.open(tmp_path / "i", ABOUT).close()
+    for name in ("items.csv.partial", "items.csv.new.partial", "replacing.partial", "features.npy.new"):
+        (tmp_path / "i" / name).write_text("half")
+    Index.open(tmp_path / "i", ABOUT).close()
+    assert sorted(os.listdir(tmp_path / "i")) == ["features.npy", "index.json", "items.csv", "lock"]
 
 
 APPEND_FOREVER = """
@@ -347,6 +385,102 @@ def test_two_writers_and_a_reader(tmp_path):
     Index.open(tmp_path / "i", ABOUT).close()
 
 
+def test_two_processes_that_start_on_a_new_folder(tmp_path, monkeypatch):
+    """While the second looks at the folder, the first makes the index, fills it and goes on writing, or ends."""
+    look, folder, first = os.listdir, tmp_path / "i", []
+
+    def overtaken(path):
+        found = look(path)
+        monkeypatch.setattr(os, "listdir", look)
+        first.append(Index.open(folder, ABOUT))
+        first[-1].append(*some_rows(0, 1))
+        if ends:
+            first[-1].close()
+        return found
+
+    for ends in (False, True):
+        monkeypatch.setattr(os, "listdir", overtaken)
+        if ends:
+            Index.open(folder, ABOUT).close()
+        else:
+            with pytest.raises(ValueError, match="another process writes into it"):
+                Index.open(folder, ABOUT)
+        first[-1].close()
+        check_index(folder, [0, 1])
+        folder = tmp_path / "j"
+
+
+@pytest.mark.parametrize("gone", [["index.json"], ["index.json", "features.npy"], ["index.json", "items.csv"],
+                                  ["index.json", "lock"]])  # fmt: skip
+def test_features_without_index_json_are_left_alone(gone, tmp_path):
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(*some_rows(0, 1))
+    for name in gone:
+        (tmp_path / "i" / name).unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "i").iterdir()}
+    with pytest.raises(ValueError, match="index.json, which tells what made them, is missing"):
+        Index.open(tmp_path / "i", ABOUT)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "i").iterdir()} == before
+
+
+@pytest.mark.parametrize("left", [{}, {"features.npy": b""}, {"features.npy": galleries.header(0, 99)},
+                                  {"features.npy": galleries.header(0, DIM), "items.csv": b"path,pid"},
+                                  {"items.csv": galleries.TITLE, "index.json.partial": b"{", "lock": b""}])  # fmt: skip
+def test_an_interrupted_creation_goes_on(left, tmp_path):
+    for name, data in left.items():
+        (tmp_path / name).write_bytes(data)
+    with Index.open(tmp_path, ABOUT) as index:
+        index.append(*some_rows(0))
+    check_index(tmp_path, [0])
+    assert sorted(os.listdir(tmp_path)) == ["features.npy", "index.json", "items.csv", "lock"]
+
+
+def test_places_that_cannot_become_an_index(tmp_path, monkeypatch):
+    (tmp_path / "q.jpg").write_bytes(b"")
+    for path in (tmp_path / "q.jpg", tmp_path / "q.jpg" / "i"):
+        with pytest.raises(ValueError, match="is a file, or lies in one; an index is a folder"):
+            Index.open(path, ABOUT)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(galleries, "replace_file", full)
+    with pytest.raises(OSError, match="i: cannot be written to .No space left on device.; make room"):
+        Index.open(tmp_path / "i", ABOUT)
+    monkeypatch.undo()
+    Index.open(tmp_path / "i", ABOUT).close()
+
+
+def test_features_of_another_precision_are_not_added(tmp_path):
+    Index.open(tmp_path / "i", ABOUT).close()
+    with pytest.raises(ValueError, match="holds features of fp32, m.onnx gives int8"):
+        Index.open(tmp_path / "i", ABOUT | {"precision": "int8"})
+
+
+@pytest.mark.parametrize("rows", [np.zeros((2, DIM + 1), np.float32), np.zeros((2, DIM)),
+                                  np.zeros((2, DIM), np.float16), np.zeros(2 * DIM, np.float32),
+                                  np.zeros((2, DIM), np.float32, "F")])  # fmt: skip
+def test_features_that_do_not_fit_index_json_are_refused(rows, tmp_path):
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(*some_rows(0, 1))
+    np.save(tmp_path / "i" / "features.npy", rows)
+    for use in (Index.read, lambda folder: Index.open(folder, ABOUT)):
+        with pytest.raises(ValueError, match=r"features.npy holds .*, index.json tells float32 \(N, 8\)"):
+            use(tmp_path / "i")
+
+
+@pytest.mark.parametrize("name, size", [("features.npy", galleries.HEAD + 4 * DIM * 2 - 3), ("items.csv", 70)])
+def test_rows_that_were_cut_off_are_reported(name, size, tmp_path):
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(*some_rows(0, 1, 2))
+    os.truncate(tmp_path / "i" / name, size)
+    with pytest.warns(UserWarning, match="i: the last 2 of 3 rows are gone"):
+        check_index(tmp_path / "i", None)
+    with pytest.warns(UserWarning, match="the last 2 of 3 rows are gone"):
+        Index.open(tmp_path / "i", ABOUT).close()
+    check_index(tmp_path / "i", [0])  # said once
+
+
 def test_an_index_of_another_model_is_refused_with_both_hashes(tmp_path):
     Index.open(tmp_path / "i", ABOUT).close()
     with pytest.raises(ValueError, match=f"made by another model: m.onnx.*{'a' * 64}.*x.onnx.*{'b' * 64}.*anew"):
@@ -377,6 +511,8 @@ def test_rows_that_are_removed_while_a_reader_reads(tmp_path, monkeypatch):
     (lambda f: (f / "features.npy").unlink(), "it has no features.npy"),
     (lambda f: (f / "index.json").write_text("{"), "cannot be read as an index"),
     (lambda f: (f / "index.json").write_text("{}"), "cannot be read as an index"),
+    (lambda f: (f / "index.json").write_text('{"schema": 1, "feature_dim": 0}'), "feature_dim is 0"),
+    (lambda f: (f / "items.csv").write_bytes(galleries.TITLE + b"x" * 140000 + b"\n"), "cannot be read as an index"),
     (lambda f: (f / "index.json").write_text('{"schema": 2}'), "schema 2, this search.py reads 1"),
     (lambda f: (f / "features.npy").write_bytes(b"x" * 400), "not what index wrote"),
     (lambda f: (f / "items.csv").write_text("a,b\n"), "not what index wrote"),

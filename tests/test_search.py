@@ -23,6 +23,7 @@ from tiny_onnx import (
     cuda_usable,
     person,
     slow_feature,
+    write_byte_model,
     write_clip_model,
     write_model,
 )
@@ -223,6 +224,22 @@ def test_bad_inputs(model, market, tmp_path, capsys):
     assert f"{text}: cannot identify" in printed  # listed even where nothing is left to rank
 
 
+def test_images_that_vanish_between_embedding_and_drawing(model, market, tmp_path, capsys, monkeypatch):
+    rank = search.top_k
+
+    def vanish(*arguments):
+        shutil.rmtree(market[1])
+        return rank(*arguments)
+
+    monkeypatch.setattr(search, "top_k", vanish)
+    assert search.main(command(model, *market, tmp_path / "out", "--top", "2")) == 0
+    printed = capsys.readouterr().out
+    assert len(read_csv(tmp_path / "out")) == 8 and "0001_c2s1_000003_01.jpg" in printed
+    assert "0001_c2s1_000003_01.jpg: not drawn: " in printed
+    with Image.open(tmp_path / "out" / "ranked.jpg") as picture:
+        assert picture.format == "JPEG"
+
+
 def test_unwritable_folder_is_found_before_the_work(market, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(search, "Extractor", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
@@ -300,6 +317,64 @@ def test_index_learns_labels_without_embedding_again(model, market, tmp_path, ca
     search.main([*index(model, tmp_path / "i", market[1]), "--labels", "market1501"])
     assert "0 new, 0 changed" in capsys.readouterr().out
     assert rows_of(tmp_path / "i")["0001_c2s1_000003_01.jpg"].camid == "2"
+
+
+def test_a_run_that_knows_less_leaves_what_is_known(model, market, tmp_path, capsys):
+    """Once with labels and a list, then without: persons, cameras, times, tracklets stay, also of a file that changed;
+    the time of a file that nothing else told follows the file."""
+    folder, name = tmp_path / "i", "0001_c2s1_000003_01.jpg"
+    (market[1] / "-1_c3s1_000005_01.jpg").unlink()  # without labels it is not known for junk
+    (tmp_path / "list.csv").write_text(f"path,time\n{market[1] / name},77\n")
+    search.main([*index(model, folder, market[1], tmp_path / "list.csv"), "--labels", "market1501"])
+    before = rows_of(folder)
+    assert before[name][1:5] == (1, "2", 77, "0001_c2s1")
+    search.main(index(model, folder, market[1]))
+    assert rows_of(folder) == before and "0 new, 0 changed" in capsys.readouterr().out
+    person(9).save(market[1] / name)
+    search.main(index(model, folder, market[1]))
+    after = rows_of(folder)
+    assert after[name][1:5] == (1, "2", 77, "0001_c2s1") and after[name].mtime != before[name].mtime
+
+    person(8).save(tmp_path / "plain.png")
+    for seconds in (10, 20):
+        os.utime(tmp_path / "plain.png", (seconds, seconds))
+        search.main(index(model, tmp_path / "j", tmp_path / "plain.png"))
+        assert rows_of(tmp_path / "j")["plain.png"].time == seconds
+
+
+def test_prune_of_an_emptied_folder_and_alone(model, market, tmp_path, capsys):
+    folder, crops = tmp_path / "i", market[1]
+    search.main(index(model, folder, crops))
+    for path in sorted(crops.iterdir())[:5]:
+        path.unlink()
+    assert search.main(["index", "--prune", "--index", str(folder)]) == 0
+    assert "5 rows removed, 2 left" in capsys.readouterr().out and len(rows_of(folder)) == 2
+    assert search.main(["index", "--prune", "--index", str(folder)]) == 0  # again: nothing to do is no failure
+    for path in crops.iterdir():
+        path.unlink()
+    assert "no image in or below" in fails(capsys, index(model, folder, crops), 1)
+    assert len(rows_of(folder)) == 2
+    assert search.main([*index(model, folder, crops), "--prune"]) == 0
+    assert "0 rows now, 2 removed" in capsys.readouterr().out and not rows_of(folder)
+
+
+def test_the_empty_path_removes_nothing(model, market, tmp_path, capsys, monkeypatch):
+    search.main(index(model, tmp_path / "i", market[1]))
+    monkeypatch.chdir(market[1])
+    message = fails(capsys, ["index", "--index", str(tmp_path / "i"), "--remove", "x", ""], 2)
+    assert "--remove '': an empty path" in message and len(rows_of(tmp_path / "i")) == 7
+
+
+def test_rows_that_were_cut_off_are_told_and_made_again(model, market, tmp_path, capsys):
+    folder = tmp_path / "i"
+    search.main(index(model, folder, market[1]))
+    os.truncate(folder / "features.npy", 128 + 4 * 24 * 5)
+    assert search.main(query(model, folder, market[0])) == 0
+    told = f"{folder}: the last 2 of 7 rows are gone"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told)  # and not where in the code
+    search.main(index(model, folder, market[1]))
+    captured = capsys.readouterr()
+    assert told in captured.err and "2 new, 0 changed" in captured.out and len(rows_of(folder)) == 7
 
 
 def test_index_remove(model, market, tmp_path, capsys, monkeypatch):
@@ -468,6 +543,80 @@ def test_an_index_of_tracklets(tmp_path, capsys):
     assert search.main(verify) == search.UNKNOWN
 
 
+def frames_of(folder):
+    """{tracklet's last part: (first frame, frames)} of an index of tracklets, which stand there once."""
+    with search.Index.read(folder) as found:
+        rows = {os.path.basename(row.tracklet): (os.path.basename(row.path), row.frames) for row in found.rows}
+        assert len(rows) == len(found.rows)
+        return rows
+
+
+def test_a_tracklet_stays_one_row_when_its_first_frame_changes(tmp_path, capsys):
+    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
+    for pid in (1, 2):
+        (crops / str(pid)).mkdir(parents=True)
+        for frame in range(2, 5):
+            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    argv = [*index(model, folder, crops), "--video"]
+    search.main(argv)
+    person(1, 1).save(crops / "1" / "1.png")  # sorts first
+    (crops / "2" / "2.png").unlink()  # was the first
+    search.main(argv)
+    assert "0 new, 2 changed, 0 there already" in capsys.readouterr().out
+    assert frames_of(folder) == {"1": ("1.png", 4), "2": ("3.png", 2)}
+    embed = search.Extractor(model, "cpu")
+    with search.Index.read(folder) as found:
+        for row, feature in zip(found.rows, found.features, strict=True):
+            frames = sorted(Path(row.tracklet).iterdir())
+            np.testing.assert_allclose(feature, embed([frames])[0], atol=1e-6)
+    (tmp_path / "list.csv").write_text("path,pid\n" + "".join(f"crops/2/{n}.png,7\n" for n in (3, 4)))
+    search.main([*index(model, folder, crops, tmp_path / "list.csv"), "--video"])  # the person is learnt
+    search.main(argv)  # and stays
+    assert "0 new, 0 changed" in capsys.readouterr().out and frames_of(folder)["2"] == ("3.png", 2)
+    with search.Index.read(folder) as found:
+        assert [row.pid for row in found.rows] == [None, 7]
+    (crops / "2" / "3.png").unlink()
+    search.main(argv)  # knows less than the row, whose first frame is gone
+    assert frames_of(folder) == {"1": ("1.png", 4), "2": ("4.png", 1)}
+    (tmp_path / "list.csv").write_text("path,pid\ncrops/1/1.png,8\n")  # one frame of four is somebody else
+    search.main([*index(model, folder, crops, tmp_path / "list.csv"), "--video"])
+    with search.Index.read(folder) as found:
+        assert sorted((row.path[-5:], row.pid or 0, row.frames) for row in found.rows) == [
+            ("1.png", 8, 1), ("2.png", 0, 3), ("4.png", 7, 1)]  # fmt: skip
+    assert "give --video, --labels or the list as before" in fails(capsys, index(model, folder, crops), 1)
+
+
+@pytest.mark.parametrize("given, left", [("crops/1", {"2"}), ("crops/1/3.png", {"2"}), ("crops/1/2.png", {"2"}),
+                                         ("crops/1/gone.png", {"2"}), ("crops/1/sub", {"1", "2"}),
+                                         ("crops", set())])  # fmt: skip
+def test_a_frame_or_the_folder_removes_a_tracklet(given, left, tmp_path):
+    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
+    for pid in (1, 2):
+        (crops / str(pid)).mkdir(parents=True)
+        for frame in (2, 3):
+            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    search.main([*index(model, folder, crops), "--video"])
+    search.main(["index", "--index", str(folder), "--remove", str(tmp_path / given)])
+    assert set(frames_of(folder)) == left
+    shutil.rmtree(crops / "2")
+    search.main(["index", "--index", str(folder), "--prune"])
+    assert set(frames_of(folder)) == left - {"2"}
+
+
+def test_a_frame_does_not_find_the_tracklet_it_lies_in(tmp_path):
+    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
+    for pid in (1, 2):
+        (crops / str(pid)).mkdir(parents=True)
+        for frame in (2, 3):
+            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    search.main([*index(model, folder, crops), "--video"])
+    for source in (crops / "1" / "3.png", crops / "1"):
+        answers_of(query(model, folder, source), tmp_path)
+        lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+        assert [[hit["gallery"] for hit in line["results"]] for line in lines] == [
+            [str(crops / "2" / "2.png")]] * (1 if source.suffix else 2)  # fmt: skip
+
+
 # ---- query ----
 
 def query(model, folder, source):
@@ -556,6 +705,11 @@ def test_tracklets_are_averaged(model, tmp_path):
     expected = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
     hit = json.loads((tmp_path / "r.jsonl").read_text())["results"][0]
     assert hit["similarity"] == pytest.approx(expected, abs=1e-5)
+    # a query that lies in the gallery does not find the tracklet it is a frame of, whichever frame it is
+    for kind, left in (("gallery", 1), ("query", 2), ("both", 1)):
+        argv = [*query(model, tmp_path / "i", crops), "--labels", "market1501", "--tracklets", kind]
+        for name, hits in answers_of(argv, tmp_path).items():
+            assert len(hits) == left and all(hit[:7] != name[:7] for hit in hits), (kind, name, hits)
 
 
 def test_query_on_the_console(model, market, shop, capfd):
@@ -583,6 +737,8 @@ def test_pictures_and_pages_are_made_and_gone_images_listed(model, market, shop,
     with Image.open(tmp_path / "r.jpg") as picture:
         assert picture.format == "JPEG"
     assert "image cannot be read" in (tmp_path / "new/r.html").read_text()
+    shutil.rmtree(market[1])  # nothing is left to draw but the queries: there is a picture still
+    assert search.main(argv) == 0
     assert "could not write the results" in fails(capsys, [*argv, "--picture", str(tmp_path / "r.xyz")], 1)
 
 
@@ -665,9 +821,123 @@ def test_searcher_in_memory_takes_boxes_of_frames(model):
     assert {hit.row.path for hit in searcher.search([person(1)], not_cameras=["2"], before=0.5)[0]} == {"one"}
     assert searcher.remove(["two", "four"]) == 1 and len(searcher) == 2
     searcher.add(crops[1:2])
-    assert searcher.gallery.rows[-1].path == "#2"
+    assert searcher.gallery.rows[-1].path == "#3"
     assert searcher.gallery.features.shape == (3, 24)
     assert searcher.verify(crops[0], crops[0]) == (pytest.approx(1, abs=1e-6), None, None, None)
+
+
+def test_numbers_of_unnamed_images_do_not_come_again(model, tmp_path):
+    searcher = search.Searcher(model, provider="cpu")
+    images = [person(pid) for pid in range(3)]
+    searcher.add(images)
+    searcher.remove(["#0"])
+    searcher.add(images[:1])
+    assert [row.path for row in searcher.gallery.rows] == ["#1", "#2", "#3"]
+    searcher.remove("#3")  # the last one
+    searcher.add(images[:1])
+    assert [row.path for row in searcher.gallery.rows] == ["#1", "#2", "#4"]
+    with search.Searcher(searcher.extractor, tmp_path / "i", write=True) as first:
+        first.add(images)
+        first.remove(["#0", "#1"])
+    with search.Searcher(searcher.extractor, tmp_path / "i", write=True) as second:
+        second.add(images[:1])
+        assert [row.path for row in second.gallery.rows] == ["#2", "#3"]
+
+
+def test_searcher_takes_what_its_type_hints_say(model, tmp_path):
+    searcher, images = search.Searcher(model, provider="cpu"), [person(pid) for pid in range(3)]
+    searcher.add(images, names=range(3), camids=np.array([1, 2, 12]), pids=np.array([5, 6, 7]), times=np.arange(3.0),
+                 tracklets=np.array([1, 1, 2]))  # fmt: skip
+    searcher.add(images, camids=[None, 2, "x"], pids=[None, 1, 2], times=[None, 1, 2], tracklets=["a", None, None])
+    told = [row[:5] for row in searcher.gallery.rows]
+    assert told == [("0", 5, "1", 0.0, "1"), ("1", 6, "2", 1.0, "1"), ("2", 7, "12", 2.0, "2"),
+                    ("#3", None, "", None, "a"), ("#4", 1, "2", 1.0, ""), ("#5", 2, "x", 2.0, "")]  # fmt: skip
+    assert {type(value) for row in told for value in row} == {str, int, float, type(None)}
+    person(7).save(tmp_path / "a.png")
+    assert searcher.add(str(tmp_path / "a.png"), camids="12") == 7 and searcher.add(np.asarray(person(8)), "it") == 8
+    assert [row.path for row in searcher.gallery.rows[6:]] == [str(tmp_path / "a.png"), "it"]
+    with pytest.raises(ValueError, match="1 of path for 3 images"):
+        searcher.add(images, names="abc")
+
+    feature = searcher.embed(images)
+    for cameras in ("12", ["12"], np.array([12]), 12, (c for c in ["12"])):
+        assert [hit.row.path for hit in searcher.search(feature[0], cameras=cameras)[0]].count("2") == 1
+    expected = searcher.search(feature)
+    for same in (feature.astype(np.float64), list(feature), feature * 5, feature.astype(np.float64) / 7,
+                 [row.astype(np.float64) for row in feature]):  # fmt: skip
+        found = searcher.search(same)
+        assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in expected]
+        assert found[0][0].similarity == pytest.approx(1, abs=1e-6)
+    assert searcher.search(feature[1])[0][0].row.path in ("1", "#4") and len(searcher.search(feature[1])) == 1
+    with pytest.raises(ValueError, match=r"features are \(3, 7\), this gallery holds \(N, 24\)"):
+        searcher.search(feature[:, :7])
+    for bad in (feature * 0, feature * np.nan):
+        with pytest.raises(ValueError, match="no direction to rank by"):
+            searcher.search(bad)
+
+
+def test_searcher_refuses_what_would_spoil_the_index(model, tmp_path):
+    with search.Searcher(model, tmp_path / "i", write=True, provider="cpu") as searcher:
+        for fields in ({"names": ["a\nb"]}, {"camids": ["a\rb"]}, {"tracklets": ["\n"]}, {"times": [np.nan]}):
+            with pytest.raises(ValueError, match="holds a line break|time nan"):
+                searcher.add([person(1)], **fields)
+        searcher.add([person(1)])
+    assert len(search.Searcher(searcher.extractor, tmp_path / "i")) == 1
+    rounded = write_model(tmp_path / "int8.onnx", SECOND | {"precision": "int8"})
+    with pytest.raises(ValueError, match="holds features of fp32, int8.onnx gives int8"):
+        search.Searcher(rounded, tmp_path / "i", write=True, provider="cpu")
+    search.Searcher(rounded, tmp_path / "i", provider="cpu")  # to search in is another matter
+
+
+def test_a_model_without_a_hash_makes_an_index_that_can_be_opened_again(tmp_path, capsys):
+    """Also after a threshold was stored in its file, which changes the file."""
+    metadata = {key: value for key, value in METADATA.items() if key != "weights_sha256"}
+    model, crops = write_model(tmp_path / "m.onnx", metadata), tmp_path / "crops"
+    crops.mkdir()
+    for pid in range(1, 9):
+        for camid in (1, 2):
+            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    for _ in range(2):
+        assert search.main(index(model, tmp_path / "i", crops)) == 0
+        search.main(["calibrate", "--model", str(model), "--labelled", str(crops), "--fmr", "0.2"])
+    assert search.main(query(model, tmp_path / "i", crops)) == 0
+
+
+def test_a_spoilt_threshold_is_told_and_can_be_calibrated_anew(tmp_path, capsys):
+    spoilt = {"similarity": None, "fmr": "a", "fnmr": float("nan")}
+    model, crops = write_model(tmp_path / "m.onnx", METADATA | {"threshold": spoilt}), tmp_path / "crops"
+    crops.mkdir()
+    for pid in range(1, 9):
+        for camid in (1, 2):
+            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    verify = ["verify", str(crops / "0001_c1.png"), str(crops / "0001_c2.png"), "--model", str(model)]
+    assert "calibrate it again" in fails(capsys, verify, 1)
+    assert search.main(["calibrate", "--model", str(model), "--labelled", str(crops), "--fmr", "0.2"]) == 0
+    assert search.main(verify) == search.SAME
+
+
+def test_verify_does_not_wait_for_a_pipe(model, market, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    argv = ["verify", str(tmp_path / "pipe.jpg"), str(next(market[0].iterdir())), "--model", str(model)]
+    assert "verify needs two images" in fails(capsys, argv, 1)
+    assert "pipe.jpg is not a file" in capsys.readouterr().out
+
+
+def test_an_image_without_a_feature_is_listed_and_the_others_go_on(tmp_path, capsys):
+    model, crops = write_byte_model(tmp_path / "b.onnx"), tmp_path / "crops"
+    crops.mkdir()
+    for number, colour in enumerate([(1, 2, 3), (0, 0, 0), (3, 2, 1)]):
+        Image.new("RGB", (8, 8), colour).save(crops / f"{number}.png")
+    assert search.main(index(model, tmp_path / "i", crops)) == 0
+    printed = capsys.readouterr().out
+    assert "2 rows now" in printed and f"  {crops / '1.png'}: {model} gives it a feature of length" in printed
+    assert len(search.Index.read(tmp_path / "i")) == 2
+
+
+def test_just_at_the_threshold_two_images_are_the_same():
+    """As calibrate counts them: at least the threshold."""
+    threshold = {"similarity": 0.5, "fmr": 0.01, "fnmr": 0.1}
+    assert search.judge(0.5, threshold).same and not search.judge(np.nextafter(0.5, 0), threshold).same
 
 
 def test_searcher_averages_tracklets(model):
@@ -705,6 +975,7 @@ def test_searcher_on_an_index(model, market, tmp_path):
     (["index", "crops"], "required: --index"),
     (["index", "crops", "--index", "i"], "--model is required where something is to be embedded"),
     (["index", "--index", "i", "--model", "m"], "give sources to index, or --remove PATH"),
+    (["index", "c", "--index", "i", "--model", "m", "--remove", "x", "--prune"], "one of them"),
     (["index", "c", "--index", "i", "--remove", "x"], "one of them"),
     (["query", "--index", "i"], "give --query or --query-index"),
     (["query", "--index", "i", "--query", "q", "--query-index", "j"], "one of them"),

@@ -9,6 +9,7 @@ import pytest
 from tiny_onnx import person
 
 import sources
+from gallery import Row
 from sources import find_rows, group_tracklets, parse_time, read_name
 
 
@@ -29,6 +30,8 @@ def told(row):
     ("market1501", "12_c13_any.jpg", (12, "13", None, "12_c13")),
     ("market1501", "0002_c1_f0044158.jpg", (2, "1", 44158, "0002_c1")),  # DukeMTMC-reID
     ("market1501", "-1_c3s1_000005_01.jpg", (-1, "3", 5, "-1_c3s1")),
+    ("market1501", "0000_c3s1_000004_01.jpg", (0, "3", 4, "")),  # many people
+    ("mars", "0000C3T0007F001.jpg", (0, "3", 1, "0000C3T0007")),
     ("market1501", "photo.jpg", None),
     ("mars", "0065C1T0002F016.jpg", (65, "1", 16, "0065C1T0002")),
     ("mars", "00-1C1T0001F001.jpg", (-1, "1", 1, "00-1C1T0001")),
@@ -37,7 +40,7 @@ def told(row):
 ])  # fmt: skip
 def test_read_name(labels, name, expected):
     found = read_name(name, labels)
-    assert (tuple(found[key] for key in ("pid", "camid", "time", "tracklet")) if found else None) == expected
+    assert (tuple(found.get(key, "") for key in ("pid", "camid", "time", "tracklet")) if found else None) == expected
 
 
 @pytest.mark.parametrize("text, seconds", [("451", 451), ("1e3", 1000), ("0.5", 0.5), ("1970-01-02", 86400),
@@ -46,9 +49,10 @@ def test_parse_time(text, seconds):
     assert parse_time(text) == seconds
 
 
-def test_what_is_no_time():
-    with pytest.raises(ValueError, match="'noon' is no time"):
-        parse_time("noon")
+@pytest.mark.parametrize("text", ["noon", "nan", "inf", "-Infinity"])
+def test_what_is_no_time(text):
+    with pytest.raises(ValueError, match=f"'{text}' is no time"):
+        parse_time(text)
 
 
 def test_a_folder(tmp_path):
@@ -57,7 +61,8 @@ def test_a_folder(tmp_path):
     assert [os.path.relpath(row.path, tmp_path) for row in rows] == ["b.png", "sub/0002_c1s1_000451_03.png"]
     assert told(rows[1]) == (2, "1", 451, "0002_c1s1") and missing == []
     stat = (tmp_path / "b.png").stat()
-    assert told(rows[0]) == (None, "", stat.st_mtime, "")  # nothing else tells a time
+    assert told(rows[0]) == (None, "", None, "")
+    assert sources.merge_known(rows[0]).time == pytest.approx(stat.st_mtime, abs=1e-6)  # nothing else tells a time
     assert (rows[0].size, rows[0].mtime, rows[0].frames) == (stat.st_size, stat.st_mtime_ns, 1)
 
 
@@ -100,7 +105,35 @@ def test_a_list_wins_over_names(tmp_path):
     assert list(map(told, rows)) == [(7, "door", 86400, "t"), (3, "1", 451, "0003_c1s1")]
 
 
+@pytest.mark.parametrize("order", [["crops", "list.csv", "more.csv"], ["list.csv", "more.csv", "crops"],
+                                   ["list.csv", "crops", "more.csv"]])  # fmt: skip
+def test_a_list_wins_in_any_order(order, tmp_path):
+    """Also over junk in a name, and junk in a list over a folder; of two lists the first wins, field by field."""
+    draw(tmp_path, *(f"crops/{name}" for name in ("0002_c1.png", "-1_c1.png", "0003_c1.png", "x.png")))
+    (tmp_path / "list.csv").write_text("path,pid,time\ncrops/0002_c1.png,7,\ncrops/-1_c1.png,5,\n"
+                                       "crops/0003_c1.png,-1,\n")  # fmt: skip
+    (tmp_path / "more.csv").write_text("path,pid,time\ncrops/0002_c1.png,9,33\n")
+    rows, missing = find_rows([tmp_path / name for name in order], "market1501")
+    found = {os.path.basename(row.path): told(row)[:3] for row in rows}
+    assert found == {"0002_c1.png": (7, "1", 33), "-1_c1.png": (5, "1", None), "x.png": (None, "", None)}
+    assert missing == []
+
+
+def test_what_is_not_known_stays_and_the_time_of_a_file_follows_it():
+    old = Row("/a", 7, "door", 5.0, "t", size=1, mtime=10**18)
+    assert sources.merge_known(Row("/a", size=2, mtime=2 * 10**18), old) == old._replace(size=2, mtime=2 * 10**18)
+    assert sources.merge_known(Row("/a", 8, "", 6.0), old)[1:5] == (8, "door", 6.0, "t")
+    plain = sources.merge_known(Row("/a", mtime=10**18))
+    assert plain.time == 1e9 and sources.merge_known(Row("/a", mtime=2 * 10**18), plain).time == 2e9
+    assert sources.merge_known(Row("/a", 0), old).pid == 0
+
+
 @pytest.mark.parametrize("text, message", [
+    ("path,camid\n\"a.png\",\"x\ny\"\n", "line 3: camid 'x.ny' holds a line break"),
+    ("path,tracklet\na.png,\"x\ry\"\n", "tracklet 'x.ry' holds a line break"),
+    ("path,time\na.png,nan\n", "list.csv, line 2: 'nan' is no time"),
+    (f"path,pid\n{'x' * 140000},3\n", "list.csv, line 2: field larger than"),
+    (f"path,{'x' * 140000}\n", "list.csv, line 1: field larger than"),
     ("a.png\n", "first line names the columns, path and any of pid, camid, time, tracklet; it reads 'a.png'"),
     ("path,pid\na.png,seven\n", "list.csv, line 2: invalid literal for int.*'seven'"),
     ("path,time\na.png,1\nb.png,noon\n", "list.csv, line 3: 'noon' is no time"),
@@ -124,6 +157,36 @@ def test_a_name_with_a_line_break_is_listed(tmp_path):
     rows, missing = find_rows([tmp_path])
     assert [row.path for row in rows] == [str(tmp_path / "c.png")]
     assert missing == [(str(tmp_path / "a\nb.png"), "its name holds a line break, which a table of names cannot")]
+
+
+def test_pipes_and_folders_in_a_list_are_listed(tmp_path):
+    """A pipe would be waited for without end."""
+    draw(tmp_path, "a.png", "sub/b.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "list.txt").write_text("pipe.png\n/dev/null\nsub\na.png\nzero\0byte.png\n")
+    rows, missing = find_rows([tmp_path / "list.txt"])
+    assert [row.path for row in rows] == [str(tmp_path / "a.png")]
+    assert [reason for _, reason in missing[:3]] == ["not a file", "not a file", "not a file, but a folder"]
+    assert [os.path.basename(path) for path, _ in missing] == ["pipe.png", "null", "sub", "zero\0byte.png"]
+    os.mkfifo(tmp_path / "pipe.txt")
+    for pipe in ("pipe.png", "pipe.txt"):
+        with pytest.raises(ValueError, match="neither a folder nor a file"):
+            find_rows([tmp_path / pipe])
+
+
+def test_an_empty_folder_where_that_is_allowed(tmp_path):
+    assert find_rows([tmp_path], empty_ok=True) == ([], [])
+
+
+@pytest.mark.parametrize("path, tracklet, frame, found", [
+    ("/x/1/a.png", "/x/1", "/x/1/b.png", True), ("/x/1/a.png", "/x/1", "/x/1/sub/b.png", False),
+    ("/x/1/a.png", "/x/1", "/x/1/sub", False),
+    ("/x/0002C1T0003F001.jpg", "0002C1T0003", "/x/0002C1T0003F009.jpg", True),
+    ("/x/0002_c1s1_1.jpg", "0002_c1s1", "/x/0002_c1s12_1.jpg", False),
+    ("/x/0002_c1s1_1.jpg", "0002_c1s1", "/y/0002_c1s1_2.jpg", False), ("/x/a.jpg", "", "/x/b.jpg", False),
+])  # fmt: skip
+def test_frames_of_a_stored_tracklet(path, tracklet, frame, found):
+    assert sources.is_frame(frame, Row(path, tracklet=tracklet, frames=2 if tracklet else 1)) is found
 
 
 def test_has_changed(tmp_path):

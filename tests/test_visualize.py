@@ -92,6 +92,22 @@ def test_other_image_modes_are_drawn(mode, tmp_path):
         assert visualize.fit(image, (64, 128)).tobytes() == expected.tobytes()
 
 
+def test_what_cannot_be_read_leaves_a_tile_that_says_so(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.new("RGB", (64, 128), (9, 99, 199)).save(tmp_path / "a.png")
+    ranked = [(tmp_path / name, 0.5, True) for name in ("text.jpg", "a.png")]
+    picture = visualize.ranked_grid([(tmp_path / "gone.png", ranked)], scale=1)
+    at = visualize.Layout(2, 1)
+    tiles = []
+    for column in range(3):
+        x, y = (edge + at.frame for edge in at.corner(0, column))
+        tiles.append(np.asarray(picture.crop((x, y, x + 64, y + 128))))
+    assert (tiles[2] == (9, 99, 199)).all()
+    for tile in tiles[:2]:  # a pale tile with words on it
+        pale = (tile == visualize.MAT).all(axis=2)
+        assert pale[:30].all() and 0.02 < 1 - pale.mean() < 0.3
+
+
 def test_shorten_keeps_both_ends():
     font = ImageFont.load_default(size=12)
     name = "0002_c1s1_000451_03.jpg"
