@@ -98,5 +98,8 @@ def store(path, threshold, metadata, check):
             os.fsync(file.fileno())
         check(partial)
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"{path}: no threshold could be stored in it ({error.strerror or error}); it was left as it is. "
+                      "Writing it anew needs room for a second one beside it") from None
     finally:
         partial.unlink(missing_ok=True)

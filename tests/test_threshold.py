@@ -115,7 +115,7 @@ def test_store_changes_nothing_but_the_threshold(tmp_path):
     assert Extractor(path, "cpu").threshold["fmr"] == 0.01
 
 
-def test_store_leaves_the_file_where_something_fails(tmp_path):
+def test_store_leaves_the_file_where_something_fails(tmp_path, monkeypatch):
     path = write_model(tmp_path / "m.onnx")
     data = path.read_bytes()
 
@@ -125,4 +125,11 @@ def test_store_leaves_the_file_where_something_fails(tmp_path):
 
     with pytest.raises(ValueError, match="not the same"):
         threshold.store(path, POINT, METADATA, refuse)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="m.onnx: no threshold could be stored in it .No space left on device"):
+        threshold.store(path, POINT, METADATA, lambda new: None)
     assert path.read_bytes() == data and os.listdir(tmp_path) == ["m.onnx"]
