@@ -293,6 +293,50 @@ def test_the_same_command_gives_the_same_bits(drawn_root, tmp_path):
         assert same_bits(one[part], two[part]), part
 
 
+def test_the_network_is_compiled_where_asked_for_and_lies_channels_last(drawn_root, tmp_path, capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((type(self).__name__, how)))
+    built, prepare = [], train.prepare_model
+    monkeypatch.setattr(train, "prepare_model", lambda *given: built.append(prepare(*given)) or built[-1])
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8]
+    assert run_main(capsys, *flags, "--out", tmp_path / "plain")[0] == 0 and not compiled
+    assert run_main(capsys, *flags, "--compile", "--out", tmp_path / "a")[0] == 0
+    assert run_main(capsys, *flags, "--compile", "max-autotune", "--out", tmp_path / "b")[0] == 0
+    assert compiled == [("OSNet", {"mode": "default"}), ("OSNet", {"mode": "max-autotune"})]
+    weights = [p for p in built[0].parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+def test_a_run_goes_on_in_fp16_and_what_a_killed_process_was_saving_goes(drawn_root, tmp_path, capsys):
+    flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--out", tmp_path / "run"]
+    assert run_main(capsys, *flags)[0] == 0
+    (tmp_path / "run" / "last.pth.4711.tmp").write_bytes(b"half")
+    code, _, errors = run_main(capsys, "--resume", tmp_path / "run" / "last.pth", "--epochs", 2, "--amp", "fp16")
+    assert code == 0, errors
+    assert "scaler" in models.read_checkpoint(tmp_path / "run" / "last.pth")
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_run_that_goes_on_with_another_target_seeks_the_best_anew(forest, tmp_path, capsys, quick):
+    flags = ["--dataset", "market1501", "--root", forest, "--target", "market1501", "--out", tmp_path / "run"]
+    assert run_main(capsys, *LIGHT, *flags)[0] == 0
+    last = tmp_path / "run" / "last.pth"
+    content = torch.load(last)
+    torch.save({**content, "best_score": 2.0}, last)  # beyond what any epoch can reach
+    assert run_main(capsys, "--resume", last, "--epochs", 2)[0] == 0
+    assert models.read_checkpoint(last)["best_score"] == 2.0
+    code, out, errors = run_main(capsys, "--resume", last, "--epochs", 3, "--target", "grid")
+    assert code == 0, errors
+    assert "the best epoch is sought anew" in out and "on grid, epoch 3 of 3" in out
+    assert 0 <= models.read_checkpoint(last)["best_score"] <= 1
+
+
+def test_attention_without_clips_to_learn_it_from_is_refused(forest, tmp_path, capsys):
+    flags = ["--dataset", "market1501", "--target", "mars", "--temporal", "attention", "--root", forest]
+    code, _, errors = run_main(capsys, *LIGHT, *flags, "--out", tmp_path / "run")
+    assert code == 1 and "--temporal attention is learned from clips" in errors
+
+
 # Watching and choosing ------------------------------------------------------------------------------------------------
 
 
@@ -1131,6 +1175,11 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--center-lr", 1.5], 2, ["--center-lr", "1.5"]),
         (["--ema", 1], 2, ["--ema", "0.999"]),
         (["--accumulate", 0], 2, ["--accumulate must be at least 1"]),
+        (["--accumulate", 2, "--compile", "reduce-overhead"], 2, ["CUDA graphs", "--accumulate 1"]),
+        (["--gamma", -1], 2, ["--gamma must be positive"]),
+        (["--momentum", 2], 2, ["--momentum lie in 0..1"]),
+        (["--lr", "inf"], 2, ["--lr and --clip-norm be numbers"]),
+        (["--clip-norm", "nan"], 2, ["--lr and --clip-norm be numbers"]),
         (["--clip-norm", -1], 2, ["--clip-norm must be at least 0"]),
         (["--recipe", "papr"], 1, ["'papr'", "did you mean paper", "paper, reference, bot, quick"]),
         (["--recipe", "bot", "--evaluate", "--weights", "x"], 2, ["--recipe", "does not train"]),
