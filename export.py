@@ -27,9 +27,10 @@ reads it and asks for nothing.
 --half: weights and activations in fp16, for GPUs. --int8: convolutions in whole numbers, for processors with VNNI and
 the like (quantize.py). Both go with --uint8-input.
 
-Every file is loaded again and compared with PyTorch (gate.py): on images it was not traced with, in batches of 1, 2, 7
-and 32, and with --dataset by rank-1, mAP and the ten nearest of each query. A file that does not agree is removed and
-the command fails. What was measured stands in the file.
+Every file is loaded again and compared with PyTorch (gate.py): on images it was not traced with, prepared as the file
+says, in batches of 1, 2, 7 and 32, and with --dataset by rank-1, mAP and the ten nearest of each query. A file that
+does not agree is removed and the command fails; until then one of an earlier export stays. What was measured stands in
+the file.
 """
 
 import argparse
@@ -39,8 +40,12 @@ import hashlib
 import io
 import json
 import logging
+import os
 import sys
+import tempfile
+import types
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +65,7 @@ from resize import Resize
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
 BATCHES = (1, 2, 7, 32)
 CALIBRATION = 128  # images
+FEWEST = 32  # images to calibrate on
 
 # What HA-CNN's graph may consist of. All of it runs where the convolutions do: no Resize, no GridSample.
 NODES = {
@@ -151,12 +157,16 @@ def trace(model, variant=FLOAT):
     return Traced(graph, examples, axes, names)
 
 
-def hash_weights(model):
-    """sha256 over names and bytes of all weights: the same network gives the same hash in every format."""
-    digest = hashlib.sha256()
+def hash_model(model, info, program=None):
+    """sha256 over what features follow from: the weights by name, the options, size, mean and std; the same in every
+    format. program: an ONNX model in 8 bits, whose ranges count as well."""
+    said = [info["arch"], info["options"], model.input_size, model.mean, model.std]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
+    if program is not None:
+        digest.update(program.graph.SerializeToString(deterministic=True))
     return digest.hexdigest()
 
 
@@ -180,7 +190,7 @@ def describe(model, info, variant=FLOAT):
         "dataset": info.get("dataset"),
         "epoch": info.get("epoch"),
         "scores": info.get("scores"),
-        "weights_sha256": hash_weights(model),
+        "weights_sha256": hash_model(model, info),
         "torch": torch.__version__,
         "gate": None,
     }
@@ -229,6 +239,12 @@ def pack_torchscript(program, metadata):
     buffer = io.BytesIO()  # torch ends the process where it cannot write to a disk that is full
     torch.jit.save(program, buffer, _extra_files={"reid.json": json.dumps(metadata)})
     return buffer.getvalue()
+
+
+def read_archive(path):
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/reid.json"))
+        return json.loads(archive.read(name))
 
 
 @quietly
@@ -286,6 +302,12 @@ def pack_onnx(model, metadata):
     return model.SerializeToString()
 
 
+def read_onnx(path):
+    import onnx
+
+    return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["reid"])
+
+
 def run_onnx(path):
     """path: a file, or the bytes of one."""
     import onnxruntime
@@ -300,13 +322,14 @@ class Format(NamedTuple):
     suffix: str
     build: Callable  # Traced -> program in float
     pack: Callable  # (program, metadata) -> bytes of the file
+    read: Callable  # path -> metadata
     run: Callable  # path -> function from inputs to features (B, D), numpy
 
 
 FORMATS = {
-    "onnx": Format(".onnx", build_onnx, pack_onnx, run_onnx),
-    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, run_torchscript),
-    "pt2": Format(".pt2", build_pt2, pack_pt2, run_pt2),
+    "onnx": Format(".onnx", build_onnx, pack_onnx, read_onnx, run_onnx),
+    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, read_archive, run_torchscript),
+    "pt2": Format(".pt2", build_pt2, pack_pt2, read_archive, run_pt2),
 }
 DEFAULT = ("onnx", "torchscript")
 
@@ -328,11 +351,12 @@ class Evidence(NamedTuple):
 PATCHES = Evidence()
 
 
-def make_trials(model, kind, evidence):
-    """Trials of the gate: patches where there are not enough pictures."""
+def make_trials(model, kind, evidence, told=None):
+    """Trials of the gate: patches where there are not enough pictures. told: the metadata to prepare inputs by."""
     needed = sum(BATCHES) * (max(gate.LENGTHS) if kind == "clips" else 1)
     pictures = [*evidence.pictures, *gate.draw_patches(max(needed - len(evidence.pictures), 0), model.input_size)]
-    return gate.make_trials(Extractor(model).eval(), kind, pictures, BATCHES)
+    inputs = types.SimpleNamespace(**told) if told else model
+    return gate.make_trials(Extractor(model).eval(), kind, pictures, BATCHES, inputs)
 
 
 def check_nodes(program, model):
@@ -354,35 +378,101 @@ def to_int8(program, feed, look):
                      "in_float": kept}  # fmt: skip
 
 
+def check_metadata(told, path, model, info, kind, traced):
+    """Findings about what a written file says of itself, against the network and the file's own graph."""
+    precision, program = "fp32", None
+    if any(value.dtype == torch.float16 for value in traced.graph.state_dict().values()):
+        precision = "fp16"
+    if path.suffix == ".onnx":
+        import onnx
+
+        written = onnx.load(path)
+        if any(node.op_type == "QuantizeLinear" for node in written.graph.node):
+            precision, program = "int8", written
+    size, mean, std = (list(value) for value in (model.input_size, model.mean, model.std))
+    right = {
+        "schema": 2, "input": kind, "precision": precision, "input_size": size, "mean": mean, "std": std,
+        "colour_order": "RGB", "resize": "Pillow BILINEAR", "feature_dim": model.feature_dim, "l2_normalised": True,
+        "distance": "cosine", "weights_sha256": hash_model(model, info, program),
+    }  # fmt: skip
+    return [f"the file says {key} {told.get(key)!r}, it is {value!r}" for key, value in right.items()
+            if told.get(key) != value]  # fmt: skip
+
+
+def keep_threshold(form, path, metadata):
+    """Puts the threshold of the file that is to be replaced into the metadata where it holds on; what is to be told."""
+    try:
+        earlier = form.read(path)
+        threshold, same = earlier["threshold"], earlier["weights_sha256"] == metadata["weights_sha256"]
+    except Exception:  # there is none, or it is not ours: whatever its reader says of it
+        return ""
+    if threshold is None:
+        return ""
+    if same and earlier["precision"] == metadata["precision"]:
+        metadata["threshold"] = threshold
+        return "; its threshold is kept"
+    return "; the earlier file's threshold was of another network and is gone: calibrate again"
+
+
+def write(path, content):
+    """OSError with the way out where the disk is full."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror}; make room there, or give "
+                      "another folder with --out") from error  # fmt: skip
+
+
 def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None):
-    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree.
+    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree; any other
+    end leaves the file of an earlier export as it was.
 
     traced: trace(model, variant), where several formats are written.
     """
     form, kind = FORMATS[name], kind_of(model, variant)
     if variant.precision == "int8" and name != "onnx":
         raise ValueError(f"--int8 is for onnx alone, not {name}: give --format onnx, or leave --int8 out")
-    limits, trials = gate.limits_of(variant.precision, kind), make_trials(model, kind, evidence)
+    limits = gate.limits_of(variant.precision, kind)
     if variant.precision == "int8":
         limits = limits._replace(mAP=evidence.budget)
-    path.unlink(missing_ok=True)
     partial = path.with_name(f"partial.{path.name}")  # what has not passed never bears the final name
+
+    def refuse(findings, what):
+        if findings:
+            path.unlink(missing_ok=True)
+            raise ValueError(f"{path} does not agree with PyTorch{what} and was removed:\n  " + "\n  ".join(findings))
+
     try:
-        program = form.build(traced or trace(model, variant))
+        traced = traced or trace(model, variant)
+        program = form.build(traced)
         said = check_nodes(program, model) if name == "onnx" else ""
         metadata, how = describe(model, info, variant), {"images": evidence.source}
-        if variant.precision == "int8":
+        if variant.precision == "int8":  # its limits would let slips of the preprocessing pass
+            trials = make_trials(model, kind, evidence)
+            refuse(gate.check(run_onnx(form.pack(program, metadata)), trials, gate.limits_of("fp32", kind))[0],
+                   " before it is quantised")  # fmt: skip
             look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
             program, told = to_int8(program, gate.feed(evidence.calibration, kind, model), look)
-            how, said = how | told, f"{said}; {len(told['in_float'])} of {told['layers']} layers in float"
-        partial.write_bytes(form.pack(program, metadata))
-        findings, report = gate.check(form.run(partial), trials, limits, evidence.ranking)
-        if not findings:  # the same program once more, with the report: it is read again, too
-            report = how | report | {"limits": limits._asdict()}
-            partial.write_bytes(form.pack(program, metadata | {"gate": report}))
-            findings, _ = gate.check(form.run(partial), trials[:1], limits)
-        if findings:
-            raise ValueError(f"{path} does not agree with PyTorch and was removed:\n  " + "\n  ".join(findings))
+            metadata["weights_sha256"] = hash_model(model, info, program)
+            how, floats, layers = how | told, len(told["in_float"]), told["layers"]
+            said += f"; {floats} of {layers} layers in float"
+            if 2 * floats > layers:
+                said += ", MORE THAN HALF: little is gained; calibrate on more images, or raise --budget"
+        said += keep_threshold(form, path, metadata)
+        write(partial, form.pack(program, metadata))
+        told = form.read(partial)
+        findings = check_metadata(told, partial, model, info, kind, traced)
+        trials = make_trials(model, kind, evidence, told)
+        found, report = gate.check(form.run(partial), trials, limits, None if findings else evidence.ranking)
+        refuse(findings + found, "")
+        # the same program once more, with the report: it is read again, too
+        metadata["gate"] = how | report | {"limits": limits._asdict()}
+        write(partial, form.pack(program, metadata))
+        findings = check_metadata(form.read(partial), partial, model, info, kind, traced)
+        refuse(findings + gate.check(form.run(partial), trials[:1], limits)[0], "")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -410,15 +500,15 @@ def build_parser():
     add("--int8", action="store_true", help="convolutions in 8 bits, for processors; needs --calibrate")
     add("--uint8-input", action="store_true", help="takes bytes of any size; resizes and normalises in the graph")
     add("--calibrate", metavar="FOLDER",
-        help=f"images of persons like those to come, but not those of --dataset's test, for --int8; {CALIBRATION} of "
-             "them are taken evenly")
-    add("--budget", type=float, default=0.5, metavar="POINTS",
+        help=f"images of persons like those to come, but not those of --dataset's test, for --int8: {FEWEST} at "
+             f"least, 100 or more are better; {CALIBRATION} of them are taken evenly")
+    add("--budget", type=float, metavar="POINTS",
         help="of mAP that --int8 may lose on --dataset (default: 0.5); the most sensitive layers stay in float for it")
     add("--images", metavar="FOLDER", help="images that the gate looks at (default: those of --dataset, else of "
         "--calibrate, else patches that are drawn)")
     add("--dataset", metavar="NAME", help="rank-1, mAP and nearest neighbours of the file are compared on it, too")
     add("--root", default="data", help="folder above the data set's own (default: data)")
-    add("--persons", type=int, default=100, metavar="N",
+    add("--persons", type=int, metavar="N",
         help="of the data set's test that are looked at, with their share of distractors; 0: all (default: 100)")
     return parser
 
@@ -433,8 +523,14 @@ def check_flags(parser, args):
         parser.error("--calibrate is for --int8 alone; --images FOLDER gives the gate images")
     if args.int8 and set(args.format or ["onnx"]) != {"onnx"}:
         parser.error("--int8 is for --format onnx alone: the other formats have no int8")
-    if args.persons < 0 or not 0 <= args.budget < 100:
+    if (args.persons or 0) < 0 or not 0 <= (args.budget or 0) < 100:
         parser.error("--persons is a number of persons, 0 for all; --budget points of mAP, such as 0.5")
+    if args.persons is not None and not args.dataset:
+        parser.error("--persons says how many of a data set's: give --dataset, or leave it out")
+    if args.budget is not None and not args.int8:
+        parser.error("--budget is what --int8 may lose: give --int8 too, or leave it out")
+    args.persons = 100 if args.persons is None else args.persons
+    args.budget = gate.LIMITS["int8"].mAP if args.budget is None else args.budget
     args.format = args.format or (["onnx"] if args.int8 else list(DEFAULT))
 
 
@@ -445,11 +541,14 @@ def gather(args, model, info, variant):
     ranking, calibration, pictures, source = None, [], [], "drawn patches"
     if args.calibrate:
         listed = gate.list_pictures(args.calibrate)
+        if len(listed) < FEWEST:
+            raise ValueError(f"--calibrate {args.calibrate} has {len(listed)} images, too few to measure ranges on: "
+                             f"{FEWEST} at least, 100 or more are better")  # fmt: skip
         chosen = gate.spread(listed, CALIBRATION)
         calibration = gate.open_pictures(chosen)
         others = sorted(set(listed) - set(chosen)) or listed
         if not args.images and not args.dataset:
-            pictures, source = gate.open_pictures(gate.spread(others, needed)), f"{args.calibrate}"
+            pictures, source = gate.open_pictures(gate.spread(others, needed)), Path(args.calibrate).resolve().name
     if args.dataset:
         split = learnt.get("split") or 0 if args.dataset in learnt.get("dataset", []) else 0
         ranking = gate.Ranking(
@@ -462,10 +561,34 @@ def gather(args, model, info, variant):
     elif args.int8:
         ranking = gate.Neighbours(Extractor(model).eval(), kind, calibration)
     if args.images:
-        pictures, source = gate.open_pictures(gate.spread(gate.list_pictures(args.images), needed)), args.images
+        pictures = gate.open_pictures(gate.spread(gate.list_pictures(args.images), needed))
+        source = Path(args.images).resolve().name  # not the path: a file does not tell where it was made
     if 0 < len(pictures) < needed:
         source += f" ({len(pictures)} images) and drawn patches"
     return Evidence(pictures, source, ranking, calibration, args.budget)
+
+
+def refuse_options(path, given, info):
+    """ValueError where a checkpoint of train.py, which says its own options, is given others."""
+    if "num_ids" not in info:  # of other code: they are what was given
+        return
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
+    own = models.options_of(models.find_builder(info["arch"])) | info["options"]
+    others = [(name, value) for name, value in given if name in own and plain(own[name]) != plain(value)]
+    if others:
+        asked, told = ", ".join(f"{n}={v}" for n, v in others), ", ".join(f"{n}={own[n]}" for n, _ in others)
+        raise ValueError(f"--options {asked}: {path} was trained with {told}, and its features would be others than "
+                         "those that were tested; leave --options out")  # fmt: skip
+
+
+def open_folder(path):
+    """The folder, made where it is missing; OSError where nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(f"cannot write into {path}: {error.strerror}; give another folder with --out") from error
+    return path
 
 
 def main(argv=None):
@@ -475,10 +598,10 @@ def main(argv=None):
     variant = Variant("fp16" if args.half else "int8" if args.int8 else "fp32", args.uint8_input)
     try:
         model, info = models.load_checkpoint(args.ckpt, arch=args.arch, **dict(args.options))
+        refuse_options(args.ckpt, args.options, info)
         model.requires_grad_(False)
+        out = open_folder(Path(args.out or Path(args.ckpt).parent))
         evidence = gather(args, model, info, variant)
-        out = Path(args.out or Path(args.ckpt).parent)
-        out.mkdir(parents=True, exist_ok=True)
         traced = trace(model, variant)
         for name in args.format:
             path = out / (Path(args.ckpt).name.removesuffix(".pth") + variant.suffix + FORMATS[name].suffix)
@@ -489,6 +612,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped: what is not named above is as it was", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -86,7 +86,7 @@ def test_a_right_file_passes_and_describes_itself(tmp_path, name, precision, uin
     assert told["input_size"] == [16, 8] and told["mean"] == [0.4, 0.5, 0.6] and told["feature_dim"] == 6
     assert told["arch"] == "small" and told["scores"] == {"rank1": 0.5} and told["l2_normalised"]
     assert told["threshold"] is None and told["resize"] == "Pillow BILINEAR" and told["colour_order"] == "RGB"
-    assert told["weights_sha256"] == export.hash_weights(Small())
+    assert told["weights_sha256"] == export.hash_model(Small(), INFO)
     assert told["gate"]["cosine"] > 0.9999 and len(told["gate"]["trials"]) == 4 and told["gate"]["difference"] < 1e-2
     if name == "onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -116,6 +116,78 @@ def test_planted_bugs_are_caught_and_the_file_is_removed(tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match=FLAWS[flaw]):
         export.export(small(), INFO, name, path)
     assert list(tmp_path.iterdir()) == []
+
+
+LIES = {
+    "mean": [0.5] * 3, "std": [0.2, 0.2, 0.21], "input_size": [8, 16], "colour_order": "BGR", "feature_dim": 7,
+    "input": "bytes", "precision": "fp16", "weights_sha256": "0", "resize": "bicubic", "schema": 9,
+    "l2_normalised": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_file_that_says_wrong_things_of_itself_is_caught(tmp_path, monkeypatch, name):
+    form, model = export.FORMATS[name], small()
+    monkeypatch.setattr(export, "hash_model", lambda *_: "a hash")
+    traced = export.trace(model)
+    program, graph = form.build(traced), lambda _: program
+    monkeypatch.setitem(export.FORMATS, name, form._replace(build=graph))
+    right = export.describe(model, INFO)
+    for key, value in LIES.items():
+        monkeypatch.setattr(export, "describe", lambda *_: right | {key: value})  # noqa: B023
+        with pytest.raises(ValueError, match=f"the file says {key} ") as caught:
+            export.export(model, INFO, name, tmp_path / f"best{form.suffix}", traced=traced)
+        felt = {"mean": "cosine of the worst", "std": "largest difference", "input_size": "batch 1: "}
+        assert felt.get(key, "") in str(caught.value)  # its features are those of inputs made as it says
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_the_file_with_the_report_is_looked_at_too(tmp_path, monkeypatch, name):
+    form = export.FORMATS[name]
+    other = form.build(export.trace(small("channels")))
+    late = form._replace(pack=lambda program, told: form.pack(other if told["gate"] else program, told))
+    monkeypatch.setitem(export.FORMATS, name, late)
+    with pytest.raises(ValueError, match="batch 1: cosine of the worst image"):
+        export.export(small(), INFO, name, tmp_path / f"best{form.suffix}")
+    wrong = {"std": [1, 1, 1]}
+    late = form._replace(pack=lambda program, told: form.pack(program, told | (wrong if told["gate"] else {})))
+    monkeypatch.setitem(export.FORMATS, name, late)
+    with pytest.raises(ValueError, match="the file says std"):
+        export.export(small(), INFO, name, tmp_path / f"best{form.suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_fails_otherwise_leaves_the_earlier_file(tmp_path, monkeypatch, name, stop):
+    form = export.FORMATS[name]
+    path = tmp_path / f"best{form.suffix}"
+    path.write_text("the file of an earlier export")
+
+    def fail(*_):
+        raise stop
+
+    for where in ("build", "pack", "run"):
+        monkeypatch.setitem(export.FORMATS, name, form._replace(**{where: fail}))
+        with pytest.raises(type(stop)):
+            export.export(small(), INFO, name, path)
+        assert [p.read_text() for p in tmp_path.iterdir()] == ["the file of an earlier export"]
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_threshold_is_kept_while_the_network_is_the_same(tmp_path, name):
+    form = export.FORMATS[name]
+    path, traced = tmp_path / f"best{form.suffix}", export.trace(small())
+    assert "its threshold" not in export.export(small(), INFO, name, path, traced=traced)
+    calibrated = {"similarity": 0.5, "fmr": 0.001, "fnmr": 0.2}
+    path.write_bytes(form.pack(form.build(traced), form.read(path) | {"threshold": calibrated}))
+    assert "its threshold is kept" in export.export(small(), INFO, name, path, traced=traced)
+    assert metadata_of(path, name)["threshold"] == calibrated
+    other = small()
+    other.fc.bias[0] += 1
+    assert "threshold was of another network and is gone" in export.export(other, INFO, name, path)
+    assert metadata_of(path, name)["threshold"] is None
 
 
 @pytest.mark.parametrize("name", export.FORMATS)
@@ -212,6 +284,14 @@ def test_a_tracklet_graph_that_looks_at_masked_frames_is_caught(tmp_path, monkey
         export.export(tracklet_model("avg"), INFO, "torchscript", tmp_path / "best.pt", traced=traced)
 
 
+def test_tracklets_of_a_file_that_says_a_wrong_mean_are_caught(tmp_path, monkeypatch):
+    model = tracklet_model("avg")
+    wrong = export.describe(model, INFO) | {"mean": [0.6, 0.5, 0.4]}
+    monkeypatch.setattr(export, "describe", lambda *_: wrong)
+    with pytest.raises(ValueError, match="the file says mean(.|\n)*cosine of the worst image"):
+        export.export(model, INFO, "torchscript", tmp_path / "best.pt")
+
+
 def test_tracklets_of_bytes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--uint8-input is for networks for images"):
         export.export(tracklet_model("avg"), INFO, "onnx", tmp_path / "a", export.Variant(uint8=True))
@@ -232,15 +312,38 @@ def test_hacnn_consists_of_nodes_that_run_anywhere(tmp_path):
     assert export.check_nodes(program, small()) == "; nodes to look at on a GPU: 1 GridSample"
 
 
+def test_nodes_are_looked_at_in_each_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "HACNN", Small)
+    monkeypatch.setattr(export, "NODES", export.NODES - {"Conv"})
+    with pytest.raises(ValueError, match="HA-CNN has nodes that are not to be in it: 1 Conv"):
+        export.export(small(), INFO, "onnx", tmp_path / "best.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def test_hash_follows_the_weights():
+def test_hash_follows_all_that_features_follow_from():
     model = Small()
-    before = export.hash_weights(model)
-    assert before == export.hash_weights(Small())
+    before = export.hash_model(model, INFO)
+    assert before == export.hash_model(Small(), INFO) == export.hash_model(Small(), INFO | {"epoch": 2})
+    hashes = {before, export.hash_model(model, INFO | {"options": {"align_corners": True}})}
+    for name, value in (("input_size", (8, 16)), ("mean", (0.5, 0.5, 0.5)), ("std", (0.3, 0.2, 0.2))):
+        other = Small()
+        setattr(other, name, value)
+        hashes.add(export.hash_model(other, INFO))
     model.conv.bias.data[0] += 1
-    assert export.hash_weights(model) != before
+    assert len(hashes | {export.hash_model(model, INFO)}) == 6
+
+
+def test_options_that_a_checkpoint_does_not_have_are_refused(tmp_path, capsys):
+    model = models.build_model("osnet_x0_25", 3, input_size=(64, 32))
+    content = {"arch": "osnet_x0_25", "num_ids": 3, "options": {"input_size": (64, 32)}, "model": model.state_dict()}
+    torch.save(content, tmp_path / "best.pth")
+    flags = ["--ckpt", str(tmp_path / "best.pth"), "--format", "torchscript", "--options"]
+    assert export.main([*flags, "input_size=128,64"]) == 1
+    assert "was trained with input_size=(64, 32)" in capsys.readouterr().err
+    assert export.main([*flags, "input_size=64,32"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -255,6 +358,8 @@ def test_hash_follows_the_weights():
         ("text", ["--int8", "--calibrate", ".", "--format", "pt2"], 2, "--int8 is for --format onnx alone"),
         ("text", ["--calibrate", "."], 2, "--calibrate is for --int8 alone"),
         ("text", ["--persons", "-1"], 2, "--persons is a number"),
+        ("text", ["--persons", "5"], 2, "--persons says how many of a data set's: give --dataset"),
+        ("text", ["--budget", "1"], 2, "--budget is what --int8 may lose"),
         ("foreign", [], 1, "give --arch"),
         ("foreign", ["--arch", "hacnn", "--images", "nowhere"], 1, "there is no folder nowhere"),
         ("foreign", ["--arch", "hacnn", "--dataset", "markt"], 1, "markt"),
@@ -293,7 +398,9 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, capfd, monkeypatch
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
-    assert code == 1 and "File too large" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert code == 1 and "File too large; make room there, or give another folder with --out" in told
+    assert f"cannot write {tmp_path}" in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -305,4 +412,38 @@ def test_the_command_names_files_after_the_variant(tmp_path, capsys, monkeypatch
     assert export.main([*flags, "--half", "--uint8-input", "--format", "torchscript", "pt2"]) == 0
     names = sorted(path.name for path in tmp_path.glob("best*"))
     assert names == ["best.half.uint8-input.pt2", "best.half.uint8-input.torchscript.pt"]
-    assert "crops (3 images) and drawn patches" in capsys.readouterr().out
+    assert "of crops (3 images) and drawn patches" in capsys.readouterr().out
+    for path in tmp_path.glob("best*"):
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_where_files_go_is_tried_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "load_checkpoint", lambda *_, **__: (small(), INFO))
+    monkeypatch.setattr(export, "gather", lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "file").write_text("no folder")
+    assert export.main(["--ckpt", "best.pth", "--out", str(tmp_path / "file" / "sub")]) == 1
+    assert "give another folder with --out" in capsys.readouterr().err
+
+
+def test_control_c_ends_without_a_traceback(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "load_checkpoint", lambda *_, **__: (small(), INFO))
+    monkeypatch.setattr(export, "trace", stop)
+    assert export.main(["--ckpt", str(tmp_path / "best.pth")]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "split"), [("viper", 3), ("prid", 0)])
+def test_the_split_is_the_checkpoints_where_it_learnt_from_that_set(monkeypatch, name, split):
+    class Ranked:
+        frames = ()
+
+        def __init__(self, *_, split, **__):
+            self.split = split
+
+    monkeypatch.setattr(gate, "Ranking", Ranked)
+    args = export.build_parser().parse_args(["--ckpt", "best.pth", "--dataset", name])
+    info = {"args": {"split": 3, "dataset": ["viper"]}}
+    assert export.gather(args, small(), info, export.FLOAT).ranking.split == split

@@ -87,6 +87,18 @@ def test_pictures_of_the_check_are_not_those_of_the_trace():
     assert apart.min() > 25
 
 
+def test_inputs_are_made_by_what_a_file_says_and_features_by_the_network():
+    pictures = gate.draw_patches(8, (32, 16))
+
+    class Said:
+        input_size, mean, std = (16, 8), (0.4,) * 3, (0.5,) * 3
+
+    for ours, own in zip(gate.make_trials(Extractor(), "images", pictures, (1, 3), Said), trials(), strict=True):
+        assert ours.inputs[0].shape[2:] == (16, 8) and np.array_equal(ours.reference, own.reference)
+    (ours, *_) = gate.make_trials(Extractor(), "images", pictures, (1, 3), Said)
+    assert np.array_equal(ours.inputs[0], gate.normalised(pictures[:1], Said).numpy())
+
+
 def test_bytes_come_in_sizes_above_and_below_the_networks():
     made = gate.make_trials(Extractor(), "bytes", gate.draw_patches(10, (32, 16)), (1, 2, 3, 4))
     heights = [trial.inputs[0].shape[1] for trial in made]
@@ -128,6 +140,14 @@ def test_ranking_that_gets_worse_is_named(ranking):
     noisy = lambda f: np.float32(f + rng.standard_normal(f.shape))  # noqa: E731
     findings, _ = ranking.check(run_with(noisy), gate.LIMITS["int8"])
     assert any("mAP" in finding for finding in findings) and any("ten nearest" in finding for finding in findings)
+
+
+@pytest.mark.parametrize("score", ["rank1", "mAP"])
+def test_each_score_of_a_ranking_is_looked_at(ranking, monkeypatch, score):
+    worse = ranking.expected | {score: ranking.expected[score] - 100.2 / ranking.num_queries - 1}
+    monkeypatch.setattr(ranking, "scores", lambda _: worse)
+    findings, _ = ranking.check(run_with(lambda f: f), gate.LIMITS["fp32"])
+    assert len(findings) == 1 and f": {score} {worse[score]:.2f} instead of" in findings[0]
 
 
 def test_a_ranking_of_bytes_reads_files_as_they_are(ranking, drawn_root):

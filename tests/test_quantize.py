@@ -160,3 +160,66 @@ def test_the_command(tmp_path, capsys, monkeypatch, drawn_root, more):
     assert ("mAP" in told["gate"]) == ("--dataset" in more) and ("stand_in" in told["gate"]) != ("--dataset" in more)
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
     assert ("no mAP measured" in capsys.readouterr().out) != ("--dataset" in more)
+
+
+def command(tmp_path, count=40):
+    for number in range(count):
+        draw(tmp_path / "crops" / f"{number}.jpg", number, (8, 20))
+    return ["--ckpt", str(tmp_path / "best.pth"), "--int8", "--calibrate", str(tmp_path / "crops"), "--budget", "2"]
+
+
+def test_too_few_images_are_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    info = {"arch": "little", "options": {}}
+    monkeypatch.setattr(models, "load_checkpoint", lambda *_, **__: (Little().eval(), info))
+    monkeypatch.setattr(export, "trace", lambda *_: pytest.fail("work was begun"))
+    assert export.main(command(tmp_path, 31)) == 1
+    assert "31 images, too few to measure ranges on: 32 at least, 100 or more are better" in capsys.readouterr().err
+
+
+def test_the_gate_looks_at_other_images_than_were_calibrated_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "CALIBRATION", 32)
+    args = export.build_parser().parse_args(command(tmp_path))
+    evidence = export.gather(args, Little().eval(), {"arch": "little", "options": {}}, export.Variant("int8"))
+    seen, calibrated = ({picture.tobytes() for picture in part} for part in (evidence.pictures, evidence.calibration))
+    assert len(seen) == 8 and len(calibrated) == 32 and not seen & calibrated
+    assert evidence.source == "crops (8 images) and drawn patches"  # not where the folder lies
+
+
+def evidence():
+    pictures = gate.draw_patches(40, (20, 9), seed=5)
+    return export.Evidence((), "patches", None, pictures, 100)
+
+
+def test_a_slip_of_the_preprocessing_that_8_bits_would_hide_is_caught(tmp_path, monkeypatch):
+    resize = export.Resize.forward
+    monkeypatch.setattr(export.Resize, "forward", lambda self, images: resize(self, images) + 1)  # of 255
+    path, info = tmp_path / "best.onnx", {"arch": "little", "options": {}}
+    with pytest.raises(ValueError, match="does not agree with PyTorch before it is quantised"):
+        export.export(Little().eval(), info, "onnx", path, export.Variant("int8", True), evidence())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hash_follows_the_ranges_and_wrong_metadata_are_caught(tmp_path, monkeypatch):
+    path, info, model = tmp_path / "best.onnx", {"arch": "little", "options": {}}, Little().eval()
+    hashes = []
+    for pictures in (evidence().calibration, evidence().calibration, evidence().calibration[::2] // 2):
+        export.export(model, info, "onnx", path, export.Variant("int8"), evidence()._replace(calibration=pictures))
+        hashes.append(export.read_onnx(path)["weights_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2] and export.hash_model(model, info) not in hashes
+    wrong = export.describe(model, info, export.Variant("int8")) | {"precision": "fp32"}
+    monkeypatch.setattr(export, "describe", lambda *_: wrong)
+    with pytest.raises(ValueError, match="the file says precision 'fp32', it is 'int8'"):
+        export.export(model, info, "onnx", path, export.Variant("int8"), evidence())
+
+
+def test_many_layers_in_float_are_told_of(tmp_path, monkeypatch):
+    def quantise(program, *_):
+        layers = quantize.layers_of(program)
+        model = quantize.averages_as_convolutions(program)
+        return quantize.insert(model, quantize.find_ranges(model, gate.feed(evidence().calibration, "images", Little)),
+                               layers[:1]), layers[1:] * 2  # fmt: skip
+
+    monkeypatch.setattr(quantize, "quantize", quantise)
+    path, info = tmp_path / "best.onnx", {"arch": "little", "options": {}}
+    said = export.export(Little().eval(), info, "onnx", path, export.Variant("int8"), evidence())
+    assert "2 of 2 layers in float, MORE THAN HALF" in said
