@@ -162,7 +162,7 @@ def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None, check=Tr
     """
     height, width = size
     if among and len(among[1]) * height * width * 3 / 1e9 <= SHARED * limit_gb:
-        every = load_pixels(among[1], size, cache, among[0], limit_gb=limit_gb)
+        every = load_pixels(among[1], size, cache, among[0], limit_gb=limit_gb, check=check)
         row_of = {path: row for row, path in enumerate(among[1])}
         return Pixels(paths, size, every.array, np.array([row_of[path] for path in paths]))
     shape, gigabytes = (len(paths), height, width, 3), len(paths) * height * width * 3 / 1e9

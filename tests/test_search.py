@@ -401,12 +401,17 @@ search.main(sys.argv[1:])
 """
 
 
+def draw_crops(folder, count):
+    """The folder, new, with that many small images: 00.png, 01.png, ..."""
+    folder.mkdir()
+    for number in range(count):
+        person(number, size=(16, 32)).save(folder / f"{number:02}.png")
+    return folder
+
+
 def test_a_killed_index_goes_on(model, tmp_path):
     """kill -9 in the middle of the work, twice; then the same command: each image is there once, in order."""
-    crops, folder = tmp_path / "crops", tmp_path / "i"
-    crops.mkdir()
-    for number in range(60):
-        person(number, size=(16, 32)).save(crops / f"{number:02}.png")
+    crops, folder = draw_crops(tmp_path / "crops", 60), tmp_path / "i"
     argv, counts = [*index(model, folder, crops), "--batch-size", "2"], []
     for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", SLOW, *argv], cwd=Path(search.__file__).parent,
@@ -437,10 +442,7 @@ search.main(sys.argv[1:])
 
 def test_a_full_disk_is_told_and_the_work_goes_on_later(model, tmp_path):
     """No file may grow beyond 2,000 bytes: 19 of 30 features (96 bytes each) fit."""
-    crops, folder = tmp_path / "crops", tmp_path / "i"
-    crops.mkdir()
-    for number in range(30):
-        person(number, size=(16, 32)).save(crops / f"{number:02}.png")
+    crops, folder = draw_crops(tmp_path / "crops", 30), tmp_path / "i"
     argv = [*index(model, folder, crops), "--batch-size", "3"]
     run = subprocess.run([sys.executable, "-c", FULL, *argv], cwd=Path(search.__file__).parent, capture_output=True,
                          text=True)  # fmt: skip
