@@ -161,11 +161,13 @@ def update_average(averaged, model, decay, updates):
     the same steps gave. Counters are copied.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
+    weights, counters = [], []
     for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
+        (weights if mean.is_floating_point() else counters).append((mean, value))
+    # a few kernels on a GPU, where one for each of hundreds would take as long as a step
+    torch._foreach_lerp_(*map(list, zip(*weights, strict=True)), 1 - decay)
+    if counters:
+        torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
