@@ -210,26 +210,27 @@ def read_dataset(name, root="data", *, split=0):
 def hold_out(splits, count, protocol="market1501"):
     """Splits that test on `count` persons of train in place of the test persons: to choose hyper-parameters by.
 
-    Which persons is drawn from a private generator, so all runs hold out the same ones. As in Market-1501, one image
-    (or tracklet) of a person under each camera is a query and all others are the gallery; a person whom the protocol
-    finds no match for is in the gallery alone.
+    Which persons is drawn from a private generator, so all runs hold out the same ones. As in Market-1501, a query is
+    one image (or tracklet) of a person under a camera; all others are the gallery. A camera with one image of a person
+    keeps it in the gallery, unless that is so under all cameras: then the first gives the query.
     """
     pids = sorted({item.pid for item in splits.train})
     if not 0 < count < len(pids):
         raise ValueError(f"--holdout {count}: of {len(pids)} persons 1 to {len(pids) - 1} can be held out")
     rng = np.random.default_rng(0)
     held = set(rng.choice(pids, count, replace=False).tolist())
-    cameras, places = defaultdict(set), defaultdict(list)
+    persons = defaultdict(lambda: defaultdict(list))  # pid -> camid -> items
     for item in splits.train:
         if item.pid in held:
-            cameras[item.pid].add(item.camid)
-            places[item.pid, item.camid].append(item)
+            persons[item.pid][item.camid].append(item)
     query, gallery = [], []
-    for (pid, _), items in sorted(places.items()):
-        first = int(rng.integers(len(items)))
-        matched = len(items) > 1 if protocol == "no_camera_rule" else len(cameras[pid]) > 1
-        query += [items[first]] * matched
-        gallery += items[:first] * matched + items[first + 1 :] * matched + items * (not matched)
+    for _, cameras in sorted(persons.items()):
+        asking = [camid for camid, items in sorted(cameras.items()) if len(items) > 1] or [min(cameras)]
+        matched = len(cameras) > 1 or protocol == "no_camera_rule"
+        for camid, items in sorted(cameras.items()):
+            if matched and camid in asking:
+                query.append(items.pop(int(rng.integers(len(items)))))
+            gallery += items
     return Splits([item for item in splits.train if item.pid not in held], query, gallery)
 
 
