@@ -130,8 +130,9 @@ def execute(run, flags, out, deadline, device):
         try:
             code = child.wait(None if deadline == float("inf") else max(1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGTERM)  # train.py saves and ends
-            code = child.wait()
+            child.send_signal(signal.SIGTERM)  # in an epoch train.py saves first; before, there is nothing to save
+            child.wait()
+            code = 130
     parts = [*status.get("parts", []), {"hardware": hardware(device), "seconds": time.monotonic() - began}]
     (folder / "study.json").write_text(json.dumps({"flags": flags, "code": code, "parts": parts}, indent=2) + "\n")
     last = (folder / "printed.txt").read_text().strip().splitlines()[-1:]
@@ -164,7 +165,7 @@ def table(out):
     names = "experiment", "tested on", "rank-1", "mAP", "mINP", "training", "command, seeds", "hardware, date"
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for name, experiment in EXPERIMENTS.items():
-        found, trained, rates, chips, commands = defaultdict(list), [], [], [], {}
+        found, trained, rates, chips, given = defaultdict(list), [], [], [], {}
         for seed in experiment.seeds:
             folder = out / f"{name}-{seed}"
             status = read_status(folder)
@@ -177,14 +178,14 @@ def table(out):
                 trained.append(sum(record["seconds"] for record in log) / 60)
                 rates.append(np.median([record["images_per_second"] for record in log]))
             chips += [part["hardware"] for part in status["parts"]]
-            commands[seed] = shlex.join(status["flags"])
+            given[seed] = shlex.join(status["flags"])
         if not found:
             lines.append(f"| {name} | | | | | not run yet | `{experiment.flags}` | |")
         for target, summaries in found.items():
             cells = [spread([summary[key] for summary in summaries]) for key in ("rank1", "mAP", "mINP")]
             took = f"{np.mean(trained):.1f} min, {np.mean(rates):,.0f} img/s" if trained else ""
-            seeds = ", ".join(map(str, commands))
-            command = next(iter(commands.values())).replace(f" --seed {next(iter(commands))}", "")
+            first, command = next(iter(given.items()))
+            command, seeds = command.replace(f" --seed {first}", ""), ", ".join(map(str, given))
             lines.append(
                 f"| {name} | {target} | {' | '.join(cells)} | {took} | `{command}`, seeds {seeds} | "
                 f"{'; '.join(dict.fromkeys(chips))} |"
