@@ -4,15 +4,19 @@
     python study.py choose --root data             # runs a group, or experiments by name; all: every one
     python study.py best reference --minutes 60    # stops in time; the same command goes on
     python study.py table                          # what was measured: Markdown, and learning curves as a picture
-    python study.py all -- --epochs 1 --warmup-epochs 0.5    # flags behind -- go to every run of train.py, and win
+    python study.py all -- --epochs 1 --warmup-epochs 0.5    # flags behind -- go to every run, and win
 
 Each run is one command of train.py in a folder below --out. Scores are those of the last epoch; with --ema those of the
 averaged weights. Hyper-parameters are chosen by the group `choose`: trained on 600 of the 751 training persons and
 tested on the other 151 (--holdout 151), so that the test persons stay unseen.
 
-To try the script where there is no GPU, let a synthetic set stand for Market-1501, which has the same layout:
-`python synthetic.py --root toy; ln -s synthetic toy/market1501; python study.py all --root toy -- --epochs 1
---warmup-epochs 0.5`.
+To try all of it where there is no GPU, a small synthetic set stands for Market-1501, which has the same layout:
+
+    python synthetic.py --root toy --name market1501 --train-ids 24 --test-ids 20 --distractors 10 --junk 5
+    python synthetic.py --root toy --train-ids 20 --test-ids 20 --distractors 10 --junk 5
+    tiny="--epochs 1 --warmup-epochs 0 --batch-size 16"
+    python study.py choose --root toy --out toy/study -- $tiny --holdout 8
+    python study.py best reference paper fast use cross --root toy --out toy/study -- $tiny
 """
 
 import argparse
