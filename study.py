@@ -15,13 +15,15 @@ To try all of it where there is no GPU, a small synthetic set stands for Market-
     python synthetic.py --root toy --name market1501 --train-ids 24 --test-ids 20 --distractors 10 --junk 5
     python synthetic.py --root toy --train-ids 20 --test-ids 20 --distractors 10 --junk 5
     tiny="--epochs 1 --warmup-epochs 0 --batch-size 16"
-    python study.py choose --root toy --out toy/study -- $tiny --holdout 8
+    python study.py small choose --root toy --out toy/study -- $tiny --holdout 8
     python study.py best reference paper fast use cross --root toy --out toy/study -- $tiny
 """
 
 import argparse
 import json
+import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +36,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import data
 import visualize
 from benchmark import hardware
 
@@ -48,7 +51,25 @@ def held_out(flags=""):
     return Experiment("choose", f"--recipe best --holdout 151 {flags}".strip())
 
 
+def small(flags="", seeds=(0,)):
+    short = "--root {out}/small --holdout 151 --epochs 10 --warmup-epochs 2 --batch-size 32 --lr 0.002"
+    return Experiment("small", f"{short} {flags}".strip(), seeds)
+
+
 EXPERIMENTS = {
+    # what a CPU can tell in ten minutes a run: 100 persons to train on, 151 others to test on
+    "small-base": small("", (0, 1)),
+    "small-sgd": small("--optim sgd --lr 0.03 --weight-decay 0.0005"),
+    "small-decay-0.1": small("--weight-decay 0.1"),
+    "small-decay-0.5": small("--weight-decay 0.5"),
+    "small-erase": small("--augment flip translate erase"),
+    "small-bnneck": small("--options bnneck=True"),
+    "small-triplet": small("--options bnneck=True --loss xent triplet"),
+    "small-triplet-0.1": small("--options bnneck=True --loss xent triplet:0.1"),
+    "small-circle-0.02": small("--options bnneck=True --loss xent circle:0.02"),
+    "small-cosface": small("--loss cosface"),
+    "small-separate-norms": small("--options joint_norm=False"),
+    "small-align-corners": small("--options align_corners=True"),
     # what each part of the recipe is worth, and what else was tried, on persons held out of train
     "held-best": held_out(),
     "no-bnneck": held_out("--options bnneck=False"),
@@ -103,6 +124,26 @@ def commands(names, root, more):
             flags = ["--dataset", "market1501", "--root", root, *EXPERIMENTS[name].flags.split(), "--seed", str(seed)]
             runs[f"{name}-{seed}"] = [*flags, *more]
     return runs
+
+
+def link_some_persons(root, out, count=251):
+    """out/small/market1501: Market-1501 with so many of its training persons, as links to the files below root."""
+    (train, *_), target = data.read_dataset("market1501", root), out / "small" / "market1501"
+    if target.is_dir():
+        return
+    folder = Path(train[0].paths[0]).resolve().parent.parent
+    persons = sorted({item.pid for item in train})
+    kept = set(random.Random(1).sample(persons, min(count, len(persons))))
+    unfinished = target.with_name("unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / "bounding_box_train").mkdir(parents=True)
+    for item in train:
+        if item.pid in kept:
+            file = Path(item.paths[0]).resolve()
+            (unfinished / "bounding_box_train" / file.name).symlink_to(file)
+    for part in ("query", "bounding_box_test"):
+        (unfinished / part).symlink_to(folder / part)
+    unfinished.rename(target)
 
 
 def read_status(folder):
@@ -246,6 +287,8 @@ def main(argv=None):
             return 0
         mode = {"auto": "reduce-overhead" if device.type == "cuda" else "off"}.get(args.compile, args.compile)
         runs = commands(choose(args.names), args.root, more)
+        if any("{out}/small" in flags for flags in runs.values()):
+            link_some_persons(args.root, args.out)
         deadline = time.monotonic() + 60 * args.minutes
         speed = [] if mode == "off" else ["--compile", mode]
 

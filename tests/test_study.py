@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import cli
+import data
 import models
 import study
 
@@ -32,23 +33,41 @@ def test_every_experiment_is_a_command_of_train(name):
     args, _ = cli.parse(runs[f"{name}-0"])
     if not args.evaluate:  # its options are those of the network
         models.build_model(args.arch or "hacnn", 2, **args.options)
-    assert args.seed == 0 and (args.holdout == 151) == (study.EXPERIMENTS[name].group == "choose")
+    assert args.seed == 0 and (args.holdout == 151) == (study.EXPERIMENTS[name].group in ("choose", "small"))
 
 
-def test_held_out_experiments_differ_from_the_best_in_one_thing():
-    best = vars(cli.parse(study.commands(["held-best"], "data", [])["held-best-0"])[0])
-    for name, experiment in study.EXPERIMENTS.items():
-        if experiment.group == "choose" and name != "held-best":
-            args = vars(cli.parse(study.commands([name], "data", [])[f"{name}-0"])[0])
-            changed = {key for key in args if args[key] != best[key]} - {"command"}
-            assert len(changed) == 1 or name == "adamw" and changed == {"optim", "lr", "weight_decay"}, name
+@pytest.mark.parametrize(("group", "base"), [("choose", "held-best"), ("small", "small-base")])
+def test_experiments_of_a_group_differ_from_its_first_in_one_thing(group, base):
+    def flags_of(name):
+        return vars(cli.parse(study.commands([name], "data", [])[f"{name}-0"])[0])
+
+    first, optimizer = flags_of(base), {"optim", "lr", "weight_decay"}  # a rate belongs to its optimizer
+    for name in [name for name in study.choose([group]) if name != base]:
+        changed = {key for key, value in flags_of(name).items() if value != first[key]} - {"command"}
+        if name.startswith(("small-triplet", "small-circle")):  # as they are used, behind a BNNeck
+            changed.remove("options")
+        assert len(changed) == 1 or changed == optimizer, name
+
+
+def test_some_persons_alone_stand_in_a_folder_of_links(drawn_root, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "market1501").symlink_to(drawn_root / "synthetic")
+    for _ in range(2):  # a second time nothing changes
+        study.link_some_persons(tmp_path / "root", tmp_path, count=4)
+    whole = data.read_dataset("market1501", tmp_path / "root")
+    some = data.read_dataset("market1501", tmp_path / "small")
+    names = [Path(item.paths[0]).name for item in whole.train if item.pid in {item.pid for item in some.train}]
+    assert [Path(item.paths[0]).name for item in some.train] == names
+    assert len({item.pid for item in some.train}) == 4 and len({item.pid for item in whole.train}) == 6
+    assert [len(part) for part in some[1:]] == [len(part) for part in whole[1:]]
 
 
 def test_names_and_groups():
     assert study.choose(["best"]) == ["best"]
     assert study.choose(["fast", "best"]) == ["best", "fast-30", "fast-60"]  # in the order of the table
     assert study.choose(["all"]) == list(study.EXPERIMENTS)
-    with pytest.raises(ValueError, match="no experiment or group bset; groups: choose, best.*experiments: held-best"):
+    told = "no experiment or group bset; groups: small, choose, best.*experiments: small-base, small-sgd"
+    with pytest.raises(ValueError, match=told):
         study.choose(["best", "bset"])
 
 
