@@ -274,6 +274,25 @@ def test_tracklets_are_one_graph(tmp_path, name, pooling):
         alone = run(frames[row : row + 1, kept], np.ones((1, kept.sum()), np.float32))
         assert np.abs(found[row] - alone[0]).max() < 1e-6
     assert np.abs(found[0] - run(frames, np.ones_like(mask))[0]).max() > 1e-3  # the masked ones would have counted
+    mask[1] = 0  # as where a batch is filled up
+    for content in (frames, np.where(mask[..., None, None, None] == 0, np.float32(np.nan), frames)):
+        filled = run(content, mask)
+        assert not filled[1].any() and np.abs(filled[[0, 2]] - found[[0, 2]]).max() < 1e-6
+
+
+def test_half_precision_gives_zeros_for_a_tracklet_without_frames(tmp_path):
+    frames, mask = np.ones((2, 3, 3, 16, 8), np.float32), np.float32([[0, 0, 0], [1, 0, 1]])
+    for pooling in video.POOLING:
+        path = tmp_path / f"{pooling}.onnx"
+        export.export(tracklet_model(pooling), INFO, "onnx", path, export.Variant("fp16"))
+        found = export.run_onnx(path)(frames, mask)
+        assert not found[0].any() and np.linalg.norm(found[1]) == pytest.approx(1, abs=1e-2)
+
+
+def test_the_graph_of_tracklets_has_no_nodes_but_those_of_a_gpu(tmp_path):
+    for pooling in video.POOLING:
+        graph = export.build_onnx(export.trace(tracklet_model(pooling))).graph
+        assert {node.op_type for node in graph.node} <= export.NODES, pooling
 
 
 def test_a_tracklet_graph_that_looks_at_masked_frames_is_caught(tmp_path, monkeypatch):
