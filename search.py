@@ -724,14 +724,11 @@ def check_stored(file, extractor, point):
 class Parser(argparse.ArgumentParser):
     """Flags are written out, as those of the other commands are; a message shows no control characters."""
 
-    def __init__(self, **about):
-        super().__init__(allow_abbrev=False, **about)
-
     def error(self, message):
         super().error(printable(message))
 
     def check_flags(self, argv):
-        """Exits where one is misspelt: argparse would rather complain of the one that is then missing."""
+        """Exits where one is misspelt or cut short: argparse would complain of the one that is then missing."""
         known = {flag for action in self._actions for flag in action.option_strings}
         for flag in (word.partition("=")[0] for word in argv):
             if flag == "--":

@@ -853,10 +853,13 @@ def test_control_characters_in_names_do_not_reach_the_terminal(model, tmp_path, 
     person(8).save(crops / "e\nline.png")  # in no table
     person(9).save(os.fsencode(crops) + b"/caf\xe9 \xe3\x80\x80.png")
     outputs = [part for kind in ("csv", "jsonl", "html") for part in (f"--{kind}", str(tmp_path / f"r.{kind}"))]
-    for argv in (index(model, tmp_path / "i", crops), [*query(model, tmp_path / "i", crops), *outputs],
-                 command(model, crops, crops, tmp_path / "out")):  # fmt: skip
+    person(3).save(crops / "0001_c1s1_000001_00.png")
+    labels = ["--labels", "market1501"]
+    for argv in ([*index(model, tmp_path / "i", crops), *labels], [*query(model, tmp_path / "i", crops), *outputs],
+                 [*command(model, crops, crops, tmp_path / "out"), *labels]):  # fmt: skip
         assert search.main(argv) == 0
         out, err = capfd.readouterr()
+        assert ("such as a\\x1b[31mred.png; they tell no person" in err) == (labels[0] in argv)
         assert clean(out, err) and f"e\\nline.png: {search.LINE_BREAK}" in out
         assert all(f"{crops}/broken {name}: cannot identify" in out for name in SHOWN)
         if argv[0] != "index":
@@ -864,7 +867,8 @@ def test_control_characters_in_names_do_not_reach_the_terminal(model, tmp_path, 
     for name in ("r.csv", "out/ranked.csv"):
         with open(tmp_path / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
             assert {os.path.basename(row["query"]) for row in csv.DictReader(file)} > set(ODD)
-    text = (tmp_path / "r.jsonl").read_text()
+    text, page = (tmp_path / "r.jsonl").read_text(), (tmp_path / "r.html").read_text()
+    assert clean(page) and all(f'alt="{name}"' in page for name in SHOWN)
     assert clean(text) and {os.path.basename(json.loads(line)["query"]) for line in text.splitlines()} > set(ODD)
     for name in ODD:  # gone, and changed
         (crops / name).unlink()
