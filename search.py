@@ -882,7 +882,8 @@ def verify_parser():
         "threshold.", epilog=f"Exit code: {SAME} the same person, {OTHER} not, {UNKNOWN} the model has no calibrated "
         f"threshold; 1 where an image or the model cannot be read, 2 for a mistake on the command line. {LINKS}",
     )  # fmt: skip
-    parser.add_argument("images", nargs=2, metavar="IMAGE", help="a model of tracklets takes folders of frames too")
+    parser.add_argument("images", nargs=2, metavar="IMAGE",
+        help="an image file; a model of tracklets takes folders of frames too")
     add_model_flags(parser)
     return parser
 
@@ -993,10 +994,14 @@ def rank_folder(args):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        start_parser().error(f"there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}, or give --model, "
-                             "--query and --gallery")  # fmt: skip
-    build, run = COMMANDS.get(argv[0] if argv else "", (start_parser, rank_folder))
+    offer = f"choose from {', '.join(COMMANDS)}, or give --model, --query and --gallery; --help says more"
+    if not argv:
+        start_parser().error(f"there is nothing to do; {offer}")
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f"did you mean {near[0]}? Else " if near else ""
+        start_parser().error(f"there is no command {argv[0]!r}; {hint}{offer}")
+    build, run = COMMANDS.get(argv[0], (start_parser, rank_folder))
     args = parse(build(), argv[1:] if run is not rank_folder else argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
     with warnings.catch_warnings():

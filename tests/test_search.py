@@ -1187,7 +1187,9 @@ def test_searcher_on_an_index(model, market, tmp_path):
     (["verify", "a", "b", "--model", "m", "--batch-size", "0"], "--batch-size 0: it has to be at least 1"),
     (["verify", "a", "b", "--model", "m", "--threads", "-1"], "--threads -1"),
     (["calibrate", "--model", "m", "--labelled", "l", "--fmr", "1"], "--fmr 1.0: a rate lies between 0 and 1"),
-    (["indx", "crops"], "there is no command 'indx'; choose from index, query, verify, calibrate"),
+    (["indx", "crops"], "there is no command 'indx'; did you mean index? Else choose from index, query, verify, calib"),
+    (["crops"], "there is no command 'crops'; choose from index, query, verify, calibrate, or give --model, --query"),
+    ([], "there is nothing to do; choose from index, query, verify, calibrate, or give --model, --query and --gallery"),
 ])  # fmt: skip
 def test_usage_errors_of_subcommands(argv, message, capsys):
     assert message in fails(capsys, argv, 2)
