@@ -81,6 +81,7 @@ from sources import (
     LABELS,
     LINE_BREAK,
     LISTS,
+    NOBODY,
     breaks_line,
     check_names,
     find_rows,
@@ -701,8 +702,7 @@ def run_calibrate(args):
     store(args.model, point, extractor.metadata, lambda file: check_stored(file, extractor, point))
     tell(f"compared: {point['compared']}")
     tell(f"pairs: {point['pairs'][0]:,} of one person, {point['pairs'][1]:,} of two, from {len(rows)} "
-         f"{extractor.unit} of {len({row.pid for row in rows})} persons; "
-         f"equal error rate {equal:.2%}")
+         f"{extractor.unit} of {len({row.pid for row in rows} - {NOBODY})} persons; equal error rate {equal:.2%}")
     tell(f"threshold {point['similarity']:.4f}: false match rate {point['fmr']:.3g} (asked: at most {args.fmr:g}), "
          f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
     print_unreadable(problems)
