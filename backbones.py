@@ -30,6 +30,27 @@ def fully_connected(in_features, out_features):
     return nn.Sequential(nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU())
 
 
+def neck_and_classifier(dim, num_ids, bnneck):
+    """(BNNeck or nothing, classifier behind it) for a feature (B, dim) that other losses see before the neck."""
+    classifier = nn.Linear(dim, num_ids, bias=not bnneck)
+    if not bnneck:
+        return nn.Identity(), classifier
+    neck = nn.BatchNorm1d(dim)
+    neck.bias.requires_grad_(False)  # a shift would move the features off the origin, from which the cosine measures
+    nn.init.normal_(classifier.weight, std=0.001)
+    return neck, classifier
+
+
+def behind_neck(neck, feature):
+    """What evaluation makes of a feature (B, dim): normalised by the running statistics of its neck, where it has one.
+
+    In training mode too: they stay as they are.
+    """
+    if isinstance(neck, nn.Identity):
+        return feature
+    return F.batch_norm(feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps)
+
+
 def check_images(name, x, size):
     """ValueError where x is not (B, 3, H, W); a trace skips it, its file fixes the size anyway."""
     if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *size):
@@ -63,11 +84,7 @@ class WithHead(nn.Module):
         self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
         self.gem = GeM() if pooling == "gem" else None
         self.fc = fully_connected(num_channels, embedding) if embedding else nn.Identity()
-        self.bnneck = nn.BatchNorm1d(self.feature_dim) if bnneck else nn.Identity()
-        self.classifier = nn.Linear(self.feature_dim, num_ids, bias=not bnneck)
-        if bnneck:  # a shift would move the features off the origin, from which the cosine measures
-            self.bnneck.bias.requires_grad_(False)
-            nn.init.normal_(self.classifier.weight, std=0.001)
+        self.bnneck, self.classifier = neck_and_classifier(self.feature_dim, num_ids, bnneck)
 
     def pool(self, x):
         """Maps (B, C, h, w), in timm's Swin (B, h, w, C), or tokens (B, N, C) -> (B, C)."""
@@ -116,15 +133,8 @@ class WithHead(nn.Module):
         return x[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, -1))  # (B, N, C) -> (B, C, h, w)
 
     def describe(self, features):
-        """What evaluation gives, (B, D), from the list of features that training gives.
-
-        With a BNNeck that is the feature normalised by the running statistics, in training mode too: they stay as they
-        are.
-        """
-        neck = self.bnneck
-        if isinstance(neck, nn.Identity):
-            return features[0]
-        return F.batch_norm(features[0], neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps)
+        """What evaluation gives, (B, D), from the list of features that training gives."""
+        return behind_neck(self.bnneck, features[0])
 
     def forward(self, x):
         check_images(self.arch, x, self.input_size)

@@ -54,6 +54,7 @@ import cli
 import data
 import evaluate
 import export
+import extractor
 import gallery
 import gate
 import loader
@@ -531,18 +532,13 @@ def start_up(form, path, shape):
 
 
 def load_onnx(path, device):
-    """images, a tensor on the device -> features on the CPU or, on a GPU, left there.
-
-    Threads do not spin while they wait: they would take the cores from the other sides of the comparison.
-    """
+    """images, a tensor on the device -> features on the CPU, by what search.py calls, or on a GPU left there."""
+    if device.type != "cuda":
+        served = extractor.Extractor(path, "cpu", threads=torch.get_num_threads())
+        return lambda images: torch.from_numpy(served.call([images.numpy()]))
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if device.type != "cuda":
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     number = device.index or 0
@@ -597,9 +593,9 @@ def time_limit(seconds, what):
         signal.signal(signal.SIGALRM, before)
 
 
-def compile_side(extractor, images, seconds):
+def compile_side(eager, images, seconds):
     """The compiled extractor, for any batch size, after its first calls."""
-    compiled = torch.compile(extractor, dynamic=True)
+    compiled = torch.compile(eager, dynamic=True)
     with time_limit(seconds, "torch.compile"):
         for count in sorted({1, 2, len(images)}):  # one image is compiled by itself
             compiled(images[:count])
@@ -623,18 +619,19 @@ def write_files(model, info, folder, pictures):
     return files
 
 
-def time_rounds(sides, images, device, rounds):
-    """{name: seconds of each round}, the sides taking turns, after a first call of each."""
+def time_rounds(sides, inputs, device, rounds):
+    """{name: seconds of each round}, the sides taking turns with the inputs of theirs, after a first call of each."""
     seconds = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, run in sides.items():
             synchronize(device)
             begin = time.perf_counter()
             with torch.inference_mode():
-                run(images)
+                run(inputs[name])
             synchronize(device)
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
+            time.sleep(0.01)  # threads of onnxruntime look out for more work first, and would disturb the next side
     return seconds
 
 
@@ -660,7 +657,7 @@ def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile
         plain.load_state_dict(model.state_dict())
         sides = {"plain": export.Extractor(plain).eval(), **sides}
     images = [pictures[number % len(pictures)] for number in range(max(batches))]
-    images = gate.normalised(images, model).to(device)
+    images = gate.normalised(images, model).to(device)  # channels-last in memory, as training makes them
     if compile_limit:
         try:
             begin = time.perf_counter()
@@ -677,7 +674,10 @@ def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile
     print(" " * 42 + "".join(f"{'p50 ms':>11}{'p99 ms':>9}{'img/s':>10}" for _ in batches))
     for batch in batches:
         rest = rounds or ROUNDS.get(batch, 10)
-        times = time_rounds(sides, images[:batch], device, rest)
+        inputs = {name: images[:batch] for name in sides}
+        if "plain" in sides:  # else it would compute in channels-last, which is not how it is written
+            inputs["plain"] = images[:batch].contiguous()
+        times = time_rounds(sides, inputs, device, rest)
         print(f"batch {batch}: {rest} rounds of {len(sides)} sides", flush=True)
         found[batch] = {name: (*np.percentile(t, [50, 99]), batch / np.median(t)) for name, t in times.items()}
     for name in sides:

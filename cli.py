@@ -75,6 +75,9 @@ def build_parser(description=None):
         "With --evaluate, --weights can be the folder of a run over all")
     add("--combine-all", action="store_true",
         help="train on the test persons too, for a product; nothing is left to test on but other sets (--target)")
+    add("--holdout", type=int, default=0, metavar="N",
+        help="test on N of the persons to train on, the same ones in every run, in place of the test persons (default: "
+        "0, off): choose flags by that, or the test persons have been trained on in a way")
     add("--min-frames", type=int, default=0, metavar="N", help="leave out shorter tracklets (default: 0, or what the "
         "checkpoint to --evaluate says)")
     add("--cache", help="folder for decoded pixels (default: ROOT/.pixels): best on a fast disk, safe to delete")
@@ -93,7 +96,8 @@ def build_parser(description=None):
     add("--arch", help="default: hacnn, or what the checkpoint holds; `python models.py` lists the usual ones, and any "
         "name of torchvision or timm goes")
     add("--options", nargs="+", type=models.parse_option, action=StorePairs, default={}, metavar="NAME=VALUE",
-        help="of hacnn: learn_region=False (global branch alone), align_corners=True (old weights); of all others: "
+        help="of hacnn: learn_region=False (global branch alone), align_corners=True (old weights), bnneck=True, "
+        "joint_norm=False (batch norms see one region at a time); of all others: "
         "input_size=384,128; of those from torchvision and timm: pooling=gem (or avg, token), embedding=512, "
         "bnneck=True, and for ResNets last_stride=2 (a smaller last map)")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
@@ -256,7 +260,7 @@ def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
     at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
     at_least |= {"eval_every": 0, "seed": 0, "expand": 0, "fixbase_epochs": 0, "seq_len": 1, "min_frames": 0}
-    at_least |= {"num_domains": 0, "accumulate": 1, "clip_norm": 0, "timeout": 1}
+    at_least |= {"holdout": 0, "num_domains": 0, "accumulate": 1, "clip_norm": 0, "timeout": 1}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
@@ -281,6 +285,8 @@ def check_flags(parser, args):
     twice = [name for name in dict.fromkeys(args.dataset) if args.dataset.count(name) > 1]
     if twice:
         parser.error(f"--dataset names {', '.join(twice)} twice, and its persons would count as others: once is enough")
+    if args.holdout and (args.target or args.combine_all):
+        parser.error("--holdout says what to test on: leave --target and --combine-all out")
     if args.combine_all and args.evaluate:
         parser.error("--combine-all says what to train on, and --evaluate does not train")
     both = [name for name in args.target or [] if name in args.dataset]

@@ -207,13 +207,41 @@ def read_dataset(name, root="data", *, split=0):
         ) from error
 
 
+def hold_out(splits, count, protocol="market1501"):
+    """Splits that test on `count` persons of train in place of the test persons: to choose hyper-parameters by.
+
+    Which persons is drawn from a private generator, so all runs hold out the same ones. As in Market-1501, a query is
+    one image (or tracklet) of a person under a camera; all others are the gallery. A camera with one image of a person
+    keeps it in the gallery, unless that is so under all cameras: then the first gives the query.
+    """
+    pids = sorted({item.pid for item in splits.train})
+    if not 0 < count < len(pids):
+        raise ValueError(f"--holdout {count}: of {len(pids)} persons 1 to {len(pids) - 1} can be held out")
+    rng = np.random.default_rng(0)
+    held = set(rng.choice(pids, count, replace=False).tolist())
+    persons = defaultdict(lambda: defaultdict(list))  # pid -> camid -> items
+    for item in splits.train:
+        if item.pid in held:
+            persons[item.pid][item.camid].append(item)
+    query, gallery = [], []
+    for _, cameras in sorted(persons.items()):
+        asking = [camid for camid, items in sorted(cameras.items()) if len(items) > 1] or [min(cameras)]
+        matched = len(cameras) > 1 or protocol == "no_camera_rule"
+        for camid, items in sorted(cameras.items()):
+            if matched and camid in asking:
+                query.append(items.pop(int(rng.integers(len(items)))))
+            gallery += items
+    return Splits([item for item in splits.train if item.pid not in held], query, gallery)
+
+
 def load_dataset(
-    name, root="data", *, split=0, min_frames=0, combine=False, train=True, evaluate=True, protocol=None
+    name, root="data", *, split=0, min_frames=0, combine=False, holdout=0, train=True, evaluate=True, protocol=None
 ):  # fmt: skip
     """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate).
 
     None asks for what the data set is there for; min_frames: shorter tracklets of a video set are left out; combine:
-    the test persons are trained on too; protocol: None is the data set's own.
+    the test persons are trained on too; holdout: so many train persons are tested on instead, see hold_out; protocol:
+    None is the data set's own.
     """
     dataset, folder = find_dataset(name, root)
     splits = read_dataset(name, root, split=split)
@@ -228,6 +256,10 @@ def load_dataset(
     train = bool(meant[0]) if train is None else train
     evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
     protocol = protocol or dataset.protocol
+    if holdout:
+        splits, shorter = hold_out(splits, holdout, protocol), f"{shorter}, with --holdout {holdout}"
+        evaluate = True
+        print(f"tested on {holdout} of the persons to train on:\n{describe(splits)}")
     try:
         checked = check_splits(
             splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces, protocol=protocol

@@ -55,8 +55,8 @@ def load_set(name, args, *, train=True, evaluate=True, combine=False):
     dataset, _ = data.find_dataset(name, args.root)
     split = args.split if dataset.num_splits > 1 else 0
     splits = data.load_dataset(
-        name, args.root, split=split, min_frames=args.min_frames, combine=combine, train=train, evaluate=evaluate,
-        protocol=args.protocol,
+        name, args.root, split=split, min_frames=args.min_frames, combine=combine, holdout=args.holdout, train=train,
+        evaluate=evaluate, protocol=args.protocol,
     )  # fmt: skip
     paths = [path for items in splits for item in items for path in item.paths]
     roles = [[(item.pid, len(item.paths)) for item in items] for items in splits]  # equal files of whom, in which split
@@ -91,8 +91,10 @@ def load_pixels(paths, model, name, args, device, among=None):
     return pixels.to_device(device)
 
 
-def files_to_share(name, splits):
-    """(name, all files) of a data set of which flags choose some (--split, --seq-len), or None: loader's `among`."""
+def files_to_share(name, splits, args):
+    """(name, all files) where flags choose some of them (--split, --seq-len, --holdout), or None: loader's `among`."""
+    if args.holdout:  # all are train's, in the order of a run without the flag
+        return f"{file_name(name)}-train", sorted({path for items in splits for item in items for path in item.paths})
     if data.find_dataset(name, "")[0].num_splits == 1 and not data.has_video(splits):
         return None
     return file_name(name), sorted({path for items in splits for item in items for path in item.paths})
@@ -112,7 +114,7 @@ def load_target(name, splits, model, args, device):
         how = "all frames" if args.test_sample == "all" else f"up to {args.seq_len} frames, {args.test_sample},"
         least = f" of {args.min_frames} frames or more" * bool(args.min_frames)
         print(f"{name}: {how} of each tracklet{least} (--seq-len, --test-sample, --min-frames)")
-    items, among = splits.query + splits.gallery, files_to_share(name, splits)
+    items, among = splits.query + splits.gallery, files_to_share(name, splits, args)
     pixels, clips = load_clips(items, model, f"{name}-test", args, device, among)
     return Target(name, splits, pixels, clips, args.protocol or data.find_dataset(name, args.root)[0].protocol)
 

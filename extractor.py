@@ -51,6 +51,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 AHEAD = 2**24  # pixels of images of full size, for 'bytes', in one call of the model: 50 MB, twice that waits decoded
 DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
+PIECE = 8  # rows of a batch that a CPU computes at once: their maps stay in its caches, which 32 overflow
 
 
 # ---- images ----
@@ -547,7 +548,11 @@ class Extractor:
             if self.bound:
                 features = self.bound.run(self.names, arrays)
             else:
-                features = self.session.run([self.output], dict(zip(self.names, arrays, strict=True)))[0]
+                parts = []
+                for start in range(0, len(arrays[0]), PIECE):
+                    piece = [array[start : start + PIECE] for array in arrays]
+                    parts += self.session.run([self.output], dict(zip(self.names, piece, strict=True)))
+                features = np.concatenate(parts)
         except Exception as error:  # as in create_session; mostly it is memory
             raise RuntimeError(f"{self.provider} failed on a batch of {len(arrays[0])}; try fewer ({error})") from error
         if features.ndim != 2 or len(features) != len(arrays[0]) or features.dtype != np.float32:

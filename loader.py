@@ -352,10 +352,11 @@ def move(images, draws, flip, translate):
         slack = round(size * 1.125) - size
         scale = torch.where(moved, 1 + slack / size, 1.0)
         offset = draws.integers(slack + 1, batch) * moved
-        index = torch.arange(size, dtype=torch.float32)
-        source = (index + offset.unsqueeze(1) + 0.5) / scale.unsqueeze(1) - 0.5  # (B, size)
-        source = torch.where(flips.unsqueeze(1), source.flip(1), source).clamp(0, size - 1)
-        source, index = put(source, images.device), put(index, images.device)  # the large matrices are made there
+        # what is drawn goes to the device, (B, 1) each, and all that is computed from it is computed there
+        scale, offset, flips = (put(drawn, images.device).unsqueeze(1) for drawn in (scale, offset, flips))
+        index = torch.arange(size, dtype=torch.float32, device=images.device)
+        source = (index + offset + 0.5) / scale - 0.5  # (B, size)
+        source = torch.where(flips, source.flip(1), source).clamp(0, size - 1)
         matrices.append((1 - (source.unsqueeze(2) - index).abs()).clamp(min=0).to(images.dtype))
     rows, columns = matrices  # (B, H, H), (B, W, W)
     x = rows @ images.permute(0, 2, 3, 1).reshape(batch, height, -1)  # (B, H, W * C)
@@ -385,10 +386,11 @@ def jitter(images, draws, brightness=0.2, contrast=0.15, saturation=0.15):
     return (middle + (images - middle) * factors(saturation)).clamp(0, 1)
 
 
-def erasing_boxes(draws, batch, height, width, tries=100):
+def erasing_boxes(draws, batch, height, width, tries=10):
     """Random erasing (Zhong et al., AAAI 2020): boxes (B, 4) top, bottom, left, right; empty where nothing is erased.
 
-    Probability 1/2, area 0.02 to 0.4 of the image, aspect 0.3 to 1/0.3, the first of 100 draws that fits inside.
+    Probability 1/2, area 0.02 to 0.4 of the image, aspect 0.3 to 1/0.3, the first of some draws that fits inside. Of
+    160 x 64 pixels 91 % do, so 10 draws are as good as the 100 of the paper's code: 1 box in 10^10 would need more.
     """
     area = draws.uniform(0.02, 0.4, batch, tries) * height * width
     aspect = draws.uniform(0.3, 1 / 0.3, batch, tries)

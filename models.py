@@ -17,7 +17,7 @@ Where ours differs from the paper's and the usual implementation:
 - Regions are cut by two matrix products instead of grid sampling, with positions in fp32 whatever precision the
   network runs in (crops.py): the same numbers, and it exports to every runtime.
 - The four regions pass the local branch as one batch. In evaluation that changes nothing. In training batch norm
-  then sees the four regions of a batch together, where a loop over regions normalises each by itself.
+  then sees the four regions of a batch together; `joint_norm=False` normalises each by itself, as a loop over them.
 - `align_corners` says how a region's positions map to pixels: weights trained with torch < 1.3 expect True.
 
 MuDeep: Qian, Fu, Jiang, Xiang, Xue, "Multi-scale Deep Learning Architectures for Person Re-identification", ICCV 2017.
@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 import video
-from backbones import IMAGENET_MEAN, IMAGENET_STD, check_images, fully_connected
+from backbones import IMAGENET_MEAN, IMAGENET_STD, behind_neck, check_images, fully_connected, neck_and_classifier
 from crops import RegionCrop, resize_matrix
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -190,17 +190,21 @@ class HACNN(nn.Module):
     Training: two logits (B, num_ids) and two raw features (B, 512), global first.
     learn_region=False: the global branch alone, (B, 512), raw. The layers that place regions keep their names but are
     frozen there: they would get no gradient.
+    bnneck=True: a batch norm between each branch's feature and its classifier (backbones.py), which evaluation applies.
+    joint_norm=False: in training, the batch norms of the local branch see one region of all images at a time.
     """
 
     REGIONS = 4
     WIDTHS = (32, 128, 256, 384)  # after `conv` and after each stage
     CROPS = ((24, 28), (12, 14), (6, 7))
 
-    def __init__(self, num_ids, *, learn_region=True, align_corners=False, input_size=(160, 64)):
+    def __init__(
+        self, num_ids, *, learn_region=True, align_corners=False, bnneck=False, joint_norm=True, input_size=(160, 64)
+    ):
         super().__init__()
         if input_size != (160, 64):
             raise ValueError(f"hacnn takes images of 160 x 64 alone (its regions are cut for them), not {input_size}")
-        self.learn_region = learn_region
+        self.learn_region, self.joint_norm = learn_region, joint_norm
         self.input_size, self.mean, self.std = input_size, IMAGENET_MEAN, IMAGENET_STD
         self.feature_dim = 1024 if learn_region else 512
         height, width = self.input_size
@@ -215,15 +219,22 @@ class HACNN(nn.Module):
             self.add_module(f"ha{stage}", nn.ModuleDict(attention))
             self.crops.append(RegionCrop(size_in, self.CROPS[stage - 1], align_corners))
         self.fc_global = fully_connected(self.WIDTHS[3], 512)
-        self.classifier_global = nn.Linear(512, num_ids)
+        self.bnneck_global, self.classifier_global = neck_and_classifier(512, num_ids, bnneck)
         if learn_region:
             for stage in (1, 2, 3):
                 self.add_module(f"local_conv{stage}", inception_b(self.WIDTHS[stage - 1], self.WIDTHS[stage]))
             self.fc_local = fully_connected(self.REGIONS * self.WIDTHS[3], 512)
-            self.classifier_local = nn.Linear(512, num_ids)
+            self.bnneck_local, self.classifier_local = neck_and_classifier(512, num_ids, bnneck)
         else:
             for attention in (self.ha1, self.ha2, self.ha3):
                 attention.hard_attn.requires_grad_(False)
+
+    def convolve(self, local_conv, regions):
+        """A layer of the local branch: regions (4 B, C, H, W), those of an image together -> (4 B, C', h, w)."""
+        if self.joint_norm or not self.training:
+            return local_conv(regions)
+        each = [local_conv(region) for region in regions.unflatten(0, (-1, self.REGIONS)).unbind(1)]
+        return torch.stack(each, dim=1).flatten(0, 1)
 
     def branches(self, x):
         """Images (B, 3, 160, 64) -> raw features, [global (B, 512)] or [global, local (B, 512)]."""
@@ -233,7 +244,7 @@ class HACNN(nn.Module):
             entering, x = x, getattr(self, f"inception{stage}")(x)
             if self.learn_region:
                 theta = attention.hard_attn(x)  # (B, 4, 2), from the features before soft attention
-                local = getattr(self, f"local_conv{stage}")(crop(entering, theta) + local)  # (4 B, C, h, w)
+                local = self.convolve(getattr(self, f"local_conv{stage}"), crop(entering, theta) + local)
             x = x * attention.soft_attn(x)
         features = [self.fc_global(x.mean(dim=(2, 3)))]
         if self.learn_region:
@@ -243,15 +254,20 @@ class HACNN(nn.Module):
 
     def describe(self, features):
         """What evaluation gives, (B, D), from the list of features that training gives."""
-        return torch.cat([F.normalize(f, dim=1) for f in features], dim=1) if self.learn_region else features[0]
+        found = [behind_neck(neck, f) for (neck, _), f in zip(self.heads(), features, strict=True)]
+        return torch.cat([F.normalize(f, dim=1) for f in found], dim=1) if self.learn_region else found[0]
+
+    def heads(self):
+        """(neck, classifier) of each branch."""
+        names = ("global", "local") if self.learn_region else ("global",)
+        return [(getattr(self, f"bnneck_{name}"), getattr(self, f"classifier_{name}")) for name in names]
 
     def forward(self, x):
         check_images("HA-CNN", x, self.input_size)
         features = self.branches(x)
         if not self.training:
             return self.describe(features)
-        classifiers = [self.classifier_global] + ([self.classifier_local] if self.learn_region else [])
-        return [classify(f) for classify, f in zip(classifiers, features, strict=True)], features
+        return [classify(neck(f)) for (neck, classify), f in zip(self.heads(), features, strict=True)], features
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -161,11 +161,13 @@ def update_average(averaged, model, decay, updates):
     the same steps gave. Counters are copied.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
+    weights, counters = [], []
     for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
+        (weights if mean.is_floating_point() else counters).append((mean, value))
+    # a few kernels on a GPU, where one for each of hundreds would take as long as a step
+    torch._foreach_lerp_(*map(list, zip(*weights, strict=True)), 1 - decay)
+    if counters:
+        torch._foreach_copy_(*map(list, zip(*counters, strict=True)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -193,6 +195,13 @@ RECIPES = {
         "warmup_epochs": 10, "epochs": 120, "batch_size": 64, "num_instances": 4,
         "augment": ["flip", "translate", "erase"], "loss": {"xent": 1.0, "triplet": 1.0, "center": 0.0005},
         "label_smooth": 0.1, "margin": 0.3, "center_lr": 0.5,
+    },
+    # HA-CNN from scratch, by experiments of our own: study.py
+    "best": {
+        "arch": "hacnn", "options": {"bnneck": True}, "optim": "sgd", "lr": 0.03, "momentum": 0.9,
+        "weight_decay": 5e-4, "schedule": "cosine", "warmup_epochs": 5, "epochs": 150, "batch_size": 64,
+        "num_instances": 4, "augment": ["flip", "translate", "erase"], "loss": {"xent": 1.0, "triplet": 1.0},
+        "label_smooth": 0.1, "margin": 0.3, "ema": 0.999, "distance": "cosine",
     },
     # the first row of BENCHMARK.md
     "quick": {"epochs": 8, "warmup_epochs": 2},

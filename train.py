@@ -441,7 +441,7 @@ def run_training(args, checkpoint, device):
     with distributed.first_on_machine():
         train_set = train_set._replace(pixels=evaluate.load_pixels(
             [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device,
-            alone and evaluate.files_to_share(args.dataset[0], alone),
+            alone and evaluate.files_to_share(args.dataset[0], alone, args),
         ))  # fmt: skip
         targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
     # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
@@ -498,7 +498,8 @@ def run_training(args, checkpoint, device):
                 found = {kind: {} for kind in runners}  # raw or averaged -> name of target -> summary
                 for kind, t in itertools.product(runners, targets):
                     distributed.copy_from_first(networks[kind])
-                    shown = t.name if kind == "raw" else f"{t.name}, averaged weights"
+                    shown = t.name + f", {args.holdout} persons held out" * bool(args.holdout)
+                    shown += ", averaged weights" * (kind == "averaged")
                     scores = evaluate.scores_of(runners[kind], t, device, args)
                     found[kind][t.name] = evaluate.tell(scores, t.name, shown, args.flip)
                 scores_of_best = {kind: scores[best_target][best_metric] for kind, scores in found.items()}

@@ -1908,6 +1908,61 @@ def test_persons_in_train_and_query_are_warned_of(capsys):
     assert re.search(r"warning: 2 persons .*5, 6", capsys.readouterr().out)
 
 
+# Persons held out of train --------------------------------------------------------------------------------------------
+
+
+def many_items():
+    """12 persons: 0 to 9 under cameras 0 and 1 with three images each, 10 under camera 0 alone, 11 once per camera."""
+    found = [item(pid, camid, f"{pid}_{camid}_{n}.jpg") for pid in range(10) for camid in (0, 1) for n in range(3)]
+    found += [item(10, 0, f"10_0_{n}.jpg") for n in range(3)]
+    found += [item(11, camid, f"11_{camid}.jpg") for camid in range(3)]
+    return data.Splits(found, [item(99, 0, "q.jpg")], [item(99, 1, "g.jpg")])
+
+
+def test_persons_held_out_are_tested_on_and_not_trained_on():
+    splits = many_items()
+    found = data.hold_out(splits, 5)
+    held = {i.pid for i in found.query + found.gallery}
+    assert len(held) == 5 and not held & {i.pid for i in found.train}
+    assert sorted(found.train + found.query + found.gallery) == sorted(splits.train)  # each once
+    assert found == data.hold_out(many_items(), 5)
+    assert len({frozenset(i.pid for i in data.hold_out(splits, n).train) for n in range(1, 12)}) == 11
+
+
+def test_a_camera_gives_one_query_and_keeps_images_in_the_gallery():
+    found = data.hold_out(many_items(), 11)  # all but one
+    (left,) = {i.pid for i in found.train}
+    usual = [pid for pid in range(10) if pid != left]
+    asked = [(i.pid, i.camid) for i in found.query]
+    assert [place for place in asked if place[0] < 10] == [(pid, camid) for pid in usual for camid in (0, 1)]
+    assert left != 10 and 10 not in {i.pid for i in found.query}  # no other camera: nothing would match
+    assert left != 11 and [place for place in asked if place[0] == 11] == [(11, 0)]  # one image per camera
+    assert len({i.paths[0][-5] for i in found.query if i.pid < 10}) > 1  # not always the first image
+    assert data.check_splits(found, train=False) == found  # no query without a match
+
+
+def test_without_the_camera_rule_a_person_under_one_camera_is_asked_for():
+    found = data.hold_out(many_items(), 11, "no_camera_rule")
+    assert [(i.pid, i.camid) for i in found.query if i.pid == 10] == [(10, 0)]
+
+
+@pytest.mark.parametrize("count", [12, 13, -1])
+def test_some_persons_stay_to_train_on(count):
+    with pytest.raises(ValueError, match=f"--holdout {count}: of 12 persons 1 to 11"):
+        data.hold_out(many_items(), count)
+
+
+def test_loading_with_persons_held_out_needs_no_test_persons(tmp_path, capsys):
+    names = [f"{pid:04}_c{camid}s1_00000{n}_01.jpg" for pid in (1, 2, 3, 4) for camid in (1, 2) for n in (1, 2)]
+    tree(tmp_path, train=names)
+    splits = data.load_dataset("market1501", tmp_path, holdout=2, train=None, evaluate=None)
+    assert [len({i.pid for i in part}) for part in splits] == [2, 2, 2]
+    assert {i.pid for i in splits.query} == {i.pid for i in splits.gallery} <= {1, 2, 3, 4}
+    assert "tested on 2 of the persons to train on:" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="with --holdout 3"):  # one person is left
+        data.load_dataset("market1501", tmp_path, holdout=3)
+
+
 def test_table_of_counts_and_published_counts():
     found = splits(train=((1, 0), (1, 1), (2, 3)))
     counts = ((2, 3, 3), (2, None, 2), (751, 15913, 6))

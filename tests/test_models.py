@@ -192,6 +192,70 @@ def test_four_regions_as_one_batch_equal_a_loop():
         torch.testing.assert_close(model(x)[:, 512:], looped, rtol=0, atol=1e-6)
 
 
+def test_separate_norms_train_as_a_loop_over_regions_does():
+    model, x = small(joint_norm=False, seed=3), images(3)
+    loop, counted = copy.deepcopy(model).train(), model.local_conv1.stream1[0].bn.num_batches_tracked
+    logits, features = model.train()(x)
+    stages, entering = [], loop.conv(x)
+    for stage, crop in enumerate(loop.crops, start=1):
+        attention = getattr(loop, f"ha{stage}")
+        maps = getattr(loop, f"inception{stage}")(entering)
+        stages.append((entering, attention.hard_attn(maps), crop, getattr(loop, f"local_conv{stage}")))
+        entering = maps * attention.soft_attn(maps)
+    local = [0] * 4
+    for entered, theta, crop, local_conv in stages:
+        for region in range(4):
+            local[region] = local_conv(crop(entered, theta[:, region : region + 1]) + local[region])
+    expected = loop.fc_local(torch.cat([maps.mean(dim=(2, 3)) for maps in local], dim=1))
+    torch.testing.assert_close(features[1], expected, rtol=0, atol=1e-5)
+    assert counted == 4  # batches that each batch norm of the local branch has seen
+    state = loop.state_dict()  # running statistics went the same way, the regions in turn
+    for name, value in model.state_dict().items():
+        if name.startswith("local_conv"):
+            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-6)
+    joint = small(seed=3).train()
+    assert (joint(x)[1][1] - features[1]).abs().max() > 0.1
+    joint.load_state_dict(model.state_dict())
+    assert torch.equal(joint.eval()(x), model.eval()(x))  # in evaluation they are one and the same
+    assert not without_gradient(small(joint_norm=False))
+
+
+@pytest.mark.parametrize("learn_region", [True, False])
+def test_bnneck_of_hacnn(learn_region):
+    model, plain = small(learn_region=learn_region, bnneck=True), small(learn_region=learn_region)
+    branches = ["global", "local"][: 1 + learn_region]
+    added, gone = set(model.state_dict()) - set(plain.state_dict()), set(plain.state_dict()) - set(model.state_dict())
+    statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert added == {f"bnneck_{branch}.{name}" for branch in branches for name in statistics}
+    assert gone == {f"classifier_{branch}.bias" for branch in branches}
+
+    necks = [getattr(model, f"bnneck_{branch}") for branch in branches]
+    assert not any(neck.bias.requires_grad for neck in necks)
+    for seed, neck in enumerate(necks):
+        generator = torch.Generator().manual_seed(seed)
+        neck.running_mean.copy_(torch.rand(512, generator=generator))
+        neck.running_var.copy_(0.5 + torch.rand(512, generator=generator))
+        neck.weight.data.copy_(0.5 + torch.rand(512, generator=generator))
+    x = images(3)
+    with torch.no_grad():
+        raw = model.branches(x)
+        pairs = zip(raw, necks, strict=True)
+        by_hand = [(f - neck.running_mean) / (neck.running_var + 1e-5).sqrt() * neck.weight for f, neck in pairs]
+        expected = torch.cat([f / f.norm(dim=1, keepdim=True) for f in by_hand], dim=1) if learn_region else by_hand[0]
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=2e-6 if learn_region else 2e-5)
+
+        logits, features = model.train()(x)
+        before = [neck.running_mean.clone() for neck in necks]
+        described = model.describe(features)  # in training mode: the statistics are used and stay
+        assert all(torch.equal(a, neck.running_mean) for a, neck in zip(before, necks, strict=True))
+        assert described.shape == (3, model.feature_dim)
+        for branch, out, feature, neck in zip(branches, logits, features, necks, strict=True):
+            centred = (feature - feature.mean(dim=0)) / (feature.var(dim=0, unbiased=False) + 1e-5).sqrt() * neck.weight
+            classify = getattr(model, f"classifier_{branch}")
+            torch.testing.assert_close(out, centred @ classify.weight.T, rtol=0, atol=1e-4)
+    assert without_gradient(small(learn_region=learn_region, bnneck=True)) == []
+
+
 def without_gradient(model):
     """Names of the parameters that training should change and that a step gives no gradient.
 

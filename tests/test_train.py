@@ -129,6 +129,42 @@ def test_two_identities_are_learnt_by_heart(drawn_root):
     assert all((branch.argmax(1) == labels).all() for branch in logits)
 
 
+def test_persons_held_out_are_tested_on(drawn_root, tmp_path, capsys):
+    """The scores are those of an evaluation of the same persons; no pixel is decoded anew for it."""
+    flags = ["--dataset", "synthetic", "--root", drawn_root, "--cache", tmp_path / "cache", "--device", "cpu"]
+    short = ["--epochs", 1, "--batch-size", 16, "--warmup-epochs", 0, "--options", "learn_region=False"]
+    assert run_main(capsys, *flags, *short, "--out", tmp_path / "whole")[0] == 0
+    cached = sorted(path.name for path in (tmp_path / "cache").glob("synthetic-*.npy"))
+    code, printed, _ = run_main(capsys, *flags, *short, "--out", tmp_path / "run", "--holdout", 2)
+    assert code == 0 and "tested on 2 of the persons to train on:" in printed
+    assert sorted(path.name for path in (tmp_path / "cache").glob("synthetic-*.npy")) == cached and len(cached) == 2
+    stored = models.read_checkpoint(tmp_path / "run" / "best.pth")
+    splits = data.hold_out(data.read_dataset("synthetic", drawn_root), 2)
+    assert stored["pids"] == sorted({item.pid for item in splits.train}) and stored["num_ids"] == 4
+    (line,) = re.findall(r"^synthetic, 2 persons held out: .*$", printed, re.MULTILINE)
+    assert f"{len(splits.query)} queries" in line
+    weights = ["--evaluate", "--weights", tmp_path / "run" / "best.pth"]
+    code, printed, errors = run_main(capsys, *flags, *weights, "--holdout", 2)
+    assert code == 0 and line.replace(", 2 persons held out", "") in printed and "warning" not in printed + errors
+    code, printed, _ = run_main(capsys, *flags, *weights)  # the test persons themselves
+    assert code == 0 and "held out" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--target", "market1501"], 2, "leave --target and --combine-all out"),
+        (["--combine-all"], 2, "leave --target and --combine-all out"),
+        (["--holdout", "-1"], 2, "--holdout must be at least 0"),
+        (["--holdout", "6"], 1, "--holdout 6: of 6 persons 1 to 5 can be held out"),
+    ],
+)
+def test_what_cannot_be_held_out(drawn_root, tmp_path, capsys, flags, code, told):
+    given = ["--dataset", "synthetic", "--root", drawn_root, "--out", tmp_path / "run", "--holdout", "2", *flags]
+    found, _, errors = run_main(capsys, *given)
+    assert found == code and told in errors
+
+
 def test_kill_resume_evaluate_export_search(root, tmp_path):
     """The whole way of a user, each step a process: killed without warning, resumed to the same bits, deployed."""
     straight = run_command("train.py", *FLAGS, "--root", root, "--out", tmp_path / "straight")
