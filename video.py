@@ -59,8 +59,8 @@ class VideoModel(nn.Module):
             nn.init.zeros_(self.attention[2].weight)  # starts as the average
 
     def weigh(self, features, mask):
-        """Features (B, T, D) and mask (B, T) -> weights (B, T) that sum to 1, 0 where the mask is; of a clip whose mask
-        is all 0 finite ones, that weigh what pool_frames has set to 0."""
+        """Features (B, T, D) and mask (B, T) -> weights (B, T) that sum to 1, 0 where the mask is. Those of a clip of
+        which no frame counts are finite: pool_frames weighs zeros by them."""
         if self.attention is None:
             return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
         scores = self.attention(F.normalize(features, dim=2)).squeeze(2).float()
