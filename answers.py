@@ -4,7 +4,8 @@
     write_answers_jsonl("ranked.jsonl", answers, sys.stdout)
 
 An answer is a row of the gallery, its similarity, and whether it shows the query's person: True, False, or None where
-nobody said who one of them is.
+nobody said who one of them is. File names may hold anything, so what goes to a terminal passes through `printable`; in
+files names keep their bytes, so that the paths still open.
 """
 
 import csv
@@ -14,8 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from decode import printable
+
 NO_LABEL = -2  # the person of an image whose name tells none
 DETAILS = ("pid", "camid", "time", "tracklet")  # of a gallery row, in the files
+
+
+def tell(text=""):
+    """Prints one line."""
+    print(printable(text))
 
 
 def is_match(query_pid, gallery_pid):
@@ -29,7 +37,7 @@ def print_table(rows, query_root, gallery_root):
     """File names are relative to the folder that the user gave."""
     def name(path, root):
         path = Path(path)
-        return str(path.relative_to(root) if path != Path(root) and path.is_relative_to(root) else path.name)
+        return printable(path.relative_to(root) if path != Path(root) and path.is_relative_to(root) else path.name)
 
     width = max(len(name(query, query_root)) for query, _ in rows)
     print(f"\n{'query':<{width}}  rank  similarity  gallery")
@@ -58,13 +66,16 @@ def open_output(path, console):
 
 
 def write_answers_csv(path, answers, console):
+    """On a terminal names are escaped; in a file, or a pipe, they keep their bytes."""
+    plain = printable if path == "-" and console.isatty() else str
     with open_output(path, console) as file:
         writer = csv.writer(file)
         writer.writerow(["query", "rank", "similarity", "gallery", "match", *DETAILS])
         for query, ranked in answers:
             for number, (row, similarity, match) in enumerate(ranked, start=1):
                 details = ["" if value is None else value for value in (getattr(row, name) for name in DETAILS)]
-                writer.writerow([query.path, number, f"{similarity:.6f}", row.path,
+                details = [plain(value) if isinstance(value, str) else value for value in details]
+                writer.writerow([plain(query.path), number, f"{similarity:.6f}", plain(row.path),
                                  "" if match is None else int(match), *details])  # fmt: skip
 
 
@@ -84,9 +95,9 @@ def counted(count, one, many):
 
 def print_unreadable(unreadable):
     if unreadable:
-        print(f"{len(unreadable)} images could not be read and were left out:")
+        tell(f"{counted(len(unreadable), 'image', 'images')} could not be read, left out:")
         for path, reason in unreadable:
-            print(f"  {path}: {reason}")
+            tell(f"  {path}: {reason}")
 
 
 class Answers:

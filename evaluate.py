@@ -282,10 +282,9 @@ def write_queries(path, queries, splits):
             ])  # fmt: skip
 
 
-def pooled_queries(model, target, args, device):
-    """Query features for --multi-query: pooled from the images of gt_bbox."""
+def pooled_queries(model, target, items, args, device):
+    """Query features for --multi-query: pooled from the images of `items`, as data.load_multi_query gives them."""
     queries = target.splits.query
-    items = data.load_multi_query(target.name, args.root, queries)
     pixels, clips = load_clips(items, model, f"{target.name}-multi-query", args, device)
     features = extract_features(model, pixels, device, args.test_batch_size, clips, args.flip)
     ids = *ids_of(items), *ids_of(queries)
@@ -313,16 +312,17 @@ def draw_maps(model, target, device, args, folder):
     ).save(folder / "maps.jpg", quality=90, subsampling=0)  # fmt: skip
 
 
-def report(model, target, device, args, folder):
+def report(model, target, device, args, folder, boxes):
     """Prints all about one target and writes it into the folder, where there is one; returns its summaries.
 
+    boxes: the items that --multi-query pools, where it is given.
     Of several processes the first does so alone, once all have extracted and ranked their parts.
     """
     name, ids = target.name, ids_of(target.splits.query, target.splits.gallery)
     how = {"distance": args.distance, "protocol": target.protocol}
     queries, gallery = split_features(model, target, device, args)
     rows = {name: rank(queries, gallery, target, args)}
-    pooled = pooled_queries(model, target, args, device) if args.multi_query else None
+    pooled = pooled_queries(model, target, boxes, args, device) if args.multi_query else None
     if distributed.rank() > 0:
         return [summarise(rows[name], name, args.flip)]
 
@@ -400,7 +400,7 @@ def run(args, device):
         print(f"{args.weights}: not used: {data.some(info['skipped'])}")
     args.distance = args.distance or info.get("distance", "cosine")
     learnt = info.get("args", {})  # of a run of ours: tested on the data set it was trained on, its split is taken
-    learnt_sets, asked, splits = learnt.get("dataset", []), args.split, {}
+    learnt_sets, asked, splits, boxes = learnt.get("dataset", []), args.split, {}, {}
     learnt_sets = [learnt_sets] if isinstance(learnt_sets, str) else learnt_sets
     if args.temporal:
         model = pool_otherwise(model, args)
@@ -412,7 +412,7 @@ def run(args, device):
         with distributed.first_on_machine():
             splits[name] = load_set(name, args, train=False)
         if args.multi_query:
-            data.load_multi_query(name, args.root, splits[name].query)
+            boxes[name] = data.load_multi_query(name, args.root, splits[name].query)
     known = [name for name in learnt_sets if any(data.show_same_people(name, target) for target in splits)]
     data.warn_of_shared_persons(trained_persons(info, known, args.root), splits)
     if any(map(data.has_video, splits.values())) and not isinstance(model, video.VideoModel):
@@ -425,6 +425,6 @@ def run(args, device):
         targets = [load_target(name, found, model, args, device) for name, found in splits.items()]
     summaries = {}
     for target in targets:
-        summaries[target.name] = report(model, target, device, args, folders[target.name])
+        summaries[target.name] = report(model, target, device, args, folders[target.name], boxes.get(target.name))
         distributed.wait_patiently()
     return summaries

@@ -20,9 +20,9 @@ Batch norms are folded and parallel convolutions merged (fuse.py); any batch siz
 | clips, mask | float32 (B, T, 3, H, W), (B, T) | networks for tracklets; the mask is 1 for frames that count |
 | bytes | uint8 (B, h, w, 3) | --uint8-input: RGB, any size, one per call; resized and normalised inside |
 
-Output `features`: float32 (B, D), L2-normalised, so a dot product is the cosine. What size, mean and std are stands in
-the file: one JSON document, in the ONNX metadata under `reid`, in the archives of the others as `reid.json`; search.py
-reads it and asks for nothing.
+Output `features`: float32 (B, D), L2-normalised, so a dot product is the cosine; zeros for a tracklet whose mask is all
+0, as where a batch is filled up. What size, mean and std are stands in the file: one JSON document, in the ONNX
+metadata under `reid`, in the archives of the others as `reid.json`; search.py reads it and asks for nothing.
 
 --half: weights and activations in fp16, for GPUs. --int8: convolutions in whole numbers, for processors with VNNI and
 the like (quantize.py). Both go with --uint8-input.

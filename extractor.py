@@ -13,10 +13,8 @@ A file of another exporter has none; then `preprocessing` says it: {"input_size"
 | clips, mask | float32 (T, 3, H, W), (T,) | a tracklet: a list of images; an image is a tracklet of one frame |
 | bytes | uint8 (h, w, 3), as it is | an image; the graph resizes and normalises, images of one size run together |
 
-Pixels are made as in training: Pillow, RGB, BILINEAR to (H, W), the whole image. EXIF rotation is not applied, since
-data sets are read without it; an animated image gives its first frame; transparency is dropped; 16-bit grey is clipped
-to 0..255, so convert such files first. Images above MAX_PIXELS are refused before they are decoded, and listed like
-other files that cannot be read.
+Pixels are made as in training, by decode.py: Pillow, RGB, BILINEAR to (H, W), the whole image. What is refused there,
+such as huge images and 16-bit grey, is listed like other files that cannot be read.
 Letters: N images, D feature size, H W image size, B batch, T frames of a tracklet.
 """
 
@@ -41,6 +39,8 @@ import onnxruntime
 from PIL import Image
 from tqdm import tqdm
 
+from decode import read_image, resize
+
 # Keys that the metadata of a model has to have, and the values that this file can work with.
 NEEDED = ("schema", "arch", "input_size", "mean", "std", "colour_order", "resize", "feature_dim", "l2_normalised",
           "distance")  # fmt: skip
@@ -49,30 +49,12 @@ FIXED = {"schema": (1, 2), "colour_order": ("RGB",), "resize": ("Pillow BILINEAR
 SIZES = ("input_size", "mean", "std")  # what is to be said about a file without metadata
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-MAX_PIXELS = 2**26  # of one image file: 67 million, 200 MB decoded. A crop of a person has some 10,000
 AHEAD = 2**24  # pixels of images of full size, for 'bytes', in one call of the model: 50 MB, twice that waits decoded
 DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
 PIECE = 8  # rows of a batch that a CPU computes at once: their maps stay in its caches, which 32 overflow
 
 
 # ---- images ----
-
-def read_image(path, size=None):
-    """The pixels of an image file at size (H, W), or as it is: uint8 (H, W, 3), RGB. Raises what Pillow raises."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
-        raise OSError(f"{path} is not a file" + ", but a folder" * os.path.isdir(path))
-    with Image.open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have "
-                             f"(limit {MAX_PIXELS:,}); it was not decoded")
-        return resize(image, size)
-
-
-def resize(image, size=None):
-    """A PIL image as uint8 (H, W, 3), at size (H, W) where one is given."""
-    image = image.convert("RGB")
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR) if size else image)
-
 
 def to_pixels(image, size=None):
     """A path, PIL image or HxWx3 uint8 RGB array of any size -> uint8 (H, W, 3)."""
@@ -89,16 +71,25 @@ def to_pixels(image, size=None):
 
 
 def list_images(folder):
-    """The image files below a folder, sorted by their path in it; nothing hidden (.name, ._name, .folder/)."""
+    """The image files below a folder, sorted by their path in it; nothing hidden (.name, ._name, .folder/). Links to
+    files are followed, those that lead nowhere listed all the same; links to folders are not walked into."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(parent, folder)
         for name in names:
-            path = os.path.join(parent, name)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES and os.path.isfile(path):
-                found.append((name if inside == "." else f"{inside}/{name}".replace(os.sep, "/"), path))
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                path = name if inside == "." else f"{inside}/{name}".replace(os.sep, "/")
+                found.append((path, os.path.join(parent, name)))
     return [Path(path) for _, path in sorted(found)]
+
+
+def no_images(folder):
+    """What to say of a folder in which list_images found nothing."""
+    with os.scandir(folder) as entries:
+        linked = sorted(entry.name for entry in entries if entry.is_symlink() and entry.is_dir())
+    return (f"{folder}: no image in or below this folder ({' '.join(sorted(SUFFIXES))})"
+            + (f"; links to folders, such as {linked[0]}, are not walked into: name those folders" if linked else ""))
 
 
 def spread(count, most):
@@ -167,7 +158,8 @@ def open_session(path, provider="auto", threads=0):
     if threads < 0:
         raise ValueError(f"threads is {threads}; give the number of them, or 0 for one per physical core")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; export.py writes the model that search.py reads")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; a model is an .onnx file, which export.py writes from a checkpoint")
     if provider == "cpu":
         return create_session(path, "cpu", threads)
     session = create_gpu_session(path, "cuda" if provider == "auto" else provider, threads, quiet=provider == "auto")
@@ -193,7 +185,8 @@ def create_session(path, provider, threads=0, options=None):
         return onnxruntime.InferenceSession(str(path), options, providers=provider_options(provider, path),
                                             enable_fallback=0)  # fmt: skip
     except Exception as error:  # onnxruntime has a dozen error classes of its own, all straight below Exception
-        raise ValueError(f"{path}: onnxruntime cannot load this file as an ONNX model ({error})") from None
+        raise ValueError(f"{path}: onnxruntime cannot load this file as an ONNX model ({error}); export.py writes one "
+                         "from a checkpoint") from None
 
 
 def create_gpu_session(path, provider, threads, quiet):
@@ -429,10 +422,10 @@ class Extractor:
     """An exported model: extractor(images) -> (N, D) float32, L2-normalised, so a dot product is the cosine.
 
     Carries input_size (H, W), feature_dim, mean, std, distance, input, precision, threshold (None where not calibrated,
-    else a dict: similarity, fmr, fnmr, dataset, pairs), provider (the one in use, by onnxruntime's name), on_cpu (nodes
-    that a GPU left to the CPU) and metadata (all that the file says). Threads may share it. Set batch_size for speed or
-    memory. threads: so many compute on a CPU, and as many decode; 0 for one per core. frames: of a longer tracklet so
-    many are looked at, evenly spread; 0 for all.
+    else a dict: similarity, fmr, fnmr, dataset, pairs, compared), provider (the one in use, by onnxruntime's name),
+    on_cpu (nodes that a GPU left to the CPU) and metadata (all that the file says). Threads may share it. Set
+    batch_size for speed or memory. threads: so many compute on a CPU, and as many decode; 0 for one per core. frames:
+    of a longer tracklet so many are looked at, evenly spread; 0 for all.
     """
 
     def __init__(self, path, provider="auto", batch_size=32, *, threads=0, frames=32, preprocessing=None):

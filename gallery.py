@@ -319,7 +319,8 @@ class Index(Gallery):
         if write:
             self.claim()
         elif not self.folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; python search.py index makes an index")
+            what = "is a file, and an index is a folder" if self.folder.exists() else "no such folder"
+            raise ValueError(f"{folder}: {what}; python search.py index makes an index")
         try:
             if write:
                 self.create(about)

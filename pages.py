@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from extractor import read_image
+from decode import printable, read_image
 from visualize import INK, MAT, QUERY, RIGHT, UNKNOWN, WRONG, fit
 
 TILE = 96, 192  # pixels, as they are shown
@@ -50,8 +50,8 @@ def style():
 
 
 def show(text):
-    """A name for people: escaped for HTML, bytes that are not UTF-8 written as \\xe9."""
-    return html.escape(os.fsencode(str(text)).decode("utf-8", "backslashreplace"))
+    """A name for people: escaped for HTML; control characters and bytes that are not UTF-8 written as \\x1b, \\xe9."""
+    return html.escape(printable(text))
 
 
 @lru_cache(maxsize=4096)  # the same gallery image answers many queries

@@ -23,6 +23,7 @@ Letters: N images, Q queries, G gallery, D feature size, H W image size.
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import tempfile
@@ -44,18 +45,20 @@ from answers import (
     is_match,
     print_table,
     print_unreadable,
+    tell,
     write_answers_csv,
     write_answers_jsonl,
     write_csv,
 )
+from decode import printable
 from extractor import (
     PROVIDERS,
     SIZES,
-    SUFFIXES,
     Extractor,
     extract,
     is_single,
     list_images,
+    no_images,
     read_image,
     stream,
     to_pixels,
@@ -73,8 +76,14 @@ from gallery import (
 )
 from pages import write_page
 from sources import (
+    EXAMPLES,
     JUNK,
     LABELS,
+    LINE_BREAK,
+    LISTS,
+    NOBODY,
+    breaks_line,
+    check_names,
     find_rows,
     group_tracklets,
     has_changed,
@@ -91,6 +100,8 @@ from visualize import ranked_grid
 
 __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
            "top_k"]  # fmt: skip
+FORMS = ", ".join(f"{name} from {example}" for name, example in EXAMPLES.items())
+LINKS = "Below a folder, links to files are followed, links to folders are not; a folder that you name may be a link."
 DRAWN = 20  # queries, and answers per query, in the picture and the printed table
 PAGE = 500  # queries on the HTML page
 COMMIT = 2.0  # seconds of work that a kill may cost while an index is made
@@ -279,8 +290,20 @@ def number_alike(*sides):
 
 
 def same_file(queries, gallery):
-    """Keys for top_k: equal where a query and a gallery image are one file on disk."""
+    """Keys for top_k: equal where a query and a gallery image are one file on disk, whatever links lead there."""
     return number_alike(map(os.path.realpath, queries), map(os.path.realpath, gallery))
+
+
+def follow_link(path):
+    """The path of the file that a link leads to; else the path. (No link leads to its folder: see sources.resolve.)"""
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+def follow_links(queries, rows):
+    """The paths of an index's rows, links followed where one can lead to the file of a query: it tells the size and the
+    time of its file, so a million rows need not all be looked at."""
+    sought = {(row.size, row.mtime) for row in queries}
+    return [follow_link(row.path) if (row.size, row.mtime) in sought else row.path for row in rows]
 
 
 def same_person_and_camera(query_ids, gallery_ids):
@@ -290,12 +313,14 @@ def same_person_and_camera(query_ids, gallery_ids):
                           for pids, camids in (query_ids, gallery_ids)))  # fmt: skip
 
 
-def own_rows(query_rows, query_files, rows, members):
+def own_rows(query_rows, query_files, rows, real_paths, members):
     """Pairs of keys for top_k: equal where a row of the gallery holds a file of the query. query_files: the paths of
-    each; members: the numbers of the `rows` that each row of the gallery is made of. A row that a model of tracklets
-    made tells its first frame, and the tracklet: a folder, or how the names in a folder begin."""
+    each; real_paths: of the `rows`, by follow_links; members: the numbers of the `rows` that each row of the gallery is
+    made of. A row that a model of tracklets made tells its first frame, and the tracklet: a folder, or how the names in
+    a folder begin."""
     wanted = {}
     for number, (query, paths) in enumerate(zip(query_rows, query_files, strict=True)):
+        paths = {*paths, *map(follow_link, paths)}
         keys = {key for path in paths for key in (path, (os.path.dirname(path), ""))}
         if query.tracklet:
             keys.add((os.path.dirname(query.path), query.tracklet))
@@ -303,8 +328,8 @@ def own_rows(query_rows, query_files, rows, members):
             wanted.setdefault(key, []).append(number)
     held = [{} for _ in query_rows]  # query -> its rows of the gallery, in order
     for number, places in enumerate(members):
-        for row in (rows[place] for place in places):
-            keys = [row.path]
+        for row, real_path in ((rows[place], real_paths[place]) for place in places):
+            keys = [row.path, real_path]
             if row.frames > 1:
                 keys.append((row.tracklet, "") if os.path.isabs(row.tracklet) else
                             (os.path.dirname(row.path), row.tracklet))  # fmt: skip
@@ -329,10 +354,10 @@ def open_extractor(args):
     sizes = {key: getattr(args, key) for key in SIZES if getattr(args, key)}
     extractor = Extractor(args.model, args.provider, args.batch_size, threads=args.threads, preprocessing=sizes)
     about, (height, width) = extractor.metadata, extractor.input_size
-    print(f"model: {args.model}, {about['arch']} trained on {about.get('dataset') or 'an unnamed set'}, "
-          f"{height} x {width} pixels -> {extractor.feature_dim} features")
-    print(f"runs on: {extractor.provider} (onnxruntime {onnxruntime.__version__})"
-          + f", but for {len(extractor.on_cpu)} nodes, which run on the CPU" * bool(extractor.on_cpu))
+    tell(f"model: {args.model}, {about['arch']} trained on {about.get('dataset') or 'an unnamed set'}, "
+         f"{height} x {width} pixels -> {extractor.feature_dim} features")
+    tell(f"runs on: {extractor.provider} (onnxruntime {onnxruntime.__version__})"
+         + f", but for {len(extractor.on_cpu)} nodes, which run on the CPU" * bool(extractor.on_cpu))
     return extractor
 
 
@@ -409,8 +434,8 @@ def run_index(args):
         before = len(index)
         todo, updated = plan(index, rows, items, extractor.input == "clips")
         new = sum(place is None for _, _, place in todo)
-        print(f"{args.index}: {before} rows; {len(rows)} listed, {new} new, {len(todo) - new} changed, "
-              f"{len(rows) - len(todo)} there already")
+        tell(f"{args.index}: {before} rows; {len(rows)} listed, {new} new, {len(todo) - new} changed, "
+             f"{len(rows) - len(todo)} there already")
         start = time.perf_counter()
         try:
             spoilt, more, changed = embed_into(index, extractor, todo)
@@ -420,21 +445,22 @@ def run_index(args):
             if drop or updated or new < len(todo):
                 index.keep([place for place in range(len(index.rows)) if place not in drop])
         except OSError as error:
-            raise SystemExit(f"{args.index}: could not write ({error.strerror}); the {len(index)} rows that are in it "
+            raise ValueError(f"{args.index}: could not write ({error.strerror}); the {len(index)} rows that are in it "
                              "stay good. Make room and start the same command again") from None
         seconds = time.perf_counter() - start
-        print(f"{args.index}: {len(index)} rows now" + f", {len(drop)} removed" * bool(drop)
-              + f"; {len(todo) / seconds:.0f} {extractor.unit}/s, decoding included" * bool(todo))
+        tell(f"{args.index}: {len(index)} rows now" + f", {len(drop)} removed" * bool(drop)
+             + f"; {len(todo) / seconds:.0f} {extractor.unit}/s, decoding included" * bool(todo))
         if gone and not args.prune:
-            print(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
-                  "the index, --prune removes them")
+            tell(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
+                 "the index, --prune removes them")
         print_unreadable(problems + more)
         if changed:
             told = counted(len(changed), "image", "images")
-            print(f"{told} changed while being read; the next run reads them again:")
-            print(*(f"  {path}" for path in changed), sep="\n")
+            tell(f"{told} changed while being read; the next run reads them again:")
+            for path in changed:
+                tell(f"  {path}")
         if not len(index) and not drop:
-            raise SystemExit(f"{args.index} is empty: no image could be read")
+            raise ValueError(f"{args.index} is empty: no image could be read")
     return 0
 
 
@@ -447,16 +473,16 @@ def remove_from_index(args):
         hits = [[is_below(row.path, [place]) or is_frame(place, row) for row in index.rows] for place in places]
         for given, hit in zip(args.remove or (), hits, strict=True):
             if not any(hit):
-                print(f"{given}: no row of it or below it in {args.index}")
+                tell(f"{given}: no row of it or below it in {args.index}")
         keep = [number for number, row in enumerate(index.rows)
                 if not any(hit[number] for hit in hits) and not (args.prune and is_gone(row))]
         if len(keep) < before:
             try:
                 index.keep(keep)
             except OSError as error:
-                raise SystemExit(f"{args.index}: could not write ({error.strerror}); nothing was removed. Removing "
+                raise ValueError(f"{args.index}: could not write ({error.strerror}); nothing was removed. Removing "
                                  "needs room for a second features.npy") from None
-        print(f"{args.index}: {before - len(keep)} rows removed, {len(index)} left")
+        tell(f"{args.index}: {before - len(keep)} rows removed, {len(index)} left")
         return 0 if len(keep) < before or not args.remove else 1
 
 
@@ -474,8 +500,8 @@ def query_side(args, index):
     extractor = open_extractor(args)
     check_same_model(index.about, describe(extractor), args.index)
     if index.about.get("precision", "fp32") != extractor.precision:
-        print(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
-              "similarities differ in the third digit")
+        tell(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
+             "similarities differ in the third digit")
     rows, problems = find_rows([args.query], args.labels, args.video)
     files = [[row.path] for row in rows]
     if extractor.input == "clips":
@@ -490,9 +516,14 @@ def query_side(args, index):
 
 
 def run_query(args):
-    for path in (args.csv, args.jsonl, args.picture, args.html):
+    for flag in ("csv", "jsonl", "picture", "html"):
+        path = getattr(args, flag)
         if path and path != "-":
-            writable_folder(Path(path).parent, path)
+            writable_folder(Path(path).parent, f"--{flag} {path}")
+            if os.path.isdir(path):
+                raise ValueError(f"--{flag} {path}: this is a folder; name a file")
+    if args.picture and Path(args.picture).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--picture {args.picture}: Pillow writes no such files; let the name end in .jpg or .png")
     console = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if "-" in (args.csv, args.jsonl) else console):
         return answer(args, console)
@@ -500,11 +531,14 @@ def run_query(args):
 
 def answer(args, console):
     index = Index.read(args.index)
+    if not len(index):
+        raise ValueError(f"{args.index} holds no rows; python search.py index puts images into it")
     queries, query_rows, files, unreadable = query_side(args, index)
     features, rows, members = index.features, index.rows, None
+    real_paths = follow_links(query_rows, rows)
     chosen = choose_rows(rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after, before=args.before)
     if chosen is not None and not len(chosen):
-        raise SystemExit(f"no row of {args.index} passes the filters; {extent(rows)}")
+        raise ValueError(f"no row of {args.index} passes the filters; {extent(rows)}")
     searched = len(rows) if chosen is None else len(chosen)
     if args.tracklets in ("gallery", "both"):
         features, rows, members = average_tracklets(features, rows, chosen)
@@ -513,9 +547,12 @@ def answer(args, console):
         queries, query_rows, frames = average_tracklets(queries, query_rows)
         files = [[path for place in places for path in files[place]] for places in frames]
     if args.tracklets or index.about.get("input") == "clips":
-        leave_out = own_rows(query_rows, files, index.rows, members or [[place] for place in range(len(rows))])
+        members = members or [[place] for place in range(len(rows))]
+        leave_out = own_rows(query_rows, files, index.rows, real_paths, members)
     else:
-        leave_out = [number_alike((row.path for row in query_rows), (row.path for row in rows))]
+        paths = [[row.path for row in side] for side in (query_rows, rows)]
+        real = [list(map(follow_link, paths[0])), real_paths]
+        leave_out = [number_alike(*paths)] + [number_alike(*real)] * (real != paths)
     if args.leave_out_same_camera:
         leave_out.append(same_person_and_camera(*([[row.pid for row in side], [row.camid for row in side]]
                                                   for side in (query_rows, rows))))  # fmt: skip
@@ -523,11 +560,11 @@ def answer(args, console):
     indices, similarities = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
     seconds = time.perf_counter() - start
     answers = Answers(query_rows, rows, indices, similarities)
-    print(f"{counted(len(query_rows), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
-          + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
+    tell(f"{counted(len(query_rows), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
+         + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
     if not len(answers):
         print_unreadable(unreadable)
-        raise SystemExit("nothing could be ranked: no readable query, or every row left out")
+        raise ValueError("nothing could be ranked: no readable query, or every row left out")
     # files first: a table that is piped into head must not lose them
     unreadable += write_outputs(args, answers, index, searched, console)
     if "-" not in (args.csv, args.jsonl):
@@ -535,15 +572,15 @@ def answer(args, console):
                      for query, ranked in answers.first(DRAWN)], common_root(query_rows), common_root(rows))
         if len(answers) > DRAWN:
             more = counted(len(answers) - DRAWN, "more query", "more queries")
-            print(f"... and {more}: --csv, --jsonl and --html show more")
-        print()
+            tell(f"... and {more}: --csv, --jsonl and --html show more")
+        tell()
     for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
         if path and path != "-":
-            print(f"{path}: " + (f"the first {most} queries" if most and len(answers) > most else "all queries"))
+            tell(f"{path}: " + (f"the first {most} queries" if most and len(answers) > most else "all queries"))
     known = [ranked[0][2] for _, ranked in answers if any(match is not None for _, _, match in ranked)]
     if known:
         told = counted(len(known), "query", "queries")
-        print(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
+        tell(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
     print_unreadable(unreadable)
     return 0
 
@@ -581,7 +618,7 @@ def write_outputs(args, answers, index, searched, console):
     except BrokenPipeError:  # --csv - into head
         raise
     except (OSError, ValueError, KeyError) as error:  # the last two: Pillow, for a name without a known ending
-        raise SystemExit(f"could not write the results ({error})") from None
+        raise ValueError(f"could not write the results ({error})") from None
     return gone
 
 
@@ -611,7 +648,7 @@ def side(path, extractor):
         raise ValueError(f"{path} is a folder; verify compares images (with a model of tracklets, folders too)")
     frames = list_images(path)
     if not frames:
-        raise ValueError(f"{path}: no image in this folder")
+        raise ValueError(no_images(path))
     return frames
 
 
@@ -622,16 +659,16 @@ def run_verify(args):
     if unreadable:
         print_unreadable(unreadable)
     if len(features) < 2:
-        raise SystemExit("verify needs two images that can be read")
+        raise ValueError("verify needs two images that can be read")
     verdict = judge(float(features[0] @ features[1]), extractor.threshold)
     if verdict.same is None:
-        print(f"similarity {verdict.similarity:.4f}; no verdict: {args.model} has no calibrated threshold. Label "
-              f"images of your own cameras and run: python search.py calibrate --model {args.model} --labelled FOLDER")
+        tell(f"similarity {verdict.similarity:.4f}; no verdict: {args.model} has no calibrated threshold. Label "
+             f"images of your own cameras and run: python search.py calibrate --model {args.model} --labelled FOLDER")
         return UNKNOWN
     told = extractor.threshold
-    print(f"{'the same person' if verdict.same else 'not the same person'}: similarity {verdict.similarity:.4f}, "
-          f"threshold {verdict.threshold:.4f}, at which {verdict.fmr:.3g} of pairs of two persons are taken for one "
-          f"and {told['fnmr']:.3g} of pairs of one person are missed (on {told.get('dataset') or 'an unnamed set'})")
+    tell(f"{'the same person' if verdict.same else 'not the same person'}: similarity {verdict.similarity:.4f}, "
+         f"threshold {verdict.threshold:.4f}, at which {verdict.fmr:.3g} of pairs of two persons are taken for one "
+         f"and {told['fnmr']:.3g} of pairs of one person are missed (on {told.get('dataset') or 'an unnamed set'})")
     return SAME if verdict.same else OTHER
 
 
@@ -640,11 +677,15 @@ def run_calibrate(args):
     if not os.access(Path(args.model).parent, os.W_OK):
         raise ValueError(f"{args.model}: the threshold is stored in this file, and its folder cannot be written to")
     import_onnx(args.model)  # now, rather than after the work
-    rows, problems = find_rows(args.labelled, args.labels, args.video)
+    rows, problems = find_rows(args.labelled, args.labels or "market1501", args.video, strict=bool(args.labels))
+    strangers = [row.path for row in rows if row.pid is None]
     rows = [row for row in rows if row.pid is not None]
     if not rows:
-        raise ValueError(f"{args.labelled[0]}: no image has a label: names as 0002_c1s1_000451_03.jpg (person 2, "
-                         "camera 1), --labels mars, or a list with the columns path, pid, camid")
+        first = f"; the first is {os.path.basename(strangers[0])}" if strangers else ""
+        raise ValueError(f"{args.labelled[0]}: no image has a label{first}. It takes names as 0002_c1s1_000451_03.jpg "
+                         "(person 2, camera 1), or those of --labels mars, or a list with the columns path, pid, camid")
+    if strangers:
+        tell(f"note: {counted(len(strangers), 'image', 'images')} of unknown persons left out, such as {strangers[0]}")
     items = [row.path for row in rows]
     if extractor.input == "clips":
         rows, items = group_tracklets(rows)
@@ -656,16 +697,14 @@ def run_calibrate(args):
     rows = [rows[place] for place in places]
     pids, camids = [row.pid for row in rows], [row.camid for row in rows]
     point = calibrate(np.concatenate(features), pids, camids, args.fmr)
-    if len({row.camid for row in rows}) < 2:
-        print("note: one camera or none is known, so pairs under one camera count too, which are easier")
     equal = point.pop("eer")
     point["dataset"] = args.name or os.path.basename(os.path.abspath(args.labelled[0]))
     store(args.model, point, extractor.metadata, lambda file: check_stored(file, extractor, point))
-    print(f"pairs: {point['pairs'][0]:,} of one person, {point['pairs'][1]:,} of two, from {len(rows)} "
-          f"{extractor.unit} of {len({row.pid for row in rows})} persons; "
-          f"equal error rate {equal:.2%}")
-    print(f"threshold {point['similarity']:.4f}: false match rate {point['fmr']:.3g} (asked: at most {args.fmr:g}), "
-          f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
+    tell(f"compared: {point['compared']}")
+    tell(f"pairs: {point['pairs'][0]:,} of one person, {point['pairs'][1]:,} of two, from {len(rows)} "
+         f"{extractor.unit} of {len({row.pid for row in rows} - {NOBODY})} persons; equal error rate {equal:.2%}")
+    tell(f"threshold {point['similarity']:.4f}: false match rate {point['fmr']:.3g} (asked: at most {args.fmr:g}), "
+         f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
     print_unreadable(problems)
     return 0
 
@@ -682,15 +721,41 @@ def check_stored(file, extractor, point):
 # ---- the command ----
 
 
+class Parser(argparse.ArgumentParser):
+    """Flags are written out, as those of the other commands are; a message shows no control characters."""
+
+    def error(self, message):
+        super().error(printable(message))
+
+    def check_flags(self, argv):
+        """Exits where one is misspelt or cut short: argparse would complain of the one that is then missing."""
+        known = {flag for action in self._actions for flag in action.option_strings}
+        for flag in (word.partition("=")[0] for word in argv):
+            if flag == "--":
+                return
+            if flag.startswith("--") and flag not in known:
+                late = [word for word in argv if word in COMMANDS and self.prog == "search.py"]
+                near = difflib.get_close_matches(flag, sorted(known), 1)
+                if late:
+                    hint = f"a command comes first: search.py {late[0]} ..."
+                else:
+                    hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all"
+                self.error(f"there is no flag {flag}; {hint}")
+
+
 def find_images(path, flag):
-    """The images that a flag names: one file, or all of a folder."""
+    """The images that a flag names: one file, or all of a folder; and [(path, reason)] of names that no table holds."""
+    if not os.path.exists(path):  # also for an empty path, which Path takes for the working directory
+        raise ValueError(f"{flag} {path or repr(path)}: no such file or folder")
     path = Path(path)
-    if not path.exists():
-        raise SystemExit(f"{flag} {path}: no such file or folder")
-    images = [path] if path.is_file() else list_images(path)
+    if path.suffix.lower() in LISTS and not path.is_dir():
+        raise ValueError(f"{flag} {path}: this takes a folder or an image; lists are for search.py index, and for "
+                         "search.py query")
+    images = list_images(path) if path.is_dir() else [path]
     if not images:
-        raise SystemExit(f"{flag} {path}: no image in or below this folder ({' '.join(sorted(SUFFIXES))})")
-    return images
+        raise ValueError(f"{flag} {no_images(path)}")
+    odd = [image for image in images if breaks_line(str(image))]
+    return [image for image in images if image not in odd], [(image, LINE_BREAK) for image in odd]
 
 
 def writable_folder(path, given=None):
@@ -701,7 +766,7 @@ def writable_folder(path, given=None):
             return Path(path)
     except OSError as error:
         given = given or f"--out {path}"
-        raise SystemExit(f"{given}: cannot write there ({error.strerror}); name another folder") from None
+        raise ValueError(f"{given}: cannot write there ({error.strerror}); name another folder") from None
 
 
 def add_model_flags(parser, required=True):
@@ -723,17 +788,17 @@ def add_model_flags(parser, required=True):
 
 def add_source_flags(parser, labels="none"):
     add = parser.add_argument
-    add("--labels", choices=list(LABELS), default=labels, help="read person, camera, frame and tracklet from file "
-        "names: market1501 from 0002_c1s1_000451_03.jpg, mars from 0002C1T0001F451.jpg; images of person -1 (junk) are "
-        "left out. What a list says wins (default: %(default)s)")
+    add("--labels", choices=list(LABELS), default=labels, help=f"read person, camera, frame and tracklet from file "
+        f"names: {FORMS}; images of person -1 (junk) are left out, and what a list says wins. Names of another form "
+        f"are counted; where none is of it, that is an error (default: {labels or 'market1501, where names are so'})")
     add("--video", action="store_true", help="each folder that holds images is a tracklet, where names tell none")
 
 
 def start_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="search.py", description="Rank a gallery of person crops for each query with an exported model.",
         epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate} --help. "
-        "Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search.",
+        f"Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search. {LINKS}",
     )  # fmt: skip
     add_model_flags(parser)
     add = parser.add_argument
@@ -742,22 +807,24 @@ def start_parser():
     add("--gallery", required=True, help="folder of person crops, searched with its subfolders, or one image")
     add("--top", type=int, default=10, help="gallery images listed per query; 10 fits a screen, 50 is for "
         f"careful looking; the picture shows {DRAWN} at most (default: %(default)s)")
-    add("--labels", choices=list(LABELS), default="none", help="market1501 reads person and camera from names like "
-        "0002_c1s1_000451_03.jpg, mars from 0002C1T0001F451.jpg; marks right and wrong answers, and leaves out junk "
-        "(-1) and the query's person under the query's camera, as the standard protocol does (default: %(default)s)")
+    add("--labels", choices=list(LABELS), default="none", help=f"read person and camera from file names: {FORMS}; "
+        "marks right and wrong answers, and leaves out junk (-1) and the query's person under the query's camera, as "
+        "the standard protocol does. Names of another form are counted; where none is of it, that is an error "
+        "(default: %(default)s)")
     add("--out", default="runs/search", help="folder for ranked.csv and ranked.jpg, overwritten (default: %(default)s)")
     return parser
 
 
 def index_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="search.py index", description="Embed a gallery once and keep its features in a folder: features.npy, "
         "which other programs load too, items.csv, which says what each row is, index.json, which says by what model. "
-        "Start it again to add what is new, to embed again what has changed, or to go on after a kill.",
+        "Start it again to add what is new, to embed again what has changed, or to go on after a kill.", epilog=LINKS,
     )  # fmt: skip
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="folder of person crops with its subfolders, an image, a .txt "
-        "file with a path per line, or a .csv file with the columns path and, where known, pid, camid, time, tracklet")
+        "file with a path per line, or a .csv file with the columns path and, where known, pid, camid, time, tracklet; "
+        "other columns are not used")
     add("--index", required=True, metavar="FOLDER", help="the index, made where it is missing")
     add_model_flags(parser, required=False)
     add_source_flags(parser)
@@ -771,8 +838,9 @@ def index_parser():
 
 
 def query_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="search.py query", description="Rank the rows of an index for each query: the most similar first, exact.",
+        epilog=LINKS,
     )  # fmt: skip
     add = parser.add_argument
     add("--index", required=True, metavar="FOLDER", help="what search.py index made")
@@ -809,28 +877,30 @@ def time_flag(text):
 
 
 def verify_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="search.py verify", description="Tell whether two images show the same person, at the calibrated "
         "threshold.", epilog=f"Exit code: {SAME} the same person, {OTHER} not, {UNKNOWN} the model has no calibrated "
-        "threshold; 1 where an image or the model cannot be read, 2 for a mistake on the command line.",
+        f"threshold; 1 where an image or the model cannot be read, 2 for a mistake on the command line. {LINKS}",
     )  # fmt: skip
-    parser.add_argument("images", nargs=2, metavar="IMAGE", help="a model of tracklets takes folders of frames too")
+    parser.add_argument("images", nargs=2, metavar="IMAGE",
+        help="an image file; a model of tracklets takes folders of frames too")
     add_model_flags(parser)
     return parser
 
 
 def calibrate_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="search.py calibrate", description="Find the threshold of 'the same person' on images whose persons are "
         "known, and store it in the model's file.",
         epilog="Take images of your own cameras: no threshold holds everywhere. Pairs of one person under one camera "
-        "are left out where cameras are known.",
+        "are left out; where no camera is known, or all images are of one, all pairs of one person are taken. Which it "
+        f"was is printed, and stored with the threshold. {LINKS}",
     )  # fmt: skip
     add = parser.add_argument
     add("--labelled", required=True, nargs="+", metavar="SOURCE", help="folder whose names tell person and camera, or "
-        "a .csv file with the columns path, pid, camid")
+        "a .csv file with the columns path, pid and, where known, camid")
     add_model_flags(parser)
-    add_source_flags(parser, labels="market1501")
+    add_source_flags(parser, labels=None)
     add("--fmr", type=float, default=0.001, help="the false match rate wanted: the share of pairs of two persons that "
         "may be taken for one (default: %(default)s)")
     add("--name", help="what verify calls the labelled set (default: the name of the first source)")
@@ -838,6 +908,7 @@ def calibrate_parser():
 
 
 def parse(parser, argv):
+    parser.check_flags(argv)
     args = parser.parse_args(argv)
     counts = {flag: getattr(args, flag) for flag in ("top", "batch_size") if hasattr(args, flag)}
     if min(counts.values()) < 1:
@@ -871,20 +942,18 @@ def rank_folder(args):
 
     # ---- what there is, and its features ----
     out = writable_folder(args.out)
-    queries, gallery = find_images(args.query, "--query"), find_images(args.gallery, "--gallery")
-    gallery = [path for path, pid in zip(gallery, read_ids(gallery, args.labels)[0], strict=True) if pid != JUNK]
+    (queries, odd), (gallery, others) = find_images(args.query, "--query"), find_images(args.gallery, "--gallery")
     for flag, paths in (("--query", queries), ("--gallery", gallery)):
-        if labels and (read_ids(paths, labels)[0] < 0).all():
-            raise SystemExit(f"{flag}: no name gives person and camera as 0002_c1s1_000451_03.jpg does; "
-                             "leave --labels out")
+        check_names(paths, args.labels, flag)
+    gallery = [path for path, pid in zip(gallery, read_ids(gallery, args.labels)[0], strict=True) if pid != JUNK]
     extractor = open_extractor(args)
     start = time.perf_counter()
     query_features, queries, unreadable = extract(extractor, queries, title="query")
-    gallery_features, gallery, others = extract(extractor, gallery, title="gallery")
-    unreadable += others
+    gallery_features, gallery, more = extract(extractor, gallery, title="gallery")
+    unreadable = odd + others + unreadable + more
     count, seconds = len(queries) + len(gallery) + len(unreadable), time.perf_counter() - start
-    print(f"images: {len(queries)} query, {len(gallery)} gallery, {len(unreadable)} unreadable; "
-          f"{count / seconds:.0f} images/s, decoding included")
+    tell(f"images: {len(queries)} query, {len(gallery)} gallery, {len(unreadable)} unreadable; "
+         f"{count / seconds:.0f} images/s, decoding included")
 
     # ---- ranking ----
     query_ids, gallery_ids = read_ids(queries, args.labels), read_ids(gallery, args.labels)
@@ -905,34 +974,39 @@ def rank_folder(args):
             picture = ranked_grid(drawn)
             picture.save(out / "ranked.jpg", quality=90, subsampling=0)
         except OSError as error:
-            raise SystemExit(f"--out {out}: could not write the results ({error})") from None
+            raise ValueError(f"--out {out}: could not write the results ({error})") from None
         print_table(rows[:DRAWN], args.query, args.gallery)
-        print(f"\n{out / 'ranked.csv'}: all {len(rows)} queries; {out / 'ranked.jpg'}: the first "
-              f"{min(DRAWN, len(rows))}" + f", {DRAWN} answers each" * (args.top > DRAWN))
+        tell()
+        tell(f"{out / 'ranked.csv'}: all {len(rows)} queries; {out / 'ranked.jpg'}: the first "
+             f"{min(DRAWN, len(rows))}" + f", {DRAWN} answers each" * (args.top > DRAWN))
     if args.top > len(gallery):
-        print(f"--top {args.top} is more than the gallery's {len(gallery)} readable images; all of them are ranked")
+        tell(f"--top {args.top} is more than the gallery's {len(gallery)} readable images; all of them are ranked")
     if labels:
         answerable = sum(pid > 0 and ((gallery_ids[0] == pid) & (gallery_ids[1] != camid)).any()
                          for pid, camid in zip(*query_ids, strict=True))
         hits = sum(bool(ranked[0][2]) for _, ranked in rows)
-        print(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, market1501 protocol)")
+        tell(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, market1501 protocol)")
     print_unreadable(unreadable)
     if not rows:
-        raise SystemExit("nothing could be ranked: no readable query, or every gallery image unreadable or left out")
+        raise ValueError("nothing could be ranked: no readable query, or every gallery image unreadable or left out")
     return 0
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        start_parser().error(f"there is no command {argv[0]!r}; choose from {', '.join(COMMANDS)}, or give --model, "
-                             "--query and --gallery")  # fmt: skip
-    build, run = COMMANDS.get(argv[0] if argv else "", (start_parser, rank_folder))
+    offer = f"choose from {', '.join(COMMANDS)}, or give --model, --query and --gallery; --help says more"
+    if not argv:
+        start_parser().error(f"there is nothing to do; {offer}")
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1)
+        hint = f"did you mean {near[0]}? Else " if near else ""
+        start_parser().error(f"there is no command {argv[0]!r}; {hint}{offer}")
+    build, run = COMMANDS.get(argv[0], (start_parser, rank_folder))
     args = parse(build(), argv[1:] if run is not rank_folder else argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are listed as unreadable
-        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)  # without a line of the code
+        warnings.showwarning = lambda message, *_: print(printable(message), file=sys.stderr)  # no line of the code
         try:
             return run(args)
         except BrokenPipeError:  # the table was piped into head
@@ -941,7 +1015,7 @@ def main(argv=None):
         except KeyboardInterrupt:
             raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
         except (OSError, ValueError, RuntimeError) as error:
-            raise SystemExit(str(error)) from None
+            raise SystemExit(printable(error)) from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@
 | a .txt file | a path per line |
 | a .csv file | a header with path and, where known, pid, camid, time, tracklet; then a line per image |
 
-Paths in a list are relative to the folder of the list. What a list says wins over names, and names over folders, in
+Paths in a list are relative to the folder of the list. Other columns are not used, which is said, but for a column that
+looks like a missing one of these: that is an error. What a list says wins over names, and names over folders, in
 whatever order the sources come; of two lists, the first:
 
 | labels | file name | pid | camid | time | tracklet |
@@ -21,16 +22,23 @@ A time is a number: the frame, where names tell it, or seconds since 1970. In a 
 ISO 8601, 2026-05-01T14:30:00+02:00, UTC where no offset stands. An image without either gets the time its file was
 written when it is stored (merge_known). Person -1 is junk (a false detection) and left out. Person 0 is nobody in
 particular: under market1501 those are many people, so their names make no tracklet (in MARS each tracklet is one).
+Where no name at all is of the form that `labels` reads, that is an error; where some are not, they are counted.
+
+Links: what is named, as a source or in a list, may be a link to a file or to a folder. Below a folder, links to files
+are followed, each an image under its own name, and links to folders are not walked into, so that no walk is endless. A
+link that leads nowhere is listed as a file that cannot be read.
 """
 
 import csv
+import difflib
 import math
 import os
 import re
 import stat
+import warnings
 from datetime import UTC, datetime
 
-from extractor import SUFFIXES, list_images
+from extractor import SUFFIXES, list_images, no_images
 from gallery import Row, identity
 
 LABELS = {  # matches the start of a file name
@@ -38,9 +46,15 @@ LABELS = {  # matches the start of a file name
     "market1501": r"(?P<tracklet>(?P<pid>-1|\d+)_c(?P<camid>\d+)(?:s\d+)?)(?:_f?(?P<time>\d+))?",
     "mars": r"(?P<tracklet>(?P<pid>\d{4}|00-1)C(?P<camid>\d)T\d{4})F(?P<time>\d+)",
 }
+EXAMPLES = {"market1501": "0002_c1s1_000451_03.jpg", "mars": "0002C1T0003F451.jpg"}
 COLUMNS = ("path", "pid", "camid", "time", "tracklet")
+MEANT = {  # what others call them, beside what is spelt nearly alike
+    "person": "pid", "personid": "pid", "identity": "pid", "label": "pid", "camera": "camid", "frame": "time",
+    "date": "time", "datetime": "time", "timestamp": "time", "trackid": "tracklet",
+}  # fmt: skip
 LISTS = {".txt", ".csv"}
 JUNK, NOBODY = -1, 0
+LINE_BREAK = "its name holds a line break, which a table of names cannot"
 
 
 def read_name(name, labels):
@@ -52,6 +66,25 @@ def read_name(name, labels):
     pid = JUNK if told["pid"].endswith("-1") else int(told["pid"])
     found = {"pid": pid, "camid": str(int(told["camid"])), "time": float(told["time"]) if told["time"] else None}
     return found | ({} if pid == NOBODY and labels == "market1501" else {"tracklet": told["tracklet"]})
+
+
+def check_names(paths, labels, where="", known=()):
+    """ValueError where no file name is of the form that `labels` reads; where some are not, a warning counts them.
+    where: what the message begins with, such as the flag that names the files; known: paths that a list tells of."""
+    if labels == "none":
+        return
+    others = [path for path in paths if not read_name(os.path.basename(path), labels)]
+    unknown = [path for path in others if path not in known]
+    if not unknown:
+        return
+    first, example, where = os.path.basename(unknown[0]), EXAMPLES[labels], where and f"{where}: "
+    if len(others) < len(paths):
+        told = f"{len(unknown):,} of {len(paths):,} file names do not begin as {example} does, such as {first}"
+        warnings.warn(f"{where}--labels {labels}: {told}; they tell no person and no camera", stacklevel=3)
+        return
+    forms = ", ".join(f"--labels {other} reads {name}" for other, name in EXAMPLES.items() if other != labels)
+    raise ValueError(f"{where}--labels {labels}: no file name begins as {example} does (person 2, camera 1); the first "
+                     f"is {first}. {forms}; or leave --labels out")
 
 
 def parse_time(text):
@@ -70,6 +103,24 @@ def parse_time(text):
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def check_columns(titles, path):
+    """ValueError unless there is a path, and where a column looks like a missing one of COLUMNS; a warning names others
+    that are not used. Those of an index's items.csv, which files tell anew, may stand there."""
+    if "path" not in titles:
+        raise ValueError(f"{path}: the first line names the columns, path and any of {', '.join(COLUMNS[1:])}; "
+                         f"it reads {','.join(titles)[:200]!r}")
+    unused = [title for title in titles if title not in Row._fields]
+    for title in unused:
+        plain = re.sub("[^a-z]", "", title.lower())
+        near = [MEANT[plain]] if plain in MEANT else difflib.get_close_matches(plain, COLUMNS, 1, 0.7)
+        if near and near[0] not in titles:
+            raise ValueError(f"{path}: the column {title!r} is unknown; did you mean {near[0]}? The columns of a list "
+                             f"are {', '.join(COLUMNS)}: rename it, or take it out")
+    if unused:
+        told = ", ".join(map(repr, unused))[:200]
+        warnings.warn(f"{path}: not used: {told}; the columns of a list are {', '.join(COLUMNS)}", stacklevel=2)
+
+
 def read_list(path):
     """(path, {column: value}) of the lines of a .txt or .csv file; ValueError names the line that cannot be read."""
     folder = os.path.dirname(path)
@@ -81,9 +132,7 @@ def read_list(path):
             titles = lines.fieldnames or ()
         except csv.Error as error:
             raise ValueError(f"{path}, line 1: {error}") from None
-        if "path" not in titles:
-            raise ValueError(f"{path}: the first line names the columns, path and any of {', '.join(COLUMNS[1:])}; "
-                             f"it reads {','.join(titles)[:200]!r}")
+        check_columns(titles, path)
         found = []
         while True:
             try:
@@ -106,6 +155,10 @@ def read_list(path):
             found.append((os.path.join(folder, line["path"]), told))
 
 
+def breaks_line(path):
+    return "\n" in path or "\r" in path
+
+
 def resolve(path):
     """The absolute path under which an image or a folder is listed, whatever link leads to its folder."""
     path = os.path.abspath(path)
@@ -119,11 +172,11 @@ def find_paths(source, video, empty_ok=False):
     empty_ok: but for a folder without images."""
     source = str(source)
     if not os.path.exists(source):
-        raise FileNotFoundError(f"{source}: no such file or folder")
+        raise FileNotFoundError(f"{source or repr(source)}: no such file or folder")
     if os.path.isdir(source):
         paths = [str(path) for path in list_images(resolve(source))]
         if not paths and not empty_ok:
-            raise ValueError(f"{source}: no image in or below this folder ({' '.join(sorted(SUFFIXES))})")
+            raise ValueError(no_images(source))
         return [(path, {"tracklet": os.path.dirname(path)} if video else {}) for path in paths]
     if not os.path.isfile(source):
         raise ValueError(f"{source} is neither a folder nor a file, but a device or a pipe")
@@ -137,9 +190,10 @@ def find_paths(source, video, empty_ok=False):
     return [(os.path.join(folders[os.path.dirname(path)], os.path.basename(path)), told) for path, told in found]
 
 
-def find_rows(sources, labels="none", video=False, empty_ok=False):
+def find_rows(sources, labels="none", video=False, empty_ok=False, strict=True):
     """Rows of all images of the sources, each path once, junk left out; and [(path, reason)] of files that are not
-    there. The time is None where nothing tells it. Raises as find_paths does."""
+    there. The time is None where nothing tells it. Raises as find_paths does, and where `labels` reads no name and a
+    list does not tell every person; not strict: no name has to be of that form."""
     found = {}  # path -> what folders, names and lists tell of it, the best last
     for source in sources:
         is_list = os.path.splitext(str(source))[1].lower() in LISTS and not os.path.isdir(source)
@@ -147,13 +201,15 @@ def find_rows(sources, labels="none", video=False, empty_ok=False):
             known = found.setdefault(path, [{}, read_name(os.path.basename(path), labels), {}])
             place = 2 if is_list else 0
             known[place] = {**told, **known[place]}
+    if strict:
+        check_names(found, labels, known={path for path, (_, _, by_list) in found.items() if "pid" in by_list})
     rows, missing = [], []
     for path, (by_folder, by_name, by_list) in found.items():
         told = {**by_folder, **by_name, **by_list}
         if told.get("pid") == JUNK:
             continue
-        if "\n" in path or "\r" in path:
-            missing.append((path, "its name holds a line break, which a table of names cannot"))
+        if breaks_line(path):
+            missing.append((path, LINE_BREAK))
             continue
         try:
             status = os.stat(path)

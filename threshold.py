@@ -9,7 +9,11 @@ that are not; the equal error rate (EER) is where both meet.
 
 Pairs are counted as metrics.verification does under the market1501 protocol: all pairs of images but those of one
 person under one camera, which are nearly the same picture. Person -1 is junk and left out; person 0 is nobody in
-particular, so two of them make no pair. Where no camera is known, pairs under one camera count too.
+particular, so two of them make no pair.
+
+Two images of one person are taken for two cameras only where both cameras are known and differ. Where all images are
+under one camera, or no camera is known at all, all pairs of one person count: point["compared"] says which it was, and
+so does the file.
 """
 
 import json
@@ -25,13 +29,26 @@ LEAST = 10  # impostor pairs accepted at the rate wanted, below which it would b
 JUNK, NOBODY = -1, 0
 
 
+def describe_pairs(pids, camids):
+    """(whether pairs of one person have to be of two cameras, what to say of it). pids (N,): numbers; camids (N,):
+    numbers or texts, empty where a camera is unknown."""
+    cameras = [str(camid) for pid, camid in zip(pids, camids, strict=True) if pid != JUNK]
+    known, unknown = sorted(set(cameras) - {""}), cameras.count("")
+    if not known:
+        return False, "all pairs of one person, as no camera is known; those under one camera are easier"
+    if len(known) == 1 and not unknown:
+        return False, f"all pairs of one person, all under camera {known[0]}, which are easier than under two"
+    rest = f"; {unknown:,} of {len(cameras):,} images are of unknown cameras and only in pairs of two persons"
+    return True, "pairs of one person under two cameras" + rest * bool(unknown)
+
+
 def count_pairs(features, pids, camids, bins=BINS):
-    """Histograms (bins,) of the similarities of genuine and of impostor pairs. pids (N,): numbers; camids
-    (N,): numbers or texts."""
-    pids, camids = np.asarray(pids), np.unique(camids, return_inverse=True)[1]
+    """Histograms (bins,) of the similarities of genuine and of impostor pairs. pids, camids: see describe_pairs."""
+    pids, (names, camids) = np.asarray(pids), np.unique(np.asarray(camids).astype(str), return_inverse=True)
+    cameras, known = describe_pairs(pids, names[camids])[0], names[camids] != ""
     keep = pids != JUNK
     features, pids, camids = np.ascontiguousarray(features[keep], np.float32), pids[keep], camids[keep]
-    cameras = len(set(camids.tolist())) > 1
+    known = known[keep]
     genuine, impostor = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
@@ -41,21 +58,21 @@ def count_pairs(features, pids, camids, bins=BINS):
         same = pids[rows, None] == pids[None, start:]
         impostor += np.bincount(places[later & ~same], minlength=bins)
         if cameras:
-            later &= camids[rows, None] != camids[None, start:]
+            later &= (camids[rows, None] != camids[None, start:]) & known[rows, None] & known[None, start:]
         genuine += np.bincount(places[later & same & (pids[rows, None] != NOBODY)], minlength=bins)
     return genuine, impostor
 
 
 def calibrate(features, pids, camids, fmr=0.001, bins=BINS):
     """The lowest threshold whose false match rate is at most `fmr`, as a dict: similarity, fmr (reached), fnmr, pairs
-    [genuine, impostor], eer. ValueError where there are too few pairs to tell."""
+    [genuine, impostor], compared (a text), eer. ValueError where there are too few pairs to tell."""
     if not 0 < fmr < 1:
         raise ValueError(f"a false match rate lies between 0 and 1, not {fmr}")
     genuine, impostor = count_pairs(features, pids, camids, bins)
-    pairs = [int(genuine.sum()), int(impostor.sum())]
+    pairs, compared = [int(genuine.sum()), int(impostor.sum())], describe_pairs(pids, camids)[1]
     if pairs[0] == 0:
-        raise ValueError("no pair of one person under two cameras: label images of the same persons under several "
-                         "cameras, or leave all cameras out")
+        raise ValueError(f"no pair of one person to compare ({compared}): label images of the same persons under "
+                         "several cameras, or leave all cameras out")
     if pairs[1] * fmr < LEAST:
         needed = -(-LEAST // fmr)
         smallest = f"the smallest rate that they resolve is {LEAST / pairs[1]:.2g}" if pairs[1] > LEAST else "too few"
@@ -68,7 +85,7 @@ def calibrate(features, pids, camids, fmr=0.001, bins=BINS):
     at = int(np.argmax(fmrs <= fmr))
     crossing = int(np.abs(fmrs - fnmrs).argmin())
     return {"similarity": -1 + 2 * at / bins, "fmr": float(fmrs[at]), "fnmr": float(fnmrs[at]), "pairs": pairs,
-            "eer": float((fmrs[crossing] + fnmrs[crossing]) / 2)}  # fmt: skip
+            "compared": compared, "eer": float((fmrs[crossing] + fnmrs[crossing]) / 2)}  # fmt: skip
 
 
 def import_onnx(path):

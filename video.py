@@ -38,9 +38,10 @@ def fill_clip(frames, seq_len):
 class VideoModel(nn.Module):
     """A network for tracklets around a network for images, `frames`.
 
-    Evaluation: clips (B, T, 3, H, W) and a mask (B, T), 1 for frames that count -> features (B, D). Training: clips ->
-    (logits, features) of the branches, pooled over the frames. Logits are always averaged (by attention's weights):
-    with a linear classifier those are the logits of the averaged feature. Images (B, 3, H, W) pass as `frames` has it.
+    Evaluation: clips (B, T, 3, H, W) and a mask (B, T), 1 for frames that count -> features (B, D), zeros for a clip of
+    which no frame counts. Training: clips -> (logits, features) of the branches, pooled over the frames. Logits are
+    always averaged (by attention's weights): with a linear classifier those are the logits of the averaged feature.
+    Images (B, 3, H, W) pass as `frames` has it.
     """
 
     def __init__(self, frames, pooling):
@@ -58,16 +59,18 @@ class VideoModel(nn.Module):
             nn.init.zeros_(self.attention[2].weight)  # starts as the average
 
     def weigh(self, features, mask):
-        """Features (B, T, D) and mask (B, T) -> weights (B, T) that sum to 1, 0 where the mask is."""
+        """Features (B, T, D) and mask (B, T) -> weights (B, T) that sum to 1, 0 where the mask is. Those of a clip of
+        which no frame counts are finite: pool_frames weighs zeros by them."""
         if self.attention is None:
-            return mask / mask.sum(dim=1, keepdim=True)
+            return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
         scores = self.attention(F.normalize(features, dim=2)).squeeze(2).float()
-        return scores.masked_fill(mask == 0, float("-inf")).softmax(dim=1)
+        return scores.masked_fill(mask == 0, torch.finfo(torch.float32).min).softmax(dim=1)  # of -inf alone: nan
 
     def pool_frames(self, features, mask):
         """Features (B, T, D) of the frames that the mask (B, T) counts -> (B, D)."""
         if self.pooling == "max":
-            return features.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1)
+            largest = features.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1)
+            return largest.masked_fill(mask.sum(dim=1, keepdim=True) == 0, 0)
         weights = self.weigh(features, mask).unsqueeze(2)
         return (features.masked_fill(mask.unsqueeze(2) == 0, 0) * weights).sum(dim=1)  # 0 * nan would be nan
 

@@ -85,6 +85,14 @@ def root(drawn_root, tmp_path):
     return tmp_path / "root"
 
 
+@pytest.fixture
+def model(tmp_path):
+    """The file of an exported model of a few nodes, for the tests of search."""
+    from tiny_onnx import write_model  # not above: most test files do without onnx
+
+    return write_model(tmp_path / "tiny.onnx")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def few_threads():
     """Tiny batches run faster on two threads than on many."""

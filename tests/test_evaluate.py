@@ -78,10 +78,12 @@ def flags_of(weights, root):
     return ["--evaluate", "--weights", weights, "--dataset", "synthetic", "--root", root, "--device", "cpu"]
 
 
-def test_everything_is_printed_and_written(boxes, weights, tmp_path, capsys):
+def test_everything_is_printed_and_written(boxes, weights, tmp_path, capsys, monkeypatch):
+    reads, load = [], data.load_multi_query
+    monkeypatch.setattr(data, "load_multi_query", lambda name, *rest: reads.append(name) or load(name, *rest))
     extra = ["--rerank", "--expand", 3, "--multi-query", "average", "--maps", 2, "--out", tmp_path / "new" / "report"]
     code, out, _ = run_main(capsys, *flags_of(weights, boxes), *extra)
-    assert code == 0
+    assert code == 0 and reads == ["synthetic"]
     splits = data.load_dataset("synthetic", boxes)
     capsys.readouterr()
     q, g = np.split(features_of(splits.query + splits.gallery, weights), [len(splits.query)])

@@ -265,6 +265,7 @@ def test_tracklets_are_one_graph(tmp_path, name, pooling):
         inputs = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()
         assert [(i.name, i.shape) for i in inputs] == [("clips", ["batch", "frames", 3, 16, 8]),
                                                        ("mask", ["batch", "frames"])]  # fmt: skip
+        assert {node.op_type for node in onnx.load(path).graph.node} <= export.NODES  # none that leaves a GPU
     frames = gate.normalised(gate.draw_patches(15, (16, 8)), Small).unflatten(0, (3, 5)).numpy()
     mask = np.float32([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]])
     garbage = np.where(mask[..., None, None, None] == 0, np.float32(np.nan), frames)
@@ -274,6 +275,17 @@ def test_tracklets_are_one_graph(tmp_path, name, pooling):
         alone = run(frames[row : row + 1, kept], np.ones((1, kept.sum()), np.float32))
         assert np.abs(found[row] - alone[0]).max() < 1e-6
     assert np.abs(found[0] - run(frames, np.ones_like(mask))[0]).max() > 1e-3  # the masked ones would have counted
+    mask[1] = 0  # as where a batch is filled up
+    for content in (frames, np.where(mask[..., None, None, None] == 0, np.float32(np.nan), frames)):
+        filled = run(content, mask)
+        assert not filled[1].any() and np.abs(filled[[0, 2]] - found[[0, 2]]).max() < 1e-6
+
+
+@pytest.mark.parametrize("pooling", video.POOLING)
+def test_half_precision_gives_zeros_for_a_tracklet_of_which_no_frame_counts(pooling):
+    traced = export.trace(tracklet_model(pooling), export.Variant("fp16"))
+    found = traced.graph(torch.ones(2, 3, 3, 16, 8), torch.tensor([[0.0, 0, 0], [1, 0, 1]]))
+    assert not found[0].any() and found[1].norm().item() == pytest.approx(1, abs=1e-2)
 
 
 def test_a_tracklet_graph_that_looks_at_masked_frames_is_caught(tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ python -m pytest tests/test_extractor.py
 import hashlib
 import json
 import os
+import struct
 import threading
 import time
+import zlib
 
 import numpy as np
 import onnx
@@ -35,12 +37,6 @@ from tiny_onnx import (
 
 import extractor
 from extractor import Extractor
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_model(tmp_path / "tiny.onnx")
-
 
 # ---- images ----
 
@@ -72,10 +68,31 @@ def test_an_animated_image_gives_its_first_frame(suffix, tmp_path):
     assert extractor.read_image(tmp_path / f"a{suffix}").tobytes() == np.asarray(person(1)).tobytes()
 
 
-def test_sixteen_bit_grey_is_clipped(tmp_path):
-    grey = np.arange(64 * 32, dtype=np.uint16).reshape(64, 32)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    assert (extractor.read_image(tmp_path / "grey.png") == np.minimum(grey, 255)[:, :, None]).all()
+@pytest.mark.parametrize("mode, kind", [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
+def test_grey_of_more_than_eight_bits_is_refused(mode, kind, model, tmp_path):
+    """Also where all of its values lie below 256: nothing says which one is white. Of files and of PIL images."""
+    path = tmp_path / ("grey.png" if mode == "I;16" else "grey.tif")
+    Image.fromarray(np.arange(64 * 4, dtype=kind).reshape(64, 4)).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        for given in (path, image):
+            with pytest.raises(ValueError, match=f"mode {mode}. would be clipped to 0..255; convert it to 8 bits"):
+                extractor.to_pixels(given, (H, W))
+    person(1).save(tmp_path / "good.png")
+    features, read, unreadable = extractor.extract(Extractor(model, "cpu"), [path, tmp_path / "good.png"])
+    assert read == [tmp_path / "good.png"] and [image for image, _ in unreadable] == [path]
+
+
+def test_sixteen_bit_colour_is_read(tmp_path):
+    """Pillow keeps the upper byte of each channel: nothing is clipped."""
+    data = np.zeros((2, 2, 3), ">u2")
+    data[..., 0], data[..., 1], data[1, 1] = 0xFFFF, 0x80FF, 0x1234
+    lines = b"".join(b"\0" + row.tobytes() for row in data)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    png = b"".join(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+                   for name, body in chunks)  # fmt: skip
+    (tmp_path / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    assert extractor.read_image(tmp_path / "rgb.png").tolist() == [[[255, 128, 0]] * 2, [[255, 128, 0], [18, 18, 18]]]
 
 
 def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, recwarn):
@@ -94,6 +111,7 @@ def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "sub")  # a link to a folder, whatever it is called
     found = [path.relative_to(tmp_path).as_posix() for path in extractor.list_images(tmp_path)]
     assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "i.gif", "sub-x/h.jpg", "sub/c.png",
                      "sub/deep/d.bmp"]  # fmt: skip

@@ -65,7 +65,6 @@ IMAGES = {  # name -> (suffix, function of an RGB image of uint8)
     "P": ("png", lambda image: image.quantize(17)),
     "1": ("png", lambda image: image.convert("1")),
     "CMYK": ("jpg", lambda image: image.convert("CMYK")),
-    "I;16": ("png", lambda image: Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)),
 }
 
 
@@ -137,6 +136,23 @@ def test_unreadable_images_are_all_listed(tmp_path, limit_gb):
         loader.load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
     assert [path in str(error.value) for path in paths] == [False, True, False, True, True]
     assert in_cache(cache) == []
+
+
+@pytest.mark.parametrize("limit_gb", [20, 0], ids=["decoded_once", "batch_by_batch"])
+def test_huge_images_and_grey_of_more_than_eight_bits_are_listed(tmp_path, monkeypatch, limit_gb):
+    """As search refuses them, and a huge one before it is decoded."""
+    assert decode.read_image is search.read_image
+    paths, cache, decoded = paths_of(tmp_path / "a\x1b[31m"), tmp_path / "cache", []
+    Image.new("1", (8192, 8193)).save(paths[1], "PNG")
+    Image.fromarray(np.full((4, 4), 7, np.uint16)).save(paths[3], "PNG")
+    convert = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda image, *a: decoded.append(image.width) or convert(image, *a))
+    with pytest.raises(ValueError, match="2 images cannot be read; replace or remove these files") as error:
+        loader.load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
+    shown = [path.replace("\x1b", "\\x1b") for path in paths]  # as a terminal may have it
+    assert f"{shown[1]}: 8192 x 8193 pixels are more than a crop of a person can have" in str(error.value)
+    assert f"{shown[3]}: grey of more than 8 bits (Pillow's mode I;16)" in str(error.value)
+    assert sorted(decoded) == [20, 22, 24] and in_cache(cache) == []
 
 
 def test_interrupted_decoding_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):

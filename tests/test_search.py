@@ -32,11 +32,6 @@ import search
 
 
 @pytest.fixture
-def model(tmp_path):
-    return write_model(tmp_path / "tiny.onnx")
-
-
-@pytest.fixture
 def market(tmp_path):
     """Queries of persons 1 to 4 under camera 1. Gallery: 1 and 2 under two cameras each, nobody is 3, 4 under camera 1
     only; a distractor and junk."""
@@ -187,7 +182,11 @@ def fails(capsys, argv, code):
     (["--batch-size", "-1"], "--batch-size -1: both have to be at least 1"),
     (["--provider", "gpu"], "invalid choice: 'gpu'"),
     (["--labels", "duke"], "invalid choice: 'duke'"),
-    (["--galery", "x"], "unrecognized arguments: --galery x"),
+    (["--galery", "x"], "there is no flag --galery; did you mean --gallery?"),
+    (["--label=mars"], "there is no flag --label; did you mean --labels?"),
+    (["--xyz"], "there is no flag --xyz; search.py --help lists all"),
+    (["index", "--index", "i"], "there is no flag --index; a command comes first: search.py index ..."),
+    (["a\x1b[31m"], "unrecognized arguments: a\\x1b[31m"),
 ])  # fmt: skip
 def test_usage_errors(more, message, model, market, tmp_path, capsys):
     assert message in fails(capsys, [*command(model, *market, tmp_path / "out"), *more], 2)
@@ -195,6 +194,7 @@ def test_usage_errors(more, message, model, market, tmp_path, capsys):
 
 def test_missing_flag(capsys):
     assert "required: --query, --gallery" in fails(capsys, ["--model", "m.onnx"], 2)
+    assert "there is no flag --galery; did you mean --gallery?" in fails(capsys, ["--model", "m", "--galery", "x"], 2)
 
 
 def test_bad_inputs(model, market, tmp_path, capsys):
@@ -204,9 +204,12 @@ def test_bad_inputs(model, market, tmp_path, capsys):
     bad.mkdir()
     broken_images(bad)
     text = bad / "text.jpg"
+    (tmp_path / "list.csv").write_text("path\n")
     for argv, message in [
-        (command(tmp_path / "no.onnx", query, gallery, out), "no.onnx: no such file"),
+        (command(tmp_path / "no.onnx", query, gallery, out), "no.onnx: no such file; a model is an .onnx file, which"),
+        (command(tmp_path, query, gallery, out), f"{tmp_path}: is a folder; a model is an .onnx file, which export.py"),
         (command(text, query, gallery, out), "text.jpg: onnxruntime cannot load"),
+        (command(model, tmp_path / "list.csv", gallery, out), "list.csv: this takes a folder or an image; lists are"),
         (command(model, tmp_path / "no.jpg", gallery, out), "--query"),
         (command(model, query, tmp_path / "nowhere", out), "nowhere: no such file or folder"),
         (command(model, query, empty, out), "empty: no image in or below this folder"),
@@ -214,7 +217,8 @@ def test_bad_inputs(model, market, tmp_path, capsys):
         (command(model, query, gallery, text / "out"), "cannot write there (Not a directory)"),
         (command(model, query, gallery, text), "cannot write there (File exists)"),
         (command(model, query, gallery, "/proc"), "--out /proc: cannot write there"),
-        (command(model, query, bad, out, "--labels", "market1501"), "--gallery: no name gives person and camera"),
+        (command(model, query, bad, out, "--labels", "market1501"), "--gallery: --labels market1501: no file name "
+         "begins as 0002_c1s1_000451_03.jpg does (person 2, camera 1); the first is text.jpg. --labels mars reads "),
         (command(model, query, bad, out), "nothing could be ranked"),
         (command(model, text, gallery, out), "nothing could be ranked"),
         (command(model, gallery / "-1_c3s1_000005_01.jpg", gallery / "-1_c3s1_000005_01.jpg", out), "nothing could"),
@@ -472,7 +476,7 @@ def test_a_gallery_that_changes_while_it_is_read(model, tmp_path, capsys, monkey
     printed = capsys.readouterr().out
     assert f"{crops / '0.png'}: " in printed and "No such file" in printed
     assert f"1 image changed while being read; the next run reads them again:\n  {crops / '1.png'}\n" in printed
-    assert "1 images could not be read" in printed and "3 rows now" in printed
+    assert "1 image could not be read, left out:" in printed and "3 rows now" in printed
     monkeypatch.undo()
     search.main(index(model, folder, crops))
     assert "0 new, 1 changed, 2 there already" in capsys.readouterr().out
@@ -741,7 +745,170 @@ def test_pictures_and_pages_are_made_and_gone_images_listed(model, market, shop,
     assert "image cannot be read" in (tmp_path / "new/r.html").read_text()
     shutil.rmtree(market[1])  # nothing is left to draw but the queries: there is a picture still
     assert search.main(argv) == 0
-    assert "could not write the results" in fails(capsys, [*argv, "--picture", str(tmp_path / "r.xyz")], 1)
+    for flag, path, message in [
+        ("--picture", "r.xyz", "--picture r.xyz: Pillow writes no such files; let the name end in .jpg or .png"),
+        ("--html", str(tmp_path), f"--html {tmp_path}: this is a folder; name a file"),
+        ("--html", "/dev/full", "could not write the results ([Errno 28]"),
+    ]:
+        assert message in fails(capsys, [*argv, flag, path], 1)
+
+
+# ---- links, and names that a terminal would obey ----
+
+@pytest.fixture
+def linked(market, tmp_path):
+    """The gallery and beside it: links to two of its files, to itself in a loop, to a folder with one more image, and
+    one that leads nowhere."""
+    crops, more = market[1], tmp_path / "more"
+    more.mkdir()
+    person(9).save(more / "0009_c1s1_000001_01.jpg")
+    (crops / "0001_c5s1_000002_01.jpg").symlink_to(crops / "0001_c1s1_000002_01.jpg")
+    (crops / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (crops / "loop").symlink_to(crops)
+    (crops / "more").symlink_to(more)
+    return crops
+
+
+def test_links_are_treated_alike_by_all_commands(model, linked, tmp_path, capsys):
+    """Junk left out, 7 images: the 6 of before, and the link under its own name. What leads nowhere is listed."""
+    gone = f"{linked / 'gone.jpg'}: "
+    assert search.main(command(model, linked, linked, tmp_path / "out")) == 0
+    captured = capsys.readouterr().out
+    assert "images: 8 query, 8 gallery, 2 unreadable" in captured and captured.count(gone) == 2
+    labels = ["--labels", "market1501"]
+    assert search.main([*index(model, tmp_path / "i", linked), *labels]) == 0
+    assert "7 rows now" in (captured := capsys.readouterr().out) and gone in captured
+    rows = rows_of(tmp_path / "i")
+    assert rows["0001_c5s1_000002_01.jpg"].camid == "5" and "0009_c1s1_000001_01.jpg" not in rows
+    assert search.main([*query(model, tmp_path / "i", linked), *labels]) == 0
+    assert "7 queries, 7 of 7 rows searched" in (captured := capsys.readouterr().out) and gone in captured
+    flags = ["--model", str(model), "--provider", "cpu", "--fmr", "0.9"]
+    assert search.main(["calibrate", *flags, "--labelled", str(linked)]) == 0
+    assert "from 7 images of 3 persons" in (captured := capsys.readouterr().out) and gone in captured
+    (tmp_path / "link").symlink_to(linked)  # what is named may be a link
+    assert search.main([*index(model, tmp_path / "i", tmp_path / "link"), *labels]) == 0
+    assert "7 listed, 0 new, 0 changed" in capsys.readouterr().out
+    verify = ["verify", str(tmp_path / "link" / "0001_c5s1_000002_01.jpg"), str(linked / "0001_c1s1_000002_01.jpg")]
+    assert search.main([*verify, *flags[:4]]) == search.SAME
+    assert "similarity 1.0000" in capsys.readouterr().out
+    (linked / "0001_c1s1_000002_01.jpg").unlink()  # the link leads nowhere now
+    assert search.main(["index", "--prune", "--index", str(tmp_path / "i")]) == 0
+    assert "2 rows removed, 5 left" in capsys.readouterr().out
+
+
+def test_the_frames_of_a_tracklet_may_be_links(tmp_path, capsys):
+    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
+    for pid in (1, 2):
+        (tmp_path / "store" / str(pid)).mkdir(parents=True)
+        (crops / str(pid)).mkdir(parents=True)
+        for frame in (2, 3):
+            person(pid, frame).save(tmp_path / "store" / str(pid) / f"{frame}.png")
+            (crops / str(pid) / f"{frame}.png").symlink_to(tmp_path / "store" / str(pid) / f"{frame}.png")
+    (crops / "3").symlink_to(tmp_path / "store" / "2")
+    assert search.main([*index(model, folder, crops), "--video"]) == 0
+    assert frames_of(folder) == {"1": ("2.png", 2), "2": ("2.png", 2)}
+    capsys.readouterr()
+    sides = [str(crops / "2"), str(crops / "3")]  # links to files, and a link to a folder
+    assert search.main(["verify", *sides, "--model", str(model), "--provider", "cpu"]) == search.UNKNOWN
+    assert "similarity 1.0000" in capsys.readouterr().out
+    search.main([*index(model, tmp_path / "j", tmp_path / "store"), "--video"])
+    answers_of(query(model, tmp_path / "j", crops / "1" / "3.png"), tmp_path)  # a link to a frame of the index
+    results = json.loads((tmp_path / "r.jsonl").read_text())["results"]
+    assert [hit["gallery"] for hit in results] == [str(tmp_path / "store" / "2" / "2.png")]
+
+
+@pytest.mark.parametrize("linked_side", ["query", "gallery", "both"])
+@pytest.mark.parametrize("flags", [[], ["--tracklets", "both"]])
+def test_a_query_and_a_row_that_are_one_file_by_links_leave_each_other_out(linked_side, flags, model, market, tmp_path):
+    crops, links, name = market[1], tmp_path / "links", "0001_c1s1_000002_01.jpg"
+    links.mkdir()
+    for path in sorted(crops.iterdir()):
+        (links / path.name).symlink_to(path)
+    (tmp_path / "other.jpg").symlink_to(crops / name)
+    source = {"query": tmp_path / "other.jpg", "gallery": crops / name, "both": tmp_path / "other.jpg"}[linked_side]
+    gallery = crops if linked_side == "query" else links
+    search.main(index(model, tmp_path / "i", gallery))
+    (found,) = answers_of([*query(model, tmp_path / "i", source), *flags], tmp_path).values()
+    assert len(found) == 6 and name not in found
+    search.main(command(model, source, gallery, tmp_path / "out"))
+    assert [Path(row["gallery"]).name for row in read_csv(tmp_path / "out")] == found
+
+
+ODD = ["a\x1b[31mred.png", "b\ttab.png", "c\x07bell\x9b.png", "d\u202eleft.png"]
+SHOWN = ["a\\x1b[31mred.png", "b\\ttab.png", "c\\x07bell\\x9b.png", "d\\u202eleft.png"]
+
+
+def clean(*texts):
+    """Whether nothing in them but ends of lines is a control character."""
+    return not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", "".join(texts))
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(model, tmp_path, capfd):
+    """In tables, lists of unreadable files, notes, and messages; files hold the names as they are."""
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for number, name in enumerate(ODD):
+        person(number).save(crops / name)
+        (crops / f"broken {name}").write_text("no image")
+    person(8).save(crops / "e\nline.png")  # in no table
+    person(9).save(os.fsencode(crops) + b"/caf\xe9 \xe3\x80\x80.png")
+    outputs = [part for kind in ("csv", "jsonl", "html") for part in (f"--{kind}", str(tmp_path / f"r.{kind}"))]
+    person(3).save(crops / "0001_c1s1_000001_00.png")
+    labels = ["--labels", "market1501"]
+    for argv in ([*index(model, tmp_path / "i", crops), *labels], [*query(model, tmp_path / "i", crops), *outputs],
+                 [*command(model, crops, crops, tmp_path / "out"), *labels]):  # fmt: skip
+        assert search.main(argv) == 0
+        out, err = capfd.readouterr()
+        assert ("such as a\\x1b[31mred.png; they tell no person" in err) == (labels[0] in argv)
+        assert clean(out, err) and f"e\\nline.png: {search.LINE_BREAK}" in out
+        assert all(f"{crops}/broken {name}: cannot identify" in out for name in SHOWN)
+        if argv[0] != "index":
+            assert all(f"\n{name} " in out for name in [*SHOWN, "caf\\xe9 \u3000.png"])
+    for name in ("r.csv", "out/ranked.csv"):
+        with open(tmp_path / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            assert {os.path.basename(row["query"]) for row in csv.DictReader(file)} > set(ODD)
+    text, page = (tmp_path / "r.jsonl").read_text(), (tmp_path / "r.html").read_text()
+    assert clean(page) and all(f'alt="{name}"' in page for name in SHOWN)
+    assert clean(text) and {os.path.basename(json.loads(line)["query"]) for line in text.splitlines()} > set(ODD)
+    for name in ODD:  # gone, and changed
+        (crops / name).unlink()
+        (crops / f"broken {name}").unlink()
+    search.main(index(model, tmp_path / "i", crops))
+    search.main(["index", "--index", str(tmp_path / "i"), "--remove", "x\x1by"])
+    assert clean(*capfd.readouterr())
+    for argv in (index(model, tmp_path / "i", "x\x1by"), index("m\x1b.onnx", tmp_path / "i", crops),
+                 command(model, crops, "\x1b", tmp_path / "out"), ["verify", "a", "b", "c\x1b", "--model", "m"]):
+        with pytest.raises(SystemExit) as stop:
+            search.main(argv)
+        assert clean(str(stop.value.code), *capfd.readouterr())
+
+
+def test_columns_and_cameras_are_escaped_too(model, market, tmp_path, capfd):
+    (tmp_path / "list.csv").write_text("path,camid,od\x1bd\ngallery/0001_c1s1_000002_01.jpg,do\x1bor,1\n")
+    search.main(index(model, tmp_path / "i", tmp_path / "list.csv"))
+    out, err = capfd.readouterr()
+    assert clean(out, err) and r"not used: 'od\x1bd'" in err
+    with pytest.raises(SystemExit) as stop:
+        search.main([*query(model, tmp_path / "i", market[0]), "--camera", "9"])
+    assert r"its cameras: do\x1bor" in stop.value.code
+
+
+def test_csv_on_a_terminal_is_escaped_and_in_a_pipe_it_is_not(model, tmp_path, monkeypatch):
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for number, name in enumerate(ODD[:2]):
+        person(number).save(crops / name)
+    search.main(index(model, tmp_path / "i", crops))
+    for make, expected in ((os.openpty, SHOWN), (os.pipe, ODD)):
+        ends = make()  # openpty: (master, slave); pipe: (to read, to write)
+        with open(ends[1], "w") as console:
+            monkeypatch.setattr(sys, "stdout", console)
+            search.main([*query(model, tmp_path / "i", crops), "--csv", "-"])
+            monkeypatch.undo()
+            console.flush()
+            text = os.read(ends[0], 100000).decode()
+        os.close(ends[0])
+        assert all(name in text for name in expected[:2]) and clean(text.replace("\r", "")) == (make is os.openpty)
 
 
 # ---- verify and calibrate ----
@@ -765,7 +932,9 @@ def test_calibrate_then_verify(model, tmp_path, capsys):
     stored = search.Extractor(model, "cpu").threshold
     assert stored["dataset"] == "shop" and stored["fmr"] <= 0.01 and stored["fnmr"] == 0
     assert stored["pairs"] == [30, 30 * 29 // 2 * 4]
-    assert set(stored) == {"similarity", "fmr", "fnmr", "dataset", "pairs"}
+    assert set(stored) == {"similarity", "fmr", "fnmr", "dataset", "pairs", "compared"}
+    assert stored["compared"] == "pairs of one person under two cameras"
+    assert "compared: pairs of one person under two cameras\npairs: 30 of one" in capsys.readouterr().out
     assert search.Extractor(model, "cpu")(pair).tobytes() == before.tobytes()
     capsys.readouterr()
     assert search.main(["verify", *pair[:2], *flags]) == search.SAME == 0
@@ -777,6 +946,36 @@ def test_calibrate_then_verify(model, tmp_path, capsys):
     searcher = search.Searcher(model, provider="cpu")
     assert searcher.verify(*pair[:2])[1:] == (True, stored["similarity"], stored["fmr"])
     assert searcher.verify(pair[0], pair[2]).same is False
+
+
+def test_calibrate_says_what_it_compares_and_whom_it_leaves_out(model, tmp_path, capsys):
+    """Without a column of cameras, with one camera, with two, with some unknown; stored with the threshold, too."""
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for pid in range(1, 9):
+        for shot in (1, 2):
+            person(pid, shot).save(crops / f"{pid}-{shot}.png")
+    person(20).save(crops / "somebody.png")
+    flags = ["calibrate", "--model", str(model), "--provider", "cpu", "--fmr", "0.2", "--labelled"]
+    across = "pairs of one person under two cameras"
+    for column, camid, said in [
+        ("", lambda pid, shot: "", "all pairs of one person, as no camera is known; those under one camera are easier"),
+        (",camid", lambda pid, shot: ",door", "all pairs of one person, all under camera door, which are easier than"),
+        (",camid", lambda pid, shot: f",{shot}", across),
+        (",camid", lambda pid, shot: f",{shot if pid > 1 else ''}", f"{across}; 2 of 16 images are of unknown cameras"),
+    ]:  # fmt: skip
+        lines = [f"crops/{pid}-{shot}.png,{pid}{camid(pid, shot)}\n" for pid in range(1, 9) for shot in (1, 2)]
+        rest = "crops/somebody.png," + "," * bool(column) + "\n"
+        (tmp_path / "list.csv").write_text(f"path,pid{column}\n" + "".join(lines) + rest)
+        assert search.main([*flags, str(tmp_path / "list.csv")]) == 0
+        captured = capsys.readouterr()
+        stored = search.Extractor(model, "cpu").threshold
+        assert f"compared: {said}" in captured.out and stored["compared"].startswith(said) and captured.err == ""
+        assert stored["pairs"] == [7 if "unknown" in said else 8, 16 * 15 // 2 - 8]
+        assert f"note: 1 image of unknown persons left out, such as {crops / 'somebody.png'}" in captured.out
+    with pytest.raises(SystemExit, match="there|did you mean camid"):
+        (tmp_path / "list.csv").write_text("path,pid,camera\ncrops/1-1.png,1,2\n")
+        search.main([*flags, str(tmp_path / "list.csv")])
 
 
 def test_calibrate_a_file_of_another_exporter(tmp_path, capsys):
@@ -988,7 +1187,9 @@ def test_searcher_on_an_index(model, market, tmp_path):
     (["verify", "a", "b", "--model", "m", "--batch-size", "0"], "--batch-size 0: it has to be at least 1"),
     (["verify", "a", "b", "--model", "m", "--threads", "-1"], "--threads -1"),
     (["calibrate", "--model", "m", "--labelled", "l", "--fmr", "1"], "--fmr 1.0: a rate lies between 0 and 1"),
-    (["indx", "crops"], "there is no command 'indx'; choose from index, query, verify, calibrate"),
+    (["indx", "crops"], "there is no command 'indx'; did you mean index? Else choose from index, query, verify, calib"),
+    (["crops"], "there is no command 'crops'; choose from index, query, verify, calibrate, or give --model, --query"),
+    ([], "there is nothing to do; choose from index, query, verify, calibrate, or give --model, --query and --gallery"),
 ])  # fmt: skip
 def test_usage_errors_of_subcommands(argv, message, capsys):
     assert message in fails(capsys, argv, 2)
@@ -998,7 +1199,9 @@ def test_bad_inputs_of_subcommands(model, market, shop, tmp_path, capsys):
     crops, bad = market[1], tmp_path / "bad"
     bad.mkdir()
     broken_images(bad)
-    flags = ["--model", str(model), "--provider", "cpu"]
+    flags, empty = ["--model", str(model), "--provider", "cpu"], tmp_path / "empty"
+    assert search.main([*index(model, empty, crops), "--prune"]) == 0 == search.main(
+        ["index", "--index", str(empty), "--remove", str(crops)])  # fmt: skip
     for argv, message in [
         (index(model, tmp_path / "i", tmp_path / "nowhere"), "nowhere: no such file or folder"),
         (index(model, crops, crops), "is no index and not empty"),
@@ -1006,12 +1209,20 @@ def test_bad_inputs_of_subcommands(model, market, shop, tmp_path, capsys):
         (query(model, tmp_path / "nothing", crops), "no such folder; python search.py index makes an index"),
         (query(model, crops, crops), "is not an index: it has no index.json"),
         (["query", "--index", str(shop), "--query", str(crops)], "--query needs --model"),
+        (query(model, empty, crops), "empty holds no rows; python search.py index puts images into it"),
+        (index(model, tmp_path / "i", ""), "'': no such file or folder"),
+        (command(model, "", crops, tmp_path / "out"), "--query '': no such file or folder"),
         (query(model, shop, bad), "nothing could be ranked"),
         ([*query(model, shop, crops), "--html", "/proc/r.html"], "/proc/r.html: cannot write there"),
         (["index", "--index", str(bad), "--remove", "x"], "is not an index"),
         (["verify", str(bad / "text.jpg"), str(bad / "text.jpg"), *flags], "verify needs two images"),
         (["verify", str(crops), str(crops), *flags], "verify compares images"),
-        (["calibrate", *flags, "--labelled", str(crops), "--labels", "mars"], "no image has a label"),
+        (["calibrate", *flags, "--labelled", str(crops), "--labels", "mars"], "--labels mars: no file name begins as"),
+        (["calibrate", *flags, "--labelled", str(bad)], "no image has a label; the first is text.jpg. It takes"),
+        ([*query(model, shop, crops), "--labels", "mars"], "--labels mars: no file name begins as 0002C1T0003F451.jpg"),
+        ([*index(model, tmp_path / "i", crops), "--labels", "mars"], "--labels mars: no file name begins as 0002C1T00"),
+        (query(model, bad / "text.jpg", crops), "text.jpg: is a file, and an index is a folder"),
+        (index(model, bad / "text.jpg", crops), "is a file, or lies in one; an index is a folder: name another"),
     ]:  # fmt: skip
         assert message in fails(capsys, argv, 1), argv
 

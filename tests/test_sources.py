@@ -57,7 +57,8 @@ def test_what_is_no_time(text):
 
 def test_a_folder(tmp_path):
     draw(tmp_path, "b.png", "sub/0002_c1s1_000451_03.png", "sub/-1_c1s1_000451_03.png")
-    rows, missing = find_rows([tmp_path], "market1501")
+    with pytest.warns(UserWarning, match="1 of 3 file names do not begin as .*, such as b.png"):
+        rows, missing = find_rows([tmp_path], "market1501")
     assert [os.path.relpath(row.path, tmp_path) for row in rows] == ["b.png", "sub/0002_c1s1_000451_03.png"]
     assert told(rows[1]) == (2, "1", 451, "0002_c1s1") and missing == []
     stat = (tmp_path / "b.png").stat()
@@ -75,9 +76,36 @@ def test_one_path_for_one_image(tmp_path, monkeypatch):
     assert [row.path for row in rows] == [str(tmp_path / "crops" / "a.png")]
 
 
+def test_links_to_files_are_followed_and_links_to_folders_only_where_they_are_named(tmp_path):
+    """A link to a file is an image under its own name; one that leads nowhere, or in a ring, is listed."""
+    draw(tmp_path, "store/0002_c1.png", "crops/0001_c1.png", "crops/sub/0003_c1.png", "elsewhere/0004_c1.png")
+    crops = tmp_path / "crops"
+    for name, target in [("0007_c3.png", "store/0002_c1.png"), ("linked", "elsewhere"), ("loop", "crops"),
+                         ("gone.png", "nowhere.png"), ("ring.png", "crops/ring.png")]:  # fmt: skip
+        (crops / name).symlink_to(tmp_path / target)
+    with pytest.warns(UserWarning, match="2 of 5 file names do not begin as"):
+        rows, missing = find_rows([crops], "market1501", video=True)
+    assert [(os.path.relpath(row.path, crops), row.pid, row.camid) for row in rows] == [
+        ("0001_c1.png", 1, "1"), ("0007_c3.png", 7, "3"), ("sub/0003_c1.png", 3, "1")]  # fmt: skip
+    assert rows[1].size == (tmp_path / "store/0002_c1.png").stat().st_size
+    assert missing == [(str(crops / "gone.png"), "No such file or directory"),
+                       (str(crops / "ring.png"), "Too many levels of symbolic links")]  # fmt: skip
+    assert [row.tracklet for row in find_rows([crops], video=True)[0]] == [str(crops), str(crops), str(crops / "sub")]
+
+    (tmp_path / "list.txt").write_text("crops/linked/0004_c1.png\ncrops/0007_c3.png\n")
+    named = [find_rows([source])[0] for source in (crops / "linked", tmp_path / "list.txt", crops / "0007_c3.png")]
+    assert [[os.path.relpath(row.path, tmp_path) for row in rows] for rows in named] == [
+        ["elsewhere/0004_c1.png"], ["elsewhere/0004_c1.png", "crops/0007_c3.png"], ["crops/0007_c3.png"]]  # fmt: skip
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "crops").symlink_to(crops)
+    with pytest.raises(ValueError, match="no image in .*; links to folders, such as crops, are not walked into"):
+        find_rows([tmp_path / "links"])
+
+
 def test_folders_as_tracklets(tmp_path):
     draw(tmp_path, "x/1/a.png", "x/1/b.png", "x/2/a.png", "y/1/0003C2T0001F007.png")
-    rows, _ = find_rows([tmp_path / "x", tmp_path / "y"], "mars", video=True)
+    with pytest.warns(UserWarning, match="3 of 4 file names do not begin as 0002C1T0003F451.jpg does, such as a.png"):
+        rows, _ = find_rows([tmp_path / "x", tmp_path / "y"], "mars", video=True)
     assert [row.tracklet for row in rows] == [str(tmp_path / "x/1")] * 2 + [str(tmp_path / "x/2"), "0003C2T0001"]
     tracklets, frames = group_tracklets(rows)
     assert [(os.path.relpath(row.path, tmp_path), row.frames) for row in tracklets] == [
@@ -101,8 +129,63 @@ def test_a_list_wins_over_names(tmp_path):
     (tmp_path / "list.csv").write_text("path,camid,pid,time,tracklet,other\n"
                                        "0002_c1s1_000451_03.png,door,7,1970-01-02,t,?\n"
                                        "0003_c1s1_000451_03.png,,,,\nx.png,,-1,,\n")  # fmt: skip
-    rows, _ = find_rows([tmp_path / "list.csv"], "market1501")
+    with pytest.warns(UserWarning, match="list.csv: not used: 'other'; the columns of a list are path, pid, camid, ti"):
+        rows, _ = find_rows([tmp_path / "list.csv"], "market1501")
     assert list(map(told, rows)) == [(7, "door", 86400, "t"), (3, "1", 451, "0003_c1s1")]
+
+
+@pytest.mark.parametrize("column, meant", [
+    ("camera", "camid"), ("cam", "camid"), ("CamID", "camid"), (" camid", "camid"), ("camera_id", "camid"),
+    ("camd", "camid"), ("id", "pid"), ("pids", "pid"), ("person", "pid"), ("person_id", "pid"), ("label", "pid"),
+    ("Time", "time"), ("timestamp", "time"), ("frame", "time"), ("track", "tracklet"), ("track_id", "tracklet"),
+    ("traclet", "tracklet"),
+])  # fmt: skip
+def test_a_misspelt_column_is_an_error_where_the_right_one_is_missing(column, meant, tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text(f"path,{column}\na.png,7\n")
+    with pytest.raises(ValueError, match=f"list.csv: the column '{column}' is unknown; did you mean {meant}[?]"):
+        find_rows([tmp_path / "list.csv"])
+    (tmp_path / "list.csv").write_text(f"path,{meant},{column}\na.png,7,8\n")
+    with pytest.warns(UserWarning, match=f"list.csv: not used: '{column}'; the columns of a list are path, "):
+        rows, _ = find_rows([tmp_path / "list.csv"])
+    assert str(getattr(rows[0], meant)) == ("7.0" if meant == "time" else "7")
+
+
+def test_columns_that_are_like_none_are_named_and_those_of_an_index_pass(tmp_path, recwarn):
+    draw(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text("path,name,split,title,,weather\na.png,x,query,t,0,rain\n")
+    rows, _ = find_rows([tmp_path / "list.csv"])
+    assert [str(warning.message) for warning in recwarn] == [
+        f"{tmp_path / 'list.csv'}: not used: 'name', 'split', 'title', '', 'weather'; the columns of a list are path, "
+        "pid, camid, time, tracklet"]  # fmt: skip
+    assert told(rows[0]) == (None, "", None, "")
+    recwarn.clear()
+    (tmp_path / "list.csv").write_text(",".join(Row._fields) + "\na.png,7,door,3,t,1,5,6\n")
+    assert told(find_rows([tmp_path / "list.csv"])[0][0]) == (7, "door", 3, "t") and not list(recwarn)
+
+
+def test_names_of_another_form(tmp_path, recwarn):
+    """None of the form that is asked for: an error. Some: counted. A person that a list tells needs no name."""
+    draw(tmp_path, "crops/0002_c1s1_000451_03.png", "crops/x.png")
+    with pytest.raises(ValueError) as error:
+        find_rows([tmp_path / "crops"], "mars")
+    assert str(error.value) == (
+        "--labels mars: no file name begins as 0002C1T0003F451.jpg does (person 2, camera 1); the first is "
+        "0002_c1s1_000451_03.png. --labels market1501 reads 0002_c1s1_000451_03.jpg; or leave --labels out"
+    )
+    assert len(find_rows([tmp_path / "crops"], "mars", strict=False)[0]) == len(find_rows([tmp_path / "crops"])[0]) == 2
+    assert not list(recwarn)
+    find_rows([tmp_path / "crops"], "market1501")
+    assert [str(warning.message) for warning in recwarn] == [
+        "--labels market1501: 1 of 2 file names do not begin as 0002_c1s1_000451_03.jpg does, such as x.png; they tell "
+        "no person and no camera"]  # fmt: skip
+    recwarn.clear()
+    (tmp_path / "list.csv").write_text("path,pid\ncrops/x.png,4\n")
+    find_rows([tmp_path / "crops", tmp_path / "list.csv"], "market1501")
+    find_rows([tmp_path / "list.csv"], "mars")
+    assert not list(recwarn)
+    with pytest.raises(ValueError, match="--labels mars: no file name begins"):
+        find_rows([tmp_path / "crops", tmp_path / "list.csv"], "mars")
 
 
 @pytest.mark.parametrize("order", [["crops", "list.csv", "more.csv"], ["list.csv", "more.csv", "crops"],
@@ -113,7 +196,8 @@ def test_a_list_wins_in_any_order(order, tmp_path):
     (tmp_path / "list.csv").write_text("path,pid,time\ncrops/0002_c1.png,7,\ncrops/-1_c1.png,5,\n"
                                        "crops/0003_c1.png,-1,\n")  # fmt: skip
     (tmp_path / "more.csv").write_text("path,pid,time\ncrops/0002_c1.png,9,33\n")
-    rows, missing = find_rows([tmp_path / name for name in order], "market1501")
+    with pytest.warns(UserWarning, match="1 of 4 file names do not begin as .*, such as x.png"):
+        rows, missing = find_rows([tmp_path / name for name in order], "market1501")
     found = {os.path.basename(row.path): told(row)[:3] for row in rows}
     assert found == {"0002_c1.png": (7, "1", 33), "-1_c1.png": (5, "1", None), "x.png": (None, "", None)}
     assert missing == []

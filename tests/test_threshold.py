@@ -38,10 +38,28 @@ def test_pairs_by_hand():
     assert impostor.tolist() == [2, 0, 7, 2]
 
 
-def test_without_cameras_all_pairs_count():
-    features = np.array([[1, 0]] * 3, np.float32)
-    genuine, impostor = threshold.count_pairs(features, [1, 1, 2], ["", "", ""], bins=4)
-    assert genuine.tolist() == [0, 0, 0, 1] and impostor.tolist() == [0, 0, 0, 2]
+@pytest.mark.parametrize("camids, count, said", [
+    (["", "", "", ""], 3, "all pairs of one person, as no camera is known; those under one camera are easier"),
+    (["3", "3", "3", "3"], 3, "all pairs of one person, all under camera 3, which are easier than under two"),
+    (["3", "3", "4", "4"], 2, "pairs of one person under two cameras"),
+    (["3", "", "4", "4"], 1, "pairs of one person under two cameras; 1 of 4 images are of unknown cameras and only in "
+                             "pairs of two persons"),
+    (["3", "3", "", ""], 0, "pairs of one person under two cameras; 2 of 4 images are of unknown cameras and only in "
+                            "pairs of two persons"),
+    ([3, 3, 4, 4], 2, "pairs of one person under two cameras"),
+])  # fmt: skip
+def test_which_pairs_count_follows_from_the_cameras_and_is_said(camids, count, said, monkeypatch):
+    """Three images of person 1, one of 2, and junk under another camera, which does not count as one."""
+    features, pids, camids = np.array([[1, 0]] * 5, np.float32), [1, 1, 1, 2, -1], [*camids, "9"]
+    genuine, impostor = threshold.count_pairs(features, pids, camids, bins=4)
+    assert genuine.tolist() == [0, 0, 0, count] and impostor.tolist() == [0, 0, 0, 3]
+    monkeypatch.setattr(threshold, "LEAST", 1)
+    if count:
+        assert threshold.calibrate(features, pids, camids, 0.5)["compared"] == said
+        return
+    with pytest.raises(ValueError, match="no pair of one person to compare") as error:
+        threshold.calibrate(features, pids, camids, 0.5)
+    assert f"({said}): label images of the same persons under several cameras" in str(error.value)
 
 
 @pytest.mark.parametrize("block", [7, 1000])
@@ -93,7 +111,7 @@ def test_rates_that_cannot_be_resolved_are_refused():
 
 def test_what_cannot_be_calibrated():
     features, pids, camids = labelled(40, 5)
-    with pytest.raises(ValueError, match="no pair of one person under two cameras"):
+    with pytest.raises(ValueError, match="no pair of one person to compare .pairs of one person under two cameras"):
         threshold.calibrate(features, np.arange(1, 41), camids, 0.1)
     with pytest.raises(ValueError, match="between 0 and 1, not 2"):
         threshold.calibrate(features, pids, camids, 2)

@@ -151,6 +151,20 @@ def test_what_padding_holds_does_not_matter(pooling):
                 torch.testing.assert_close(model(padded, kind), plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", video.POOLING)
+def test_a_clip_of_which_no_frame_counts_gives_zeros(pooling):
+    """And changes nothing for the others of its batch."""
+    model = build("osnet_x0_25", pooling)
+    clips, mask = clips_of(model, 2, 3), torch.tensor([[0, 0, 0], [1, 0, 1]])
+    with torch.no_grad():
+        expected = model(clips[1:], mask[1:])
+        for content in (clips[0], torch.full_like(clips[0], float("nan"))):
+            for kind in (mask, mask.float(), mask.bool()):
+                found = model(torch.stack([content, clips[1]]), kind)
+                assert found[0].eq(0).all()
+                torch.testing.assert_close(found[1:], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("arch", "pooling"), PAIRS)
 def test_training_gives_pooled_logits_and_features(arch, pooling):
     model = build(arch, pooling)
