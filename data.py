@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 import parsers
+from decode import read_opened
 from parsers import DUKE_NAME, MARKET_PARTS, Item, Splits, parse_named, some
 
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
@@ -289,7 +290,7 @@ def load_multi_query(name, root, queries):
 # What the files hold
 
 
-def look_into(paths, decode):
+def look_into(paths, whole):
     """Of each file (digest of its bytes, None), or (None, why it is no image)."""
     looks = []
     for path in paths:
@@ -297,9 +298,9 @@ def look_into(paths, decode):
             content = Path(path).read_bytes()
             if not content:
                 raise ValueError("the file is empty, 0 bytes")
-            if decode:
+            if whole:
                 with Image.open(io.BytesIO(content)) as image:
-                    image.load()
+                    read_opened(image)
             looks.append((hashlib.blake2b(content, digest_size=16).digest(), None))
         except Exception as error:  # Pillow raises a dozen types for broken files
             looks.append((None, f"{path}: {'no image' if isinstance(error, UnidentifiedImageError) else error}"))
@@ -316,7 +317,7 @@ def check_files(splits, decode=True):
     paths, same, broken = sorted(uses), defaultdict(list), []
     blocks = [paths[start : start + 256] for start in range(0, len(paths), 256)]  # MARS has a million files
     with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(desc="checking", total=len(paths), disable=None) as bar:
-        for block, looks in zip(blocks, threads.map(partial(look_into, decode=decode), blocks), strict=True):
+        for block, looks in zip(blocks, threads.map(partial(look_into, whole=decode), blocks), strict=True):
             for path, (digest, reason) in zip(block, looks, strict=True):
                 if reason:
                     broken.append(reason)

@@ -31,10 +31,15 @@ def read_image(path, size=None):
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
         raise OSError(f"{path} is not a file" + ", but a folder" * os.path.isdir(path))
     with Image.open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have "
-                             f"(limit {MAX_PIXELS:,}); it was not decoded")  # fmt: skip
-        return resize(image, size)
+        return read_opened(image, size)
+
+
+def read_opened(image, size=None):
+    """resize of a file that Pillow has opened. ValueError for what is too large to be a person, before it is read."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have "
+                         f"(limit {MAX_PIXELS:,}); it was not decoded")  # fmt: skip
+    return resize(image, size)
 
 
 def resize(image, size=None):
@@ -58,7 +63,7 @@ def printable(text):
     return re.sub(r"[^ -~]", escape, str(text))
 
 
-def read_or_reason(path, size):
+def read_or_reason(path, size=None):
     """read_image, or the reason why it cannot be read as a string, to be printed."""
     try:
         return read_image(path, size)

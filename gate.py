@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
+import decode
 import loader
 import metrics
 import video
@@ -86,14 +87,8 @@ def spread(items, count):
 
 def open_pictures(paths):
     """bytes (h, w, 3) of each file, at its own size, RGB. ValueError names those that cannot be read."""
-    pictures, reasons = [], []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pictures.append(np.array(image.convert("RGB")))
-        except Exception as error:  # Pillow raises a dozen types for broken files
-            reasons.append(f"{path}: {error}")
-    loader.refuse_broken(reasons)
+    pictures = [decode.read_or_reason(path) for path in paths]
+    loader.refuse_broken([picture for picture in pictures if isinstance(picture, str)])
     return pictures
 
 

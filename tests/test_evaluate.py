@@ -478,7 +478,7 @@ def test_a_set_of_one_camera(tmp_path, capsys, quick):
 
 
 def load_args(root, **changed):
-    flags = {"root": str(root), "split": 0, "min_frames": 0, "cache": None, "protocol": None}
+    flags = {"root": str(root), "split": 0, "min_frames": 0, "holdout": 0, "cache": None, "protocol": None}
     return argparse.Namespace(**flags | changed)
 
 
