@@ -90,6 +90,11 @@ EXPERIMENTS = {
     "global-alone": held_out("--options learn_region=False"),
     # on the test persons
     "an-hour": Experiment("cpu", "--recipe best --epochs 15 --warmup-epochs 3 --batch-size 32 --lr 0.002"),
+    "an-hour-mirrored": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --flip --rerank"),
+    "an-hour-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --dataset synthetic"),
+    "demo-to-market": Experiment(
+        "cpu", "--dataset synthetic --epochs 4 --batch-size 32 --lr 0.002 --target market1501 synthetic"
+    ),
     "best": Experiment("best", "--recipe best", (0, 1, 2)),
     "reference": Experiment("reference", "--recipe reference"),
     "paper": Experiment("paper", "--recipe paper"),
