@@ -89,7 +89,9 @@ EXPERIMENTS = {
     "align-corners": held_out("--options align_corners=True"),
     "global-alone": held_out("--options learn_region=False"),
     # on the test persons
-    "an-hour": Experiment("cpu", "--recipe best --epochs 15 --warmup-epochs 3 --batch-size 32 --lr 0.002"),
+    "an-hour": Experiment(
+        "cpu", "--recipe best --epochs 15 --warmup-epochs 3 --batch-size 32 --lr 0.002 --weight-decay 0.2"
+    ),
     "an-hour-mirrored": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --flip --rerank"),
     "an-hour-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --dataset synthetic"),
     "demo-to-market": Experiment(
