@@ -90,7 +90,8 @@ EXPERIMENTS = {
     "global-alone": held_out("--options learn_region=False"),
     # on the test persons
     "an-hour": Experiment(
-        "cpu", "--recipe best --epochs 15 --warmup-epochs 3 --batch-size 32 --lr 0.002 --weight-decay 0.2"
+        "cpu", "--recipe best --epochs 8 --warmup-epochs 2 --batch-size 32 --lr 0.002 --weight-decay 0.2 "
+        "--augment flip translate"
     ),
     "an-hour-mirrored": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --flip --rerank"),
     "an-hour-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --dataset synthetic"),
