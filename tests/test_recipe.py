@@ -397,7 +397,7 @@ def test_a_recipe_fills_the_flags_and_nothing_else(name):
 
 def test_recipes_say_what_their_sources_say():
     """Numbers typed from the papers and from issue 27 of deep-person-reid, not from the table."""
-    paper, reference, bot = (parse("--recipe", name) for name in ("paper", "reference", "bot"))
+    paper, reference, bot, best = (parse("--recipe", name) for name in ("paper", "reference", "bot", "best"))
     assert (paper.optim, paper.lr, paper.epochs, paper.batch_size, paper.augment) == ("adam", 0.0005, 150, 32, [])
     assert [recipe.learning_rate(epoch, paper) for epoch in (0, 149)] == [0.0005, 0.0005]
     assert (reference.optim, reference.epochs, reference.augment) == ("sgd", 300, ["flip", "translate"])
@@ -411,6 +411,12 @@ def test_recipes_say_what_their_sources_say():
     model = models.build_model(bot.arch, 5, **bot.options)
     last = [module.stride for module in model.backbone.layer4.modules() if isinstance(module, torch.nn.Conv2d)]
     assert set(last) == {(1, 1)} and isinstance(model.bnneck, torch.nn.BatchNorm1d)
+
+    steps = {name: 12_936 / args.batch_size for name, args in (("reference", reference), ("best", best))}  # of an epoch
+    forgotten = 1 / (best.lr * best.weight_decay) / steps["best"]  # epochs
+    assert best.optim == "adamw" and forgotten == pytest.approx(16.5, abs=0.1)
+    rate = reference.lr / (1 - reference.momentum)
+    assert forgotten == pytest.approx(1 / (rate * reference.weight_decay) / steps["reference"], rel=0.01)
 
 
 def test_the_quick_recipe_is_the_command_that_was_measured():
