@@ -1708,6 +1708,16 @@ def test_check_finds_unreadable_images(market, capsys, content, path):
     assert ("empty" in printed) == (content == b"") and "BytesIO" not in printed
 
 
+def test_check_refuses_what_training_would(market, capsys):
+    """Grey of 16 bits, and images too large to be a person: decode.py refuses them."""
+    deep, large = (market / "bounding_box_train" / f"0002_c{n}s1_009999_01.png" for n in (3, 4))
+    Image.fromarray(np.full((32, 16), 40_000, np.uint16)).save(deep)
+    Image.new("1", (10_000, 10_000)).save(large)
+    code, printed = check_market(capsys, market)
+    assert code == 1 and "2 files cannot be read" in printed
+    assert f"{deep}: grey of more than 8 bits" in printed and f"{large}: 10000 x 10000 pixels are more" in printed
+
+
 def test_check_finds_several_empty_files_and_does_not_call_them_equal(market, capsys):
     for path in ("bounding_box_train/0002_c1s1_000451_03.jpg", "query/0001_c1s1_001051_00.jpg"):
         (market / path).write_bytes(b"")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
+from PIL import Image
 from torch import nn
 
 import gate
@@ -114,7 +115,8 @@ def test_pictures_are_spread_over_a_folder_and_broken_ones_are_named(tmp_path):
     assert [path.name for path in gate.spread(paths, 4)] == ["0é.jpg", "2é.jpg", "5é.jpg", "7é.jpg"]
     assert [picture.shape for picture in gate.open_pictures(paths[:2])] == [(20, 10, 3), (20, 11, 3)]
     (tmp_path / "broken.jpg").write_bytes(paths[0].read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"1 images cannot be read(.|\n)*broken.jpg"):
+    Image.fromarray(np.full((32, 16), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"2 images cannot be read(.|\n)*broken.jpg(.|\n)*deep.png: grey of more"):
         gate.open_pictures(gate.list_pictures(tmp_path))
     with pytest.raises(ValueError, match="no images"):
         (tmp_path / "empty").mkdir()
