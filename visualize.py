@@ -13,6 +13,7 @@ maps_grid, heat and the frames of regions. NumPy and Pillow; matplotlib only for
 
 import itertools
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -298,7 +299,7 @@ def plot_scores(axes, records):
     if not evaluated:
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color="grey")
         return
-    targets = list(evaluated[-1].get("targets", {})) or [None]
+    targets, ends = list(evaluated[-1].get("targets", {})) or [None], []
     for target, style in zip(targets, itertools.cycle(("-", "--", ":", "-.")), strict=False):
         told = [(r["epoch"], r.get("targets", {}).get(target) if target else r) for r in evaluated]
         found = [(epoch, summary) for epoch, summary in told if summary]
@@ -306,8 +307,11 @@ def plot_scores(axes, records):
             scores = [100 * summary[key] for _, summary in found]
             label = f"{target}: {name}" if len(targets) > 1 else name
             axes.plot([epoch for epoch, _ in found], scores, style, color=colour, marker=".", label=label)
-            axes.annotate(f"{scores[-1]:.1f}", (found[-1][0], scores[-1]), (5, 0), textcoords="offset points",
-                          color=colour, va="center")  # fmt: skip
+            ends.append((scores[-1], found[-1][0], colour))
+    height = -math.inf
+    for score, epoch, colour in sorted(ends):
+        height = max(score, height + 5)  # a number is 5 points high, and must not lie on another one
+        axes.annotate(f"{score:.1f}", (epoch, height), (5, 0), textcoords="offset points", color=colour, va="center")
     axes.legend(frameon=False)
 
 
