@@ -241,7 +241,7 @@ def parse(argv, description=None):
 def check_resumed_flags(args, checkpoint):
     """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
     fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
-    fixed += ["temporal", "split", "loss", "ema"]
+    fixed += ["temporal", "split", "loss", "ema", "holdout"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
         fixed += ["batch_size", "num_instances", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
         fixed += ["dataset", "min_frames", "combine_all", "accumulate"]

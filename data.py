@@ -216,8 +216,10 @@ def hold_out(splits, count, protocol="market1501"):
     keeps it in the gallery, unless that is so under all cameras: then the first gives the query.
     """
     pids = sorted({item.pid for item in splits.train})
-    if not 0 < count < len(pids):
-        raise ValueError(f"--holdout {count}: of {len(pids)} persons 1 to {len(pids) - 1} can be held out")
+    if not pids:
+        raise ValueError(f"--holdout {count} takes persons to train on, and there are none: leave it out")
+    if not 0 < count < len(pids) - 1:  # training needs two
+        raise ValueError(f"--holdout {count}: of {len(pids)} persons 1 to {len(pids) - 2} can be held out")
     rng = np.random.default_rng(0)
     held = set(rng.choice(pids, count, replace=False).tolist())
     persons = defaultdict(lambda: defaultdict(list))  # pid -> camid -> items
@@ -232,6 +234,11 @@ def hold_out(splits, count, protocol="market1501"):
             if matched and camid in asking:
                 query.append(items.pop(int(rng.integers(len(items)))))
             gallery += items
+    if not query:
+        raise ValueError(
+            f"--holdout {count}: each of these persons is under one camera alone, so no query has a match: give "
+            "--protocol no_camera_rule, where images of one camera count too, or another number"
+        )
     return Splits([item for item in splits.train if item.pid not in held], query, gallery)
 
 
@@ -258,7 +265,10 @@ def load_dataset(
     evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
     protocol = protocol or dataset.protocol
     if holdout:
-        splits, shorter = hold_out(splits, holdout, protocol), f"{shorter}, with --holdout {holdout}"
+        try:
+            splits, shorter = hold_out(splits, holdout, protocol), f"{shorter}, with --holdout {holdout}"
+        except ValueError as error:
+            raise ValueError(f"{name} in {folder}{shorter}: {error}") from error
         evaluate = True
         print(f"tested on {holdout} of the persons to train on:\n{describe(splits)}")
     try:

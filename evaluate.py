@@ -74,6 +74,11 @@ def load_set(name, args, *, train=True, evaluate=True, combine=False):
     return splits
 
 
+def shown(name, args):
+    """What lines and files call the scores of a target: those of persons held out are no test scores."""
+    return f"{name}, {args.holdout} persons held out" if args.holdout else name
+
+
 def file_name(name):
     return re.sub(r"[^\w.-]+", "-", name)
 
@@ -93,7 +98,7 @@ def load_pixels(paths, model, name, args, device, among=None):
 
 def files_to_share(name, splits, args):
     """(name, all files) where flags choose some of them (--split, --seq-len, --holdout), or None: loader's `among`."""
-    if args.holdout:  # all are train's, in the order of a run without the flag
+    if args.holdout:  # all are train's; of a set of images the array is that of a run without the flag
         return f"{file_name(name)}-train", sorted({path for items in splits for item in items for path in item.paths})
     if data.find_dataset(name, "")[0].num_splits == 1 and not data.has_video(splits):
         return None
@@ -318,7 +323,7 @@ def report(model, target, device, args, folder, boxes):
     boxes: the items that --multi-query pools, where it is given.
     Of several processes the first does so alone, once all have extracted and ranked their parts.
     """
-    name, ids = target.name, ids_of(target.splits.query, target.splits.gallery)
+    name, ids = shown(target.name, args), ids_of(target.splits.query, target.splits.gallery)
     how = {"distance": args.distance, "protocol": target.protocol}
     queries, gallery = split_features(model, target, device, args)
     rows = {name: rank(queries, gallery, target, args)}
@@ -386,6 +391,8 @@ def trained_persons(info, names, root):
         dataset, folder = data.find_dataset(name, root)
         try:
             splits = data.read_dataset(name, root, split=run.get("split") or 0 if dataset.num_splits > 1 else 0)
+            if run.get("holdout"):
+                splits = data.hold_out(splits, run["holdout"], run.get("protocol") or dataset.protocol)
             items = data.combine_all(splits, dataset, folder) if run.get("combine_all") else splits.train
             found[name] = {item.pid for item in items}
         except (ValueError, OSError, ImportError):

@@ -6,7 +6,8 @@
 
 Works for any network that torch.export takes. The module itself stays as it is: the graph has weights of its own.
 
-- A batch norm after a convolution or a linear layer becomes part of that layer's weights.
+- A batch norm after a convolution or a linear layer becomes part of that layer's weights, one of features that stands
+  behind something else (a BNNeck behind a ReLU) a product and a sum.
 - 1x1 convolutions that read the same map, and whose results go on through layers of one shape into one concatenation
   (HA-CNN's Inception A), become one convolution, and what follows one grouped convolution; nothing is cut apart again.
   Where the results go different ways (Inception B) they stay separate. Merged and cut apart, they were slower by a
@@ -89,9 +90,10 @@ def fold_batch_norms(graph):
         if norm.target is not aten.batch_norm.default or arguments(norm)["training"]:
             continue
         layer, given = norm.args[0], arguments(norm)
-        if layer.target not in (*CONVOLUTIONS, aten.linear.default) or len(layer.users) > 1:
-            continue
-        if not is_weight(layer.args[1]):  # computed, not stored
+        foldable = layer.target in (*CONVOLUTIONS, aten.linear.default) and len(layer.users) == 1
+        if not foldable or not is_weight(layer.args[1]):  # computed, not stored
+            if norm.meta["val"].dim() == 2:
+                multiply_and_add(graph, norm, given)
             continue
         fuse = fuse_linear_bn_weights if layer.target is aten.linear.default else fuse_conv_bn_weights
         weight, bias = layer.args[1], arguments(layer)["bias"]
@@ -104,6 +106,20 @@ def fold_batch_norms(graph):
         norm.replace_all_uses_with(layer)
         graph.graph.erase_node(norm)
     return tidy(graph)
+
+
+def multiply_and_add(graph, norm, given):
+    """A batch norm of features (B, D) with no layer to go into, such as a BNNeck behind a ReLU: a product and a sum."""
+    mean, var, weight, bias = (read(graph, given[key]) for key in ("running_mean", "running_var", "weight", "bias"))
+    scale = (var + given["eps"]).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    new = [add_weight(graph, given["running_mean"], value, norm) for value in (scale, shift)]
+    with graph.graph.inserting_before(norm):
+        product = graph.graph.call_function(aten.mul.Tensor, (norm.args[0], new[0]))
+        result = graph.graph.call_function(aten.add.Tensor, (product, new[1]))
+    product.meta["val"] = result.meta["val"] = norm.meta["val"]
+    norm.replace_all_uses_with(result)
+    graph.graph.erase_node(norm)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -20,13 +20,16 @@ To try all of it where there is no GPU, a small synthetic set stands for Market-
 """
 
 import argparse
+import fcntl
 import json
+import math
+import os
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +40,11 @@ import numpy as np
 import torch
 
 import data
+import models
 import visualize
 from benchmark import hardware
+
+STOPPED = 130  # exit code of train.py, and of this, after Ctrl-C or where the time is up
 
 
 class Experiment(NamedTuple):
@@ -134,6 +140,8 @@ def choose(names):
 
 def commands(names, root, more):
     """run -> flags of train.py but for --out, of the experiments `names`; a run is an experiment with a seed."""
+    if "--seed" in more:
+        raise ValueError("--seed behind -- would make all runs of an experiment the same: the table says its seeds")
     runs = {}
     for name in names:
         for seed in EXPERIMENTS[name].seeds:
@@ -145,13 +153,14 @@ def commands(names, root, more):
 def link_some_persons(root, out, count=251):
     """out/small/market1501: Market-1501 with so many of its training persons, as links to the files below root."""
     (train, *_), target = data.read_dataset("market1501", root), out / "small" / "market1501"
-    if target.is_dir():
-        return
     folder = Path(train[0].paths[0]).resolve().parent.parent
+    if target.is_dir():
+        if (target / "query").resolve() != folder / "query":
+            raise ValueError(f"{target} links to another --root, {(target / 'query').resolve().parent}: delete it")
+        return
     persons = sorted({item.pid for item in train})
     kept = set(random.Random(1).sample(persons, min(count, len(persons))))
-    unfinished = target.with_name("unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = target.with_name(f"unfinished-{os.getpid()}")
     (unfinished / "bounding_box_train").mkdir(parents=True)
     for item in train:
         if item.pid in kept:
@@ -165,41 +174,105 @@ def link_some_persons(root, out, count=251):
 def read_status(folder):
     """What study.json of a run says; empty where it has not begun."""
     path = Path(folder, "study.json")
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not what study.py wrote ({error}): delete the folder, and run it again") from error
 
 
-def execute(run, flags, out, deadline, device):
-    """Runs one command, or goes on with it; its exit code. What it prints goes into printed.txt of its folder."""
-    folder = out / run
-    status = read_status(folder)
-    if status and status["flags"] != flags:
-        raise ValueError(
-            f"{folder} was run with other flags ({shlex.join(status['flags'])}): give another --out, or delete it"
-        )
-    if status.get("code") == 0:
-        return 0
-    if time.monotonic() > deadline:
-        return 130
-    given = ["--resume", f"{folder}/last.pth"] if Path(folder, "last.pth").exists() else [*flags, "--out", str(folder)]
-    given = [text.replace("{out}", str(out)) for text in given]
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"{run}: python train.py {shlex.join(given)}", flush=True)
-    began = time.monotonic()
-    with open(folder / "printed.txt", "a") as printed:
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), *given]
-        child = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
-        try:
-            code = child.wait(None if deadline == float("inf") else max(1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGTERM)  # in an epoch train.py saves first; before, there is nothing to save
-            child.wait()
-            code = 130
-    parts = [*status.get("parts", []), {"hardware": hardware(device), "seconds": time.monotonic() - began}]
-    (folder / "study.json").write_text(json.dumps({"flags": flags, "code": code, "parts": parts}, indent=2) + "\n")
-    last = (folder / "printed.txt").read_text().strip().splitlines()[-1:]
-    told = {0: "done", 130: "stopped, the same command goes on"}.get(code, f"failed, see {folder}/printed.txt: {last}")
-    print(f"{run}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
-    return code
+def write_status(folder, **status):
+    temporary = folder / f"study.json.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(status, indent=2) + "\n")
+    os.replace(temporary, folder / "study.json")
+
+
+def is_through(folder):
+    """Whether last.pth is that of a run which ended, although nobody was there to note it."""
+    if not (folder / "last.pth").is_file():
+        return False
+    last = models.read_checkpoint(folder / "last.pth")
+    return last["epoch"] >= last["args"]["epochs"] and not last["record"]
+
+
+def check_flags(runs, out):
+    """ValueError where a run has begun with other flags: what it learned does not belong to these."""
+    for run, flags in runs.items():
+        status = read_status(out / run)
+        trained = status.get("code") == 0 or (out / run / "last.pth").exists()
+        if trained and status.get("flags") != flags:
+            began = f"({shlex.join(status['flags'])})" if status else "(nothing says which)"
+            raise ValueError(f"{out / run} was run with other flags {began}: give another --out, or delete it")
+
+
+class Study:
+    """Runs commands of train.py in folders below `out`, until `deadline` (time.monotonic) or Ctrl-C."""
+
+    def __init__(self, out, deadline, device, speed=()):
+        self.out, self.deadline, self.device, self.speed = out, deadline, device, list(speed)
+        self.interrupted = threading.Event()
+
+    def execute(self, run, flags):
+        """Runs one command, or goes on with it; its exit code. Its folder is locked as long as a process trains."""
+        folder = self.out / run
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{run}: another process is at work on {folder}", flush=True)
+                return 1
+            status = read_status(folder)
+            if status.get("code") == 0:
+                return 0
+            parts = status.get("parts", [])
+            if is_through(folder):
+                write_status(folder, flags=flags, code=0, parts=parts)
+                return 0
+            if time.monotonic() >= self.deadline or self.interrupted.is_set():
+                return STOPPED
+            write_status(folder, flags=flags, code=None, parts=parts)  # before: whatever happens, these were the flags
+            return self.start(run, flags, parts, lock)
+
+    def start(self, run, flags, parts, lock):
+        folder, resumes = self.out / run, (self.out / run / "last.pth").exists()
+        given = ["--resume", f"{folder}/last.pth"] if resumes else [*flags, "--out", str(folder)]
+        given = [text.replace("{out}", str(self.out)) for text in given]
+        given += [] if "--evaluate" in flags else self.speed
+        print(f"{run}: python train.py {shlex.join(given)}", flush=True)
+        began, timed_out = time.monotonic(), False
+        with open(folder / "printed.txt", "a") as printed:
+            command = [sys.executable, str(Path(__file__).with_name("train.py")), *given]
+            child = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
+            try:
+                code = child.wait(None if math.isinf(self.deadline) else max(0.1, self.deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                timed_out = True
+                child.send_signal(signal.SIGTERM)  # in an epoch train.py saves first; before, there is nothing to save
+                code = child.wait()
+        if code and (timed_out or self.interrupted.is_set()):
+            code = STOPPED
+        seconds = time.monotonic() - began
+        parts = [*parts, {"hardware": hardware(self.device), "seconds": seconds}]
+        write_status(folder, flags=flags, code=code, parts=parts)
+        last = (folder / "printed.txt").read_text().strip().splitlines()[-1:]
+        told = {0: "done", STOPPED: "stopped, the same command goes on"}
+        print(f"{run}: {told.get(code, f'failed, see {folder}/printed.txt: {last}')} ({seconds:.0f} s)", flush=True)
+        return code
+
+    def execute_all(self, runs, parallel):
+        """Exit codes of all runs; those that evaluate what others train come after these."""
+        codes = []
+        for evaluates in (False, True):
+            some = [pair for pair in runs.items() if ("--evaluate" in pair[1]) == evaluates]
+            with ThreadPoolExecutor(parallel) as pool:
+                futures = [pool.submit(self.execute, *pair) for pair in some]
+                try:
+                    codes += [future.result() for future in futures]
+                except KeyboardInterrupt:  # train.py has got it too, saves, and ends
+                    self.interrupted.set()
+                    print("interrupted: waiting for what is running to save", file=sys.stderr)
+                    codes += [future.result() for future in futures]
+        return codes
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -209,10 +282,11 @@ def execute(run, flags, out, deadline, device):
 def scores_of(folder):
     """What the scores are of -> scores, of the last epoch or of an evaluation; empty where nothing was tested."""
     if Path(folder, "scores.json").is_file():
-        ranking = json.loads(Path(folder, "scores.json").read_text())["ranking"]
-        return {summary["dataset"]: summary for summary in ranking}
-    last = visualize.read_log(folder / "log.jsonl")[-1]
-    return last.get("averaged") or last.get("targets", {})
+        summaries = json.loads(Path(folder, "scores.json").read_text())["ranking"]
+    else:
+        last = visualize.read_log(folder / "log.jsonl")[-1]
+        summaries = list((last.get("averaged") or last.get("targets", {})).values())
+    return {summary["dataset"]: summary for summary in summaries}
 
 
 def spread(values):
@@ -221,37 +295,41 @@ def spread(values):
     return f"{100 * np.mean(values):.1f}{deviation}"
 
 
+def rows_of(name, experiment, out):
+    """Rows of the table: one for each thing that was tested on, and for each set of flags that seeds were run with."""
+    found = defaultdict(list)  # (flags without the seed, tested on) -> (seed, scores, minutes, images/s, hardware)
+    for seed in experiment.seeds:
+        folder = out / f"{name}-{seed}"
+        status = read_status(folder)
+        if status.get("code") != 0:
+            continue
+        log = visualize.read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
+        minutes = sum(record["seconds"] for record in log) / 60
+        rate = np.median([record["images_per_second"] for record in log] or [0])
+        chips = list(dict.fromkeys(part["hardware"] for part in status["parts"]))
+        command = shlex.join(status["flags"]).replace(f" --seed {seed}", "", 1)
+        for target, summary in scores_of(folder).items():
+            found[command, target].append((seed, summary, minutes, rate, chips))
+    if not found:
+        return [f"| {name} | | | | | not run yet | `{experiment.flags}` | |"]
+    rows = []
+    for (command, target), runs in found.items():
+        seeds, summaries, minutes, rates, chips = zip(*runs, strict=True)
+        cells = [spread([summary[key] for summary in summaries]) for key in ("rank1", "mAP", "mINP")]
+        took = f"{np.mean(minutes):.1f} min, {np.mean(rates):,.0f} img/s" if any(rates) else ""
+        machines = "; ".join(dict.fromkeys(chip for some in chips for chip in some))
+        told = ", ".join(map(str, seeds))
+        rows.append(f"| {name} | {target} | {' | '.join(cells)} | {took} | `{command}`, seeds {told} | {machines} |")
+    return rows
+
+
 def table(out):
     """Lines of a Markdown table of all runs that are done, and those that are not."""
+    if not out.is_dir():
+        raise ValueError(f"there is no folder {out}: nothing was run there")
     names = "experiment", "tested on", "rank-1", "mAP", "mINP", "training", "command, seeds", "hardware, date"
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for name, experiment in EXPERIMENTS.items():
-        found, trained, rates, chips, given = defaultdict(list), [], [], [], {}
-        for seed in experiment.seeds:
-            folder = out / f"{name}-{seed}"
-            status = read_status(folder)
-            if status.get("code") != 0:
-                continue
-            for target, summary in scores_of(folder).items():
-                found[target].append(summary)
-            if (folder / "log.jsonl").exists():
-                log = visualize.read_log(folder / "log.jsonl")
-                trained.append(sum(record["seconds"] for record in log) / 60)
-                rates.append(np.median([record["images_per_second"] for record in log]))
-            chips += [part["hardware"] for part in status["parts"]]
-            given[seed] = shlex.join(status["flags"])
-        if not found:
-            lines.append(f"| {name} | | | | | not run yet | `{experiment.flags}` | |")
-        for target, summaries in found.items():
-            cells = [spread([summary[key] for summary in summaries]) for key in ("rank1", "mAP", "mINP")]
-            took = f"{np.mean(trained):.1f} min, {np.mean(rates):,.0f} img/s" if trained else ""
-            first, command = next(iter(given.items()))
-            command, seeds = command.replace(f" --seed {first}", ""), ", ".join(map(str, given))
-            lines.append(
-                f"| {name} | {target} | {' | '.join(cells)} | {took} | `{command}`, seeds {seeds} | "
-                f"{'; '.join(dict.fromkeys(chips))} |"
-            )
-    return lines
+    return lines + [row for name, experiment in EXPERIMENTS.items() for row in rows_of(name, experiment, out)]
 
 
 def draw_curves(out, path):
@@ -265,8 +343,9 @@ def draw_curves(out, path):
     for axes, (key, factor, title) in zip(figure.subplots(1, 2), kinds, strict=True):
         for number, (name, records) in enumerate(logs.items()):
             told = [(record["epoch"], factor * record[key]) for record in records if key in record]
+            epochs, values = zip(*told, strict=True) if told else ((), ())  # heads of their own tell no accuracy
             style = ("-", "--", ":", "-.")[number // 10 % 4]  # matplotlib has ten colours
-            axes.plot(*zip(*told, strict=True), style, marker="." if len(told) < 20 else None, label=name)
+            axes.plot(epochs, values, style, marker="." if len(told) < 20 else None, label=name)
         axes.set(title=title, xlabel="epoch")
         visualize.tidy(axes)
     if logs:
@@ -288,34 +367,34 @@ def main(argv=None):
     add("--compile", default="auto", choices=("auto", "off", "default", "reduce-overhead", "max-autotune"),
         help="as train.py has it (default: auto, reduce-overhead on a GPU, off on a CPU)")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.parallel < 1 or not args.minutes >= 0:
+        parser.error(f"--parallel must be at least 1 and --minutes 0 or more, got {args.parallel} and {args.minutes:g}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if not args.names:
             for name, experiment in EXPERIMENTS.items():
                 codes = [read_status(args.out / f"{name}-{seed}").get("code") for seed in experiment.seeds]
                 done = f"{codes.count(0)} of {len(codes)} done"
-                print(f"{experiment.group:10} {name:15} {done:12} {experiment.flags}")
+                print(f"{experiment.group:10} {name:20} {done:12} {experiment.flags}")
             return 0
         if args.names == ["table"]:
             print("\n".join(table(args.out)))
             picture = args.out / "curves.png"
-            print(f"\n{draw_curves(args.out, picture)} learning curves: {picture}")
+            try:
+                print(f"\n{draw_curves(args.out, picture)} learning curves: {picture}")
+            except ImportError as error:
+                print(f"\nno learning curves, as matplotlib is not installed ({error})")
             return 0
         mode = {"auto": "reduce-overhead" if device.type == "cuda" else "off"}.get(args.compile, args.compile)
         runs = commands(choose(args.names), args.root, more)
+        check_flags(runs, args.out)
         if any("{out}/small" in flags for flags in runs.values()):
             link_some_persons(args.root, args.out)
-        deadline = time.monotonic() + 60 * args.minutes
         speed = [] if mode == "off" else ["--compile", mode]
-
-        def start(pair):
-            run, flags = pair
-            return execute(run, flags + speed * ("--evaluate" not in flags), args.out, deadline, device)
-
-        with ThreadPoolExecutor(args.parallel) as pool:
-            codes = list(pool.map(start, runs.items()))
+        study = Study(args.out, time.monotonic() + 60 * args.minutes, device, speed)
+        codes = study.execute_all(runs, args.parallel)
         print(f"{codes.count(0)} of {len(codes)} runs are done; python study.py table --out {args.out} shows them")
-        return 0 if not any(codes) else next(filter(None, codes))
+        return next(filter(None, codes), 0)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -367,9 +367,11 @@ def print_summary(out, args, state, chosen_by):
     best, data_flags = shlex.quote(f"{out}/best.pth"), shlex.join(["--root", args.root])
     told = "no data set to test it on"
     if chosen_by:
-        told = f"{chosen_by[0].replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {chosen_by[1]}"
-        protocol = ["--protocol", args.protocol] if args.protocol else []
-        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *protocol])
+        shown = evaluate.shown(chosen_by[1], args)
+        told = f"{chosen_by[0].replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {shown}"
+        more = ["--protocol", args.protocol] if args.protocol else []
+        more += ["--holdout", str(args.holdout)] if args.holdout else []
+        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *more])
     told += f" ({state['best_weights']} weights)" if args.ema else ""
     told += f", epoch {state['best_epoch']} of {args.epochs}"
     with contextlib.suppress(OSError, ValueError):
@@ -498,10 +500,10 @@ def run_training(args, checkpoint, device):
                 found = {kind: {} for kind in runners}  # raw or averaged -> name of target -> summary
                 for kind, t in itertools.product(runners, targets):
                     distributed.copy_from_first(networks[kind])
-                    shown = t.name + f", {args.holdout} persons held out" * bool(args.holdout)
-                    shown += ", averaged weights" * (kind == "averaged")
+                    shown = evaluate.shown(t.name, args)
                     scores = evaluate.scores_of(runners[kind], t, device, args)
-                    found[kind][t.name] = evaluate.tell(scores, t.name, shown, args.flip)
+                    which = ", averaged weights" * (kind == "averaged")
+                    found[kind][t.name] = evaluate.tell(scores, shown, shown + which, args.flip)
                 scores_of_best = {kind: scores[best_target][best_metric] for kind, scores in found.items()}
                 better = max(found, key=scores_of_best.get)
                 state["scores"] = found[better]

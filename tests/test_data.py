@@ -1936,30 +1936,40 @@ def test_persons_held_out_are_tested_on_and_not_trained_on():
     assert len(held) == 5 and not held & {i.pid for i in found.train}
     assert sorted(found.train + found.query + found.gallery) == sorted(splits.train)  # each once
     assert found == data.hold_out(many_items(), 5)
-    assert len({frozenset(i.pid for i in data.hold_out(splits, n).train) for n in range(1, 12)}) == 11
+    assert len({frozenset(i.pid for i in data.hold_out(splits, n).train) for n in range(2, 11)}) == 9
+    assert held != set(range(5)) and held != set(range(7, 12))  # drawn, not the first or the last ones
 
 
 def test_a_camera_gives_one_query_and_keeps_images_in_the_gallery():
-    found = data.hold_out(many_items(), 11)  # all but one
-    (left,) = {i.pid for i in found.train}
-    usual = [pid for pid in range(10) if pid != left]
+    found = data.hold_out(many_items(), 10)  # all but two
+    left = {i.pid for i in found.train}
+    usual = [pid for pid in range(10) if pid not in left]
     asked = [(i.pid, i.camid) for i in found.query]
     assert [place for place in asked if place[0] < 10] == [(pid, camid) for pid in usual for camid in (0, 1)]
-    assert left != 10 and 10 not in {i.pid for i in found.query}  # no other camera: nothing would match
-    assert left != 11 and [place for place in asked if place[0] == 11] == [(11, 0)]  # one image per camera
+    assert 10 not in left | {i.pid for i in found.query}  # no other camera: nothing would match
+    assert 11 not in left and [place for place in asked if place[0] == 11] == [(11, 0)]  # one image per camera
     assert len({i.paths[0][-5] for i in found.query if i.pid < 10}) > 1  # not always the first image
-    assert data.check_splits(found, train=False) == found  # no query without a match
+    assert data.check_splits(found) == found  # no query without a match
 
 
 def test_without_the_camera_rule_a_person_under_one_camera_is_asked_for():
-    found = data.hold_out(many_items(), 11, "no_camera_rule")
+    found = data.hold_out(many_items(), 10, "no_camera_rule")
     assert [(i.pid, i.camid) for i in found.query if i.pid == 10] == [(10, 0)]
 
 
-@pytest.mark.parametrize("count", [12, 13, -1])
-def test_some_persons_stay_to_train_on(count):
-    with pytest.raises(ValueError, match=f"--holdout {count}: of 12 persons 1 to 11"):
+@pytest.mark.parametrize("count", [11, 13, -1])
+def test_two_persons_stay_to_train_on(count):
+    with pytest.raises(ValueError, match=f"--holdout {count}: of 12 persons 1 to 10"):
         data.hold_out(many_items(), count)
+
+
+def test_what_cannot_be_held_out_is_told():
+    with pytest.raises(ValueError, match="takes persons to train on, and there are none"):
+        data.hold_out(data.Splits([], *many_items()[1:]), 2)
+    one_camera = data.Splits([i._replace(camid=0) for i in many_items().train], [], [])
+    with pytest.raises(ValueError, match="under one camera alone.*--protocol no_camera_rule"):
+        data.hold_out(one_camera, 2)
+    assert len(data.hold_out(one_camera, 2, "no_camera_rule").query) == 2
 
 
 def test_loading_with_persons_held_out_needs_no_test_persons(tmp_path, capsys):
@@ -1969,8 +1979,16 @@ def test_loading_with_persons_held_out_needs_no_test_persons(tmp_path, capsys):
     assert [len({i.pid for i in part}) for part in splits] == [2, 2, 2]
     assert {i.pid for i in splits.query} == {i.pid for i in splits.gallery} <= {1, 2, 3, 4}
     assert "tested on 2 of the persons to train on:" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="with --holdout 3"):  # one person is left
+    assert data.load_dataset("market1501", tmp_path, holdout=2, evaluate=False) == splits  # tested on all the same
+    with pytest.raises(ValueError, match="market1501 in .*: --holdout 3: of 4 persons 1 to 2"):
         data.load_dataset("market1501", tmp_path, holdout=3)
+
+
+def test_loading_holds_out_by_the_protocol(tmp_path):
+    names = [f"{pid:04}_c1s1_00000{n}_01.jpg" for pid in (1, 2, 3, 4) for n in (1, 2)]
+    tree(tmp_path, train=names)
+    splits = data.load_dataset("market1501", tmp_path, holdout=2, protocol="no_camera_rule")
+    assert [len(part) for part in splits] == [4, 2, 2]
 
 
 def test_table_of_counts_and_published_counts():

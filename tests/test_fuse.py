@@ -70,6 +70,16 @@ def test_hacnn_has_no_batch_norm_and_its_inceptions_of_like_streams_are_merged(h
     assert all(torch.equal(value, hacnn.state_dict()[name]) for name, value in names.items())
 
 
+def test_a_bnneck_becomes_a_product_and_a_sum():
+    torch.manual_seed(0)
+    network = export.Extractor(settle(models.build_model("hacnn", 3, bnneck=True))).eval()
+    graph = traced(network, 3, 160, 64)
+    assert count(graph)[aten.batch_norm.default] == 77
+    fuse.fuse(graph)
+    assert count(graph)[aten.batch_norm.default] == 0
+    check_same(network, graph, 3, 160, 64)
+
+
 class Shared(nn.Module):
     """One convolution used twice, with a batch norm each; a batch norm that follows no convolution; one read twice."""
 

@@ -610,6 +610,12 @@ def test_jitter_stays_in_range():
     assert jittered.min() >= 0 and jittered.max() <= 1 and not torch.equal(jittered, images)
 
 
+def test_a_box_that_fits_is_found_for_every_image(monkeypatch):
+    draws = seeded()
+    monkeypatch.setattr(draws, "coins", lambda batch: torch.ones(batch, dtype=torch.bool))
+    assert (loader.erasing_boxes(draws, 20_000, 160, 64)[:, 1] > 0).all()
+
+
 def test_erasing_boxes():
     height, width, count = 160, 64, 4000
     boxes = loader.erasing_boxes(seeded(), count, height, width)

@@ -231,6 +231,8 @@ def test_bnneck_of_hacnn(learn_region):
 
     necks = [getattr(model, f"bnneck_{branch}") for branch in branches]
     assert not any(neck.bias.requires_grad for neck in necks)
+    spreads = [getattr(model, f"classifier_{branch}").weight.std().item() for branch in branches]
+    assert spreads == pytest.approx([0.001] * len(branches), rel=0.1)
     for seed, neck in enumerate(necks):
         generator = torch.Generator().manual_seed(seed)
         neck.running_mean.copy_(torch.rand(512, generator=generator))

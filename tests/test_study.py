@@ -3,8 +3,11 @@
 python -m pytest tests/test_study.py
 """
 
+import fcntl
 import json
+import random
 import shlex
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -58,7 +61,12 @@ def test_some_persons_alone_stand_in_a_folder_of_links(drawn_root, tmp_path):
     some = data.read_dataset("market1501", tmp_path / "small")
     names = [Path(item.paths[0]).name for item in whole.train if item.pid in {item.pid for item in some.train}]
     assert [Path(item.paths[0]).name for item in some.train] == names
-    assert len({item.pid for item in some.train}) == 4 and len({item.pid for item in whole.train}) == 6
+    kept = sorted({item.pid for item in some.train})
+    assert kept == sorted(random.Random(1).sample(sorted({item.pid for item in whole.train}), 4))
+    (tmp_path / "other").mkdir()
+    shutil.copytree(drawn_root / "synthetic", tmp_path / "other" / "market1501")
+    with pytest.raises(ValueError, match="links to another --root"):
+        study.link_some_persons(tmp_path / "other", tmp_path, count=4)
     assert [len(part) for part in some[1:]] == [len(part) for part in whole[1:]]
 
 
@@ -88,7 +96,8 @@ def test_a_run_is_done_once_and_told(drawn_root, tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = {line.split(" | ")[0].strip("| "): line for line in printed.splitlines() if line.startswith("|")}
     scores = json.loads((tmp_path / RUN / "log.jsonl").read_text())["targets"]["synthetic"]
-    assert f"| synthetic | {100 * scores['rank1']:.1f} | {100 * scores['mAP']:.1f} |" in rows["global-alone"]
+    told = f"| synthetic, 2 persons held out | {100 * scores['rank1']:.1f} | {100 * scores['mAP']:.1f} |"
+    assert told in rows["global-alone"]
     flags = json.loads((tmp_path / RUN / "study.json").read_text())["flags"]
     assert f"`{shlex.join(flags[:-2]).replace(' --seed 0', '')}" in rows["global-alone"]
     assert torch.__version__ in rows["global-alone"] and "not run yet" in rows["best"]
@@ -100,16 +109,24 @@ def test_a_run_is_done_once_and_told(drawn_root, tmp_path, capsys):
     assert "was run with other flags" in capsys.readouterr().err
 
 
+def progress_of(weights):
+    """(epochs, steps of the next one) that a checkpoint holds."""
+    if not weights.exists():
+        return 0, 0
+    saved = models.read_checkpoint(weights)
+    return saved["epoch"], saved["step"]
+
+
 class Impatient(subprocess.Popen):
-    """A process whose time is up as soon as it has saved something."""
+    """A process whose time is up as soon as it has saved more than there was."""
 
     def wait(self, timeout=None):
         if timeout is None:
             return super().wait()
-        weights = Path(self.args[self.args.index("--out") + 1] if "--out" in self.args else self.args[-1])
-        weights = weights if weights.suffix else weights / "last.pth"
-        before = weights.stat().st_mtime_ns if weights.exists() else 0
-        while self.poll() is None and not (weights.exists() and weights.stat().st_mtime_ns > before):
+        place = Path(self.args[self.args.index("--out") + 1] if "--out" in self.args else self.args[-1])
+        weights = place if place.suffix else place / "last.pth"
+        before = progress_of(weights)
+        while self.poll() is None and progress_of(weights) <= before:
             time.sleep(0.1)
         raise subprocess.TimeoutExpired(self.args, timeout)
 
@@ -118,17 +135,114 @@ def test_time_is_up_and_the_same_command_goes_on(drawn_root, tmp_path, capsys, m
     monkeypatch.setattr(study.subprocess, "Popen", Impatient)
     assert run(drawn_root, tmp_path, "global-alone", flags=["--minutes", "0"]) == 130
     assert "python train.py" not in capsys.readouterr().out  # not even begun
-    long = [*TINY, "--epochs", "100000"]
+    long, weights = [*TINY, "--epochs", "100000"], tmp_path / RUN / "last.pth"
     assert run(drawn_root, tmp_path, "global-alone", more=long, flags=["--minutes", "60"]) == 130
     assert "stopped, the same command goes on" in capsys.readouterr().out
-    saved = models.read_checkpoint(tmp_path / RUN / "last.pth")
-    assert saved["epoch"] + saved["step"] > 0
+    saved = progress_of(weights)
+    assert saved > (0, 0)
     assert run(drawn_root, tmp_path, "global-alone", more=long, flags=["--minutes", "60"]) == 130
-    assert f"--resume {tmp_path}/{RUN}/last.pth" in capsys.readouterr().out
-    again = models.read_checkpoint(tmp_path / RUN / "last.pth")
-    assert (again["epoch"], again["step"]) > (saved["epoch"], saved["step"])
+    assert f"--resume {weights}" in capsys.readouterr().out
+    assert progress_of(weights) > saved
     parts = json.loads((tmp_path / RUN / "study.json").read_text())["parts"]
     assert len(parts) == 2 and all(part["seconds"] > 1 for part in parts)
+    assert run(drawn_root, tmp_path, "global-alone", more=[*long, "--lr", "0.1"]) == 1  # it has begun with another
+    assert "was run with other flags" in capsys.readouterr().err
+
+
+def test_minutes_are_minutes_and_a_run_that_nobody_saw_end_is_done(drawn_root, tmp_path, monkeypatch, capsys):
+    waited = []
+
+    class Told(subprocess.Popen):
+        def wait(self, timeout=None):
+            waited.append(timeout)
+            return super().wait()
+
+    monkeypatch.setattr(study.subprocess, "Popen", Told)
+    assert run(drawn_root, tmp_path, "global-alone", flags=["--minutes", "60"]) == 0
+    assert 3500 < waited[0] <= 3600
+    path = tmp_path / RUN / "study.json"
+    status = json.loads(path.read_text())
+    path.write_text(json.dumps({**status, "code": None}))
+    assert run(drawn_root, tmp_path, "global-alone") == 0 and json.loads(path.read_text())["code"] == 0
+    path.unlink()  # nothing says with which flags
+    assert run(drawn_root, tmp_path, "global-alone") == 1 and "nothing says which" in capsys.readouterr().err
+    path.write_text('{"flags": [')
+    assert study.main(["--out", str(tmp_path)]) == 1 and f"{path} is not what study.py wrote" in capsys.readouterr().err
+
+
+def test_a_folder_is_for_one_process(drawn_root, tmp_path, capsys):
+    (tmp_path / RUN).mkdir()
+    with open(tmp_path / RUN / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(drawn_root, tmp_path, "global-alone") == 1
+    assert "another process is at work" in capsys.readouterr().out and not (tmp_path / RUN / "last.pth").exists()
+
+
+def test_flags_that_never_trained_may_change(drawn_root, tmp_path, capsys):
+    assert run(drawn_root / "nowhere", tmp_path, "global-alone") == 1
+    assert "failed, see" in capsys.readouterr().out
+    assert run(drawn_root, tmp_path, "global-alone") == 0
+
+
+def test_evaluations_come_after_training(tmp_path, monkeypatch):
+    began = []
+    monkeypatch.setattr(study.Study, "execute", lambda self, run, flags: began.append((run, flags)) or 0)
+    assert study.main(["use", "best", "--out", str(tmp_path), "--parallel", "2", "--", "--epochs", "1"]) == 0
+    assert [run for run, _ in began][-1] == "mirrored-0" and len(began) == 4
+    assert all(flags[-2:] == ["--epochs", "1"] for _, flags in began)
+    seeds = [flags[flags.index("--seed") + 1] for run, flags in began if run.startswith("best")]
+    assert sorted(seeds) == ["0", "1", "2"]
+
+
+def test_an_evaluation_finds_the_weights_of_its_run(drawn_root, tmp_path):
+    assert run(drawn_root, tmp_path, "global-alone") == 0
+    (tmp_path / "best-0").symlink_to(tmp_path / RUN)
+    assert run(drawn_root, tmp_path, "to-synthetic", more=[]) == 0
+    (row,) = study.rows_of("to-synthetic", study.EXPERIMENTS["to-synthetic"], tmp_path)
+    scores = json.loads((tmp_path / "to-synthetic-0" / "scores.json").read_text())["ranking"][0]
+    assert f"| to-synthetic | synthetic | {100 * scores['rank1']:.1f} |" in row
+
+
+def test_rows_are_means_over_seeds_of_the_same_flags(tmp_path):
+    def write(name, seed, rank1, code=0, more=()):
+        folder = tmp_path / f"{name}-{seed}"
+        folder.mkdir()
+        flags = study.commands([name], "data", list(more))[f"{name}-{seed}"]
+        study.write_status(folder, flags=flags, code=code, parts=[{"hardware": f"card {seed}", "seconds": 1}])
+        scores = {"dataset": "market1501", "rank1": rank1, "mAP": rank1 / 2, "mINP": 0.1}
+        record = {"epoch": 1, "loss": 1.0, "seconds": 60 * (seed + 1), "images_per_second": 100.0}
+        record |= {"accuracy": 0.5} if seed else {}  # a loss without the classifier tells none
+        (folder / "log.jsonl").write_text(json.dumps({**record, "targets": {"market1501": scores}}) + "\n")
+
+    write("best", 0, 0.9)
+    write("best", 1, 0.8)
+    write("best", 2, 0.1, code=130)  # on its way
+    (row,) = study.rows_of("best", study.EXPERIMENTS["best"], tmp_path)
+    assert "| market1501 | 85.0 ± 7.1 | 42.5 ± 3.5 | 10.0 ± 0.0 | 1.5 min, 100 img/s |" in row
+    assert "seeds 0, 1 |" in row and "card 0; card 1" in row and "--seed" not in row
+    write("fast-30", 0, 0.3)
+    assert study.draw_curves(tmp_path, tmp_path / "curves.png") == 2
+    (tmp_path / "best-1" / "study.json").unlink()
+    study.write_status(tmp_path / "best-1", flags=["--lr", "1", "--seed", "1"], code=0, parts=[])
+    assert len(study.rows_of("best", study.EXPERIMENTS["best"], tmp_path)) == 2  # other flags: no mean of these
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "told"),
+    [
+        (["best", "--parallel", "0"], 2, "--parallel must be at least 1"),
+        (["best", "--minutes", "nan"], 2, "--minutes 0 or more"),
+        (["table", "--out", "nowhere"], 1, "there is no folder nowhere"),
+        (["bset"], 1, "no experiment or group bset"),
+        (["best", "--", "--seed", "5"], 1, "--seed behind -- would make all runs"),
+    ],
+)
+def test_bad_input_is_told(argv, code, told, capsys):
+    try:
+        found = study.main(argv)
+    except SystemExit as stop:
+        found = stop.code
+    assert found == code and told in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_told(drawn_root, tmp_path, capsys):
@@ -138,10 +252,11 @@ def test_a_run_that_fails_is_told(drawn_root, tmp_path, capsys):
 
 
 def test_averaged_weights_count_where_there_are_some(tmp_path):
-    targets = {"market1501": {"rank1": 0.5}}
+    targets = {"market1501": {"dataset": "market1501", "rank1": 0.5}}
     (tmp_path / "log.jsonl").write_text(json.dumps({"epoch": 1, "targets": targets}) + "\n")
     assert study.scores_of(tmp_path) == targets
-    both = {"epoch": 2, "targets": targets, "raw": targets, "averaged": {"market1501": {"rank1": 0.4}}}
+    averaged = {"market1501": {"dataset": "market1501", "rank1": 0.4}}
+    both = {"epoch": 2, "targets": targets, "raw": targets, "averaged": averaged}
     with open(tmp_path / "log.jsonl", "a") as log:
         log.write(json.dumps(both) + "\n")
     assert study.scores_of(tmp_path) == both["averaged"]

@@ -143,9 +143,13 @@ def test_persons_held_out_are_tested_on(drawn_root, tmp_path, capsys):
     assert stored["pids"] == sorted({item.pid for item in splits.train}) and stored["num_ids"] == 4
     (line,) = re.findall(r"^synthetic, 2 persons held out: .*$", printed, re.MULTILINE)
     assert f"{len(splits.query)} queries" in line
+    assert re.search(r"finished: .* % on synthetic, 2 persons held out, epoch 1 of 1", printed)
     weights = ["--evaluate", "--weights", tmp_path / "run" / "best.pth"]
-    code, printed, errors = run_main(capsys, *flags, *weights, "--holdout", 2)
-    assert code == 0 and line.replace(", 2 persons held out", "") in printed and "warning" not in printed + errors
+    assert "--holdout 2" in re.search(r"all about it: (.*)", printed)[1]
+    code, printed, errors = run_main(capsys, *flags, *weights, "--holdout", 2, "--out", tmp_path / "report")
+    assert code == 0 and line in printed and "warning" not in printed + errors
+    told = json.loads((tmp_path / "report" / "scores.json").read_text())["ranking"][0]["dataset"]
+    assert told == "synthetic, 2 persons held out" == stored["scores"]["synthetic"]["dataset"]
     code, printed, _ = run_main(capsys, *flags, *weights)  # the test persons themselves
     assert code == 0 and "held out" not in printed
 
@@ -156,7 +160,7 @@ def test_persons_held_out_are_tested_on(drawn_root, tmp_path, capsys):
         (["--target", "market1501"], 2, "leave --target and --combine-all out"),
         (["--combine-all"], 2, "leave --target and --combine-all out"),
         (["--holdout", "-1"], 2, "--holdout must be at least 0"),
-        (["--holdout", "6"], 1, "--holdout 6: of 6 persons 1 to 5 can be held out"),
+        (["--holdout", "5"], 1, "--holdout 5: of 6 persons 1 to 4 can be held out"),
     ],
 )
 def test_what_cannot_be_held_out(drawn_root, tmp_path, capsys, flags, code, told):
