@@ -229,7 +229,8 @@ def hold_out(splits, count, protocol="market1501"):
     query, gallery = [], []
     for _, cameras in sorted(persons.items()):
         asking = [camid for camid, items in sorted(cameras.items()) if len(items) > 1] or [min(cameras)]
-        matched = len(cameras) > 1 or protocol == "no_camera_rule"
+        several = sum(map(len, cameras.values())) > 1
+        matched = len(cameras) > 1 or several and protocol == "no_camera_rule"
         for camid, items in sorted(cameras.items()):
             if matched and camid in asking:
                 query.append(items.pop(int(rng.integers(len(items)))))
@@ -269,7 +270,6 @@ def load_dataset(
             splits, shorter = hold_out(splits, holdout, protocol), f"{shorter}, with --holdout {holdout}"
         except ValueError as error:
             raise ValueError(f"{name} in {folder}{shorter}: {error}") from error
-        evaluate = True
         print(f"tested on {holdout} of the persons to train on:\n{describe(splits)}")
     try:
         checked = check_splits(

@@ -1955,6 +1955,10 @@ def test_a_camera_gives_one_query_and_keeps_images_in_the_gallery():
 def test_without_the_camera_rule_a_person_under_one_camera_is_asked_for():
     found = data.hold_out(many_items(), 10, "no_camera_rule")
     assert [(i.pid, i.camid) for i in found.query if i.pid == 10] == [(10, 0)]
+    once = data.Splits([item(pid, 0, f"{pid}_{n}.jpg") for pid in range(6) for n in range(1 + pid % 2)], [], [])
+    found = data.hold_out(once, 4, "no_camera_rule")
+    counts = {pid: sum(i.pid == pid for i in found.query + found.gallery) for pid in {i.pid for i in found.gallery}}
+    assert {i.pid for i in found.query} == {pid for pid, count in counts.items() if count == 2} != set(counts)
 
 
 @pytest.mark.parametrize("count", [11, 13, -1])
