@@ -73,6 +73,8 @@ EXPERIMENTS = {
     "small-sgd": small("--optim sgd --lr 0.03 --weight-decay 0.0005"),
     "small-decay-0.1": small("--weight-decay 0.1"),
     "small-decay-0.5": small("--weight-decay 0.5"),
+    "small-decay-1": small("--weight-decay 1"),
+    "small-decay-2": small("--weight-decay 2"),
     "small-erase": small("--augment flip translate erase"),
     "small-bnneck": small("--options bnneck=True"),
     "small-triplet": small("--options bnneck=True --loss xent triplet"),
