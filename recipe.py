@@ -206,7 +206,7 @@ RECIPES = {
         "label_smooth": 0.1, "distance": "cosine",
     },
     # the first row of BENCHMARK.md
-    "quick": {"epochs": 8, "warmup_epochs": 2},
+    "quick": {"epochs": 8, "warmup_epochs": 2, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.2},
 }  # fmt: skip
 
 

@@ -173,16 +173,21 @@ def test_training_under_autocast():
 # Contracts
 
 
+def local_stages(model, x):
+    """(map that regions are cut from, theta, crop, local_conv) of each stage."""
+    stages, entering = [], model.conv(x)
+    for stage, crop in enumerate(model.crops, start=1):
+        attention = getattr(model, f"ha{stage}")
+        maps = getattr(model, f"inception{stage}")(entering)
+        stages.append((entering, attention.hard_attn(maps), crop, getattr(model, f"local_conv{stage}")))
+        entering = maps * attention.soft_attn(maps)
+    return stages
+
+
 def test_four_regions_as_one_batch_equal_a_loop():
     model, x = filled(), reference_input()
     with torch.no_grad():
-        stages, entering = [], model.conv(x)
-        for stage, crop in enumerate(model.crops, start=1):
-            attention = getattr(model, f"ha{stage}")
-            maps = getattr(model, f"inception{stage}")(entering)
-            stages.append((entering, attention.hard_attn(maps), crop, getattr(model, f"local_conv{stage}")))
-            entering = maps * attention.soft_attn(maps)
-        means = []
+        stages, means = local_stages(model, x), []
         for region in range(4):
             local = 0
             for entered, theta, crop, local_conv in stages:
@@ -196,14 +201,8 @@ def test_separate_norms_train_as_a_loop_over_regions_does():
     model, x = small(joint_norm=False, seed=3), images(3)
     loop, counted = copy.deepcopy(model).train(), model.local_conv1.stream1[0].bn.num_batches_tracked
     logits, features = model.train()(x)
-    stages, entering = [], loop.conv(x)
-    for stage, crop in enumerate(loop.crops, start=1):
-        attention = getattr(loop, f"ha{stage}")
-        maps = getattr(loop, f"inception{stage}")(entering)
-        stages.append((entering, attention.hard_attn(maps), crop, getattr(loop, f"local_conv{stage}")))
-        entering = maps * attention.soft_attn(maps)
     local = [0] * 4
-    for entered, theta, crop, local_conv in stages:
+    for entered, theta, crop, local_conv in local_stages(loop, x):
         for region in range(4):
             local[region] = local_conv(crop(entered, theta[:, region : region + 1]) + local[region])
     expected = loop.fc_local(torch.cat([maps.mean(dim=(2, 3)) for maps in local], dim=1))
