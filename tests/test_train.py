@@ -1221,7 +1221,7 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--lr", "inf"], 2, ["--lr and --clip-norm be numbers"]),
         (["--clip-norm", "nan"], 2, ["--lr and --clip-norm be numbers"]),
         (["--clip-norm", -1], 2, ["--clip-norm must be at least 0"]),
-        (["--recipe", "papr"], 1, ["'papr'", "did you mean paper", "paper, reference, bot, quick"]),
+        (["--recipe", "papr"], 1, ["'papr'", "did you mean paper", "paper, reference, bot, best, quick"]),
         (["--recipe", "bot", "--evaluate", "--weights", "x"], 2, ["--recipe", "does not train"]),
         (["--optim", "adm"], 2, ["adamw"]),
         (["--warmup-epochs", 3], 2, ["--warmup-epochs", "--epochs 3"]),
