@@ -631,7 +631,7 @@ def time_rounds(sides, inputs, device, rounds):
             synchronize(device)
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
-            time.sleep(0.01)  # threads of onnxruntime look out for more work first, and would disturb the next side
+            time.sleep(0.05)  # threads of onnxruntime look out for more work first, and would disturb the next side
     return seconds
 
 
