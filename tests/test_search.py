@@ -913,13 +913,18 @@ def test_csv_on_a_terminal_is_escaped_and_in_a_pipe_it_is_not(model, tmp_path, m
 
 # ---- verify and calibrate ----
 
+def draw_two_each(folder, name="{:04}_c{}.png", persons=8):
+    """Makes the folder, with two images of each of persons 1, 2, ..., called name by person and 1 or 2."""
+    folder.mkdir()
+    for pid in range(1, persons + 1):
+        for shot in (1, 2):
+            person(pid, shot).save(folder / name.format(pid, shot))
+
+
 def test_calibrate_then_verify(model, tmp_path, capsys):
     """Persons under two cameras, whose images differ by noise: the threshold lies between them and strangers."""
     crops = tmp_path / "shop"
-    crops.mkdir()
-    for pid in range(1, 31):
-        for camid in (1, 2):
-            person(pid, camid).save(crops / f"{pid:04}_c{camid}s1_000001_01.png")
+    draw_two_each(crops, "{:04}_c{}s1_000001_01.png", persons=30)
     flags = ["--model", str(model), "--provider", "cpu"]
     pair = [str(crops / f"{name}s1_000001_01.png") for name in ("0001_c1", "0001_c2", "0002_c1")]
     assert search.main(["verify", *pair[:2], *flags]) == search.UNKNOWN == 4
@@ -951,10 +956,7 @@ def test_calibrate_then_verify(model, tmp_path, capsys):
 def test_calibrate_says_what_it_compares_and_whom_it_leaves_out(model, tmp_path, capsys):
     """Without a column of cameras, with one camera, with two, with some unknown; stored with the threshold, too."""
     crops = tmp_path / "crops"
-    crops.mkdir()
-    for pid in range(1, 9):
-        for shot in (1, 2):
-            person(pid, shot).save(crops / f"{pid}-{shot}.png")
+    draw_two_each(crops, "{}-{}.png")
     person(20).save(crops / "somebody.png")
     flags = ["calibrate", "--model", str(model), "--provider", "cpu", "--fmr", "0.2", "--labelled"]
     across = "pairs of one person under two cameras"
@@ -973,7 +975,7 @@ def test_calibrate_says_what_it_compares_and_whom_it_leaves_out(model, tmp_path,
         assert f"compared: {said}" in captured.out and stored["compared"].startswith(said) and captured.err == ""
         assert stored["pairs"] == [7 if "unknown" in said else 8, 16 * 15 // 2 - 8]
         assert f"note: 1 image of unknown persons left out, such as {crops / 'somebody.png'}" in captured.out
-    with pytest.raises(SystemExit, match="there|did you mean camid"):
+    with pytest.raises(SystemExit, match="did you mean camid"):
         (tmp_path / "list.csv").write_text("path,pid,camera\ncrops/1-1.png,1,2\n")
         search.main([*flags, str(tmp_path / "list.csv")])
 
@@ -982,10 +984,7 @@ def test_calibrate_a_file_of_another_exporter(tmp_path, capsys):
     """What it was told is written down with the threshold: after that the file needs no flags, and an index stays
     good."""
     model, crops = write_model(tmp_path / "m.onnx", None, input="x", output="y"), tmp_path / "crops"
-    crops.mkdir()
-    for pid in range(1, 9):
-        for camid in (1, 2):
-            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    draw_two_each(crops)
     assert "--input-size 32 16" in fails(capsys, index(model, tmp_path / "i", crops), 1)
     sizes = ["--input-size", "32", "16", "--mean", "0.2", "0.4", "0.6", "--std", "0.5", "0.25", "0.125"]
     assert search.main([*index(model, tmp_path / "i", crops), *sizes]) == 0
@@ -1094,10 +1093,7 @@ def test_a_model_without_a_hash_makes_an_index_that_can_be_opened_again(tmp_path
     """Also after a threshold was stored in its file, which changes the file."""
     metadata = {key: value for key, value in METADATA.items() if key != "weights_sha256"}
     model, crops = write_model(tmp_path / "m.onnx", metadata), tmp_path / "crops"
-    crops.mkdir()
-    for pid in range(1, 9):
-        for camid in (1, 2):
-            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    draw_two_each(crops)
     for _ in range(2):
         assert search.main(index(model, tmp_path / "i", crops)) == 0
         search.main(["calibrate", "--model", str(model), "--labelled", str(crops), "--fmr", "0.2"])
@@ -1107,10 +1103,7 @@ def test_a_model_without_a_hash_makes_an_index_that_can_be_opened_again(tmp_path
 def test_a_spoilt_threshold_is_told_and_can_be_calibrated_anew(tmp_path, capsys):
     spoilt = {"similarity": None, "fmr": "a", "fnmr": float("nan")}
     model, crops = write_model(tmp_path / "m.onnx", METADATA | {"threshold": spoilt}), tmp_path / "crops"
-    crops.mkdir()
-    for pid in range(1, 9):
-        for camid in (1, 2):
-            person(pid, camid).save(crops / f"{pid:04}_c{camid}.png")
+    draw_two_each(crops)
     verify = ["verify", str(crops / "0001_c1.png"), str(crops / "0001_c2.png"), "--model", str(model)]
     assert "calibrate it again" in fails(capsys, verify, 1)
     assert search.main(["calibrate", "--model", str(model), "--labelled", str(crops), "--fmr", "0.2"]) == 0
