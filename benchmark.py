@@ -251,7 +251,7 @@ def measure_epoch(device, batch, bf16, steps=6):
         pixels = loader.Pixels([""] * len(array), (160, 64), array).to_device(device)
         labels = np.arange(len(array)) % 16
         flags = ["--batch-size", str(batch), "--epochs", "9", "--log-every", "1000", "--amp", "bf16" if bf16 else "off"]
-        args = cli.build_parser().parse_args(flags)
+        args = cli.parse(flags)[0]
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
         runner = train.Runner(model, device, args.amp)
@@ -317,7 +317,7 @@ def copy_bandwidth(device, gigabytes=2):
 def measure_training(device, dataset, root, arch="hacnn", batch_size=64, amp="auto", compiled=None, steps=0):
     """Images/s of an epoch of train.py and the share of it that is spent outside forward, backward and step."""
     flags = ["--arch", arch, "--batch-size", str(batch_size), "--log-every", "50", "--epochs", "9", "--root", root]
-    args = cli.build_parser().parse_args([*flags, "--dataset", dataset, "--warmup-epochs", "0"])
+    args = cli.parse([*flags, "--dataset", dataset, "--warmup-epochs", "0"])[0]
     args.amp = amp if amp != "auto" else "bf16" if cli.has_fast_bf16(device) else "off"
     args.split = 0
     items = evaluate.load_set(dataset, args, evaluate=False).train
@@ -405,7 +405,7 @@ def measure_devices(device, arch="hacnn"):
                                 num_junk=2, seed=0, processes=1)  # fmt: skip
         flags = ["--dataset", "synthetic", "--root", folder, "--batch-size", str(8 * count), "--epochs", "1"]
         flags += ["--arch", arch, "--lr", "0.001", "--warmup-epochs", "0", "--loss", "xent", "triplet", "center"]
-        args = cli.build_parser().parse_args(flags)
+        args = cli.parse(flags)[0]
         args.split, args.distance, args.target = 0, "cosine", args.dataset
         splits = evaluate.load_set("synthetic", args)
         labels, pids = data.relabel(splits.train)
@@ -1028,7 +1028,7 @@ def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
     kept what it decodes, would need that much memory more.
     """
     count = int(gigabytes * 1e9 / (3 * size[0] * size[1]))
-    args = cli.build_parser().parse_args(["--batch-size", str(batch), "--log-every", "1000"])
+    args = cli.parse(["--batch-size", str(batch), "--log-every", "1000"])[0]
     model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
     criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
     optimizers = recipe.build_optimizers(model, criterion, args)

@@ -15,7 +15,7 @@ import loader
 import metrics
 import models
 import video
-from recipe import AMP, HEADS, LOSSES, OPTIMIZERS, RECIPES, SCHEDULES
+from recipe import AMP, HEADS, LOSSES, OPTIMIZERS, RATES, RECIPES, SCHEDULES
 
 
 def loss_weight(text):
@@ -130,10 +130,11 @@ def build_parser(description=None):
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=int, default=60, help="passes over the training images (default: 60); 300 is the long way")
     add("--batch-size", type=int, default=64, help="images or clips per step (default: 64); change --lr in proportion")
-    add("--optim", choices=OPTIMIZERS, default="adamw", help="default: adamw; sgd with --lr 0.03 suits long runs")
-    add("--lr", type=float, default=3e-3, help="highest rate (default: 0.003 for adamw); 0.0003 for adam and amsgrad")
-    add("--weight-decay", type=float, default=0.01,
-        help="default: 0.01 for adamw, where 0.1 to 0.2 trained better on Market-1501; 0.0005 for the others")
+    add("--optim", choices=OPTIMIZERS, default="adamw", help="default: adamw; sgd suits long runs")
+    rates, decays = (", ".join(f"{values[i]:g} for {name}" for name, values in RATES.items()) for i in (0, 1))
+    add("--lr", type=float, help=f"highest rate (default: {rates})")
+    add("--weight-decay", type=float, metavar="DECAY",
+        help=f"default: {decays}; short runs want more, BENCHMARK.md says how much")
     add("--momentum", type=float, default=0.9, help="of sgd and rmsprop (default: 0.9)")
     add("--schedule", choices=SCHEDULES, default="cosine",
         help="how the rate falls (default: cosine, to 0 at the end); one-cycle rises for 30 %% of the run first")
@@ -232,6 +233,9 @@ def parse(argv, description=None):
         args = parser.parse_args(argv)
         args.recipe = checkpoint["args"]["recipe"]
     args.command = shlex.join(argv)
+    for name, value in zip(("lr", "weight_decay"), RATES[args.optim], strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     check_flags(parser, args)
     check_splits(args)
     if checkpoint is not None:

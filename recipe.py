@@ -89,6 +89,9 @@ def branch_sizes(model):
 # ----------------------------------------------------------------------------------------------------------------------
 # Optimizers and schedules
 
+RATES = {  # name of --optim -> (--lr, --weight-decay) where they are not given: a rate belongs to its optimizer
+    "adam": (3e-4, 5e-4), "amsgrad": (3e-4, 5e-4), "adamw": (3e-3, 0.1), "sgd": (0.03, 5e-4), "rmsprop": (3e-4, 5e-4),
+}  # fmt: skip
 OPTIMIZERS = {
     "adam": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay),
     "amsgrad": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay, amsgrad=True),

@@ -62,9 +62,10 @@ def fast(epochs):
     return Experiment("fast", f"--recipe best --batch-size 256 --lr 0.006 --weight-decay 0.2 --epochs {epochs}")
 
 
-def small(flags="", seeds=(0,)):
-    short = "--root {out}/small --holdout 151 --epochs 10 --warmup-epochs 2 --batch-size 32 --lr 0.002"
-    return Experiment("small", f"{short} {flags}".strip(), seeds)
+def small(flags="", seeds=(0,), group="small", epochs=10):
+    short = f"--root {{out}}/small --holdout 151 --epochs {epochs} --warmup-epochs 2 --batch-size 32 --lr 0.002"
+    decay = "" if "--weight-decay" in flags else "--weight-decay 0.01"
+    return Experiment(group, " ".join(f"{short} {decay} {flags}".split()), seeds)
 
 
 EXPERIMENTS = {
@@ -78,9 +79,21 @@ EXPERIMENTS = {
     "small-erase": small("--augment flip translate erase"),
     "small-bnneck": small("--options bnneck=True"),
     "small-triplet": small("--options bnneck=True --loss xent triplet"),
-    "small-cosface": small("--loss cosface"),
     "small-separate-norms": small("--options joint_norm=False"),
     "small-align-corners": small("--options align_corners=True"),
+    # with the best of these decays
+    "small-1-half-rate": small("--lr 0.001 --weight-decay 2", group="decayed"),
+    "small-1-double-rate": small("--lr 0.004 --weight-decay 0.5", group="decayed"),
+    "small-1-jitter": small("--weight-decay 1 --augment flip translate jitter", group="decayed"),
+    "small-1-no-smoothing": small("--weight-decay 1 --label-smooth 0", group="decayed"),
+    "small-1-average": small("--weight-decay 1 --ema 0.99", group="decayed"),
+    "small-1-cosface": small("--weight-decay 1 --loss cosface", group="decayed"),
+    "small-1-circle": small("--weight-decay 1 --options bnneck=True --loss xent circle:0.02", group="decayed"),
+    # and for as long as the persons take to be learned by heart
+    "small-30": small(group="longer", epochs=30),
+    "small-30-decay-1": small("--weight-decay 1", group="longer", epochs=30),
+    "small-30-erase": small("--augment flip translate erase", group="longer", epochs=30),
+    "small-30-erase-decay-1": small("--augment flip translate erase --weight-decay 1", group="longer", epochs=30),
     # what each part of the recipe is worth, and what else was tried, on persons held out of train
     "held-best": held_out(),
     "decay-0.01": held_out("--weight-decay 0.01"),
@@ -106,10 +119,14 @@ EXPERIMENTS = {
         "cpu", "--recipe best --epochs 8 --warmup-epochs 2 --batch-size 32 --lr 0.002 --weight-decay 0.2 "
         "--augment flip translate"
     ),
+    "two-hours": Experiment(
+        "cpu", "--recipe best --epochs 20 --warmup-epochs 2 --batch-size 32 --lr 0.002 --weight-decay 0.2"
+    ),
     "an-hour-mirrored": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --flip --rerank"),
     "an-hour-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --dataset synthetic"),
     "demo-to-market": Experiment(
-        "cpu", "--dataset synthetic --epochs 4 --batch-size 32 --lr 0.002 --target market1501 synthetic"
+        "cpu", "--dataset synthetic --epochs 4 --batch-size 32 --lr 0.002 --weight-decay 0.01 "
+        "--target market1501 synthetic"
     ),
     "best": Experiment("best", "--recipe best", (0, 1, 2)),
     "reference": Experiment("reference", "--recipe reference"),

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def arguments(*flags):
-    return cli.build_parser().parse_args([str(flag) for flag in flags])
+    return cli.parse([str(flag) for flag in flags])[0]
 
 
 def same_bits(a, b):
@@ -417,6 +417,22 @@ def test_recipes_say_what_their_sources_say():
     assert best.optim == "adamw" and forgotten == pytest.approx(16.5, abs=0.1)
     rate = reference.lr / (1 - reference.momentum)
     assert forgotten == pytest.approx(1 / (rate * reference.weight_decay) / steps["reference"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "flags, rate, decay",
+    [
+        ([], 0.003, 0.1),
+        (["--optim", "adam"], 0.0003, 0.0005),  # deep-person-reid's own
+        (["--optim", "sgd"], 0.03, 0.0005),  # where a decay of 0.1 would wipe the network out
+        (["--optim", "sgd", "--lr", 0.1, "--weight-decay", 0], 0.1, 0),
+        (["--recipe", "paper"], 0.0005, 0),
+        (["--recipe", "quick", "--lr", 0.001], 0.001, 0.2),
+    ],
+)
+def test_rate_and_decay_belong_to_the_optimizer_where_they_are_not_given(flags, rate, decay):
+    args = arguments(*flags)
+    assert (args.lr, args.weight_decay) == (rate, decay)
 
 
 def test_the_quick_recipe_is_the_command_that_was_measured():

@@ -505,7 +505,7 @@ class RandomPixels:
 def train_tiny(epochs, *flags, parallel=False, amp="off", compiled=False, scale=None):
     """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
     flags = ["--batch-size", "4", "--lr", "0.1", "--augment", "--log-every", "99", *map(str, flags)]
-    args = cli.build_parser().parse_args(flags)
+    args = cli.parse(flags)[0]
     torch.manual_seed(0)
     model = Tiny()
     criterion = recipe.Criterion(args, 2, [4])
@@ -574,7 +574,7 @@ def test_the_head_of_each_network_is_what_opens_without_names(arch, options, hea
 @pytest.mark.parametrize(("arch", "options"), [("hacnn", {"learn_region": False}), ("resnet18", {"bnneck": True})])
 def test_thawing_spares_what_the_network_itself_freezes(arch, options):
     model = models.build_model(arch, 5, **options)
-    args = cli.build_parser().parse_args([])
+    args = cli.parse([])[0]
     optimizer = torch.optim.SGD(recipe.parameter_groups(model, args), 0.1)
     never = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert never
@@ -640,7 +640,7 @@ def test_an_epoch_equals_a_loop_written_out():
 
 def test_staged_rates_leave_no_parameter_out():
     model = models.build_model("hacnn", 5, learn_region=False)
-    args = cli.build_parser().parse_args(["--new-layers"])
+    args = cli.parse(["--new-layers"])[0]
     new, base = (group["params"] for group in recipe.parameter_groups(model, args))
     assert {id(p) for p in new + base} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(new) + len(base) == len({id(p) for p in new + base})
@@ -810,7 +810,7 @@ def test_domains_of_samples(forest, sampler, sample):
 def test_layers_of_a_video_network_are_those_of_its_frames_and_its_attention():
     model = models.build_model("osnet_x0_25", 5, temporal="attention", input_size=(64, 32))
     assert recipe.find_layers(model, [], "--open-layers") == ["attention", "fc", "classifier"]
-    args = cli.build_parser().parse_args(["--new-layers", "attention", "classifier"])
+    args = cli.parse(["--new-layers", "attention", "classifier"])[0]
     new, base = (group["params"] for group in recipe.parameter_groups(model, args))
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].removeprefix("frames.").split(".")[0] for p in new} == {"attention", "classifier"}
@@ -1302,7 +1302,7 @@ def test_a_run_that_was_moved_resumes_where_it_lies(finished, tmp_path, capsys):
     [
         ([], "through with its 1 epochs"),
         (["--epochs", 2, "--optim", "sgd"], "--optim cannot change"),
-        (["--epochs", 2, "--weight-decay", 0.1, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
+        (["--epochs", 2, "--weight-decay", 0.2, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
         (["--epochs", 2, "--options", "learn_region=False"], "--options cannot change"),
         (["--epochs", 2, "--fixbase-epochs", 2], "--fixbase-epochs cannot change"),
         (["--epochs", 2, "--fixbase-epochs", 2, "--open-layers", "fc_local"], "--open-layers cannot change"),
