@@ -92,6 +92,7 @@ EXPERIMENTS = {
     # and for as long as the persons take to be learned by heart
     "small-30": small(group="longer", epochs=30),
     "small-30-decay-1": small("--weight-decay 1", group="longer", epochs=30),
+    "small-30-decay-2": small("--weight-decay 2", group="longer", epochs=30),
     "small-30-erase": small("--augment flip translate erase", group="longer", epochs=30),
     "small-30-erase-decay-1": small("--augment flip translate erase --weight-decay 1", group="longer", epochs=30),
     # what each part of the recipe is worth, and what else was tried, on persons held out of train
@@ -122,8 +123,8 @@ EXPERIMENTS = {
     "two-hours": Experiment(
         "cpu", "--recipe best --epochs 20 --warmup-epochs 2 --batch-size 32 --lr 0.002 --weight-decay 0.2"
     ),
-    "an-hour-mirrored": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --flip --rerank"),
-    "an-hour-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/an-hour-0/best.pth --dataset synthetic"),
+    "two-hours-mirrored": Experiment("cpu", "--evaluate --weights {out}/two-hours-0/best.pth --flip --rerank"),
+    "two-hours-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/two-hours-0/best.pth --dataset synthetic"),
     "demo-to-market": Experiment(
         "cpu", "--dataset synthetic --epochs 4 --batch-size 32 --lr 0.002 --weight-decay 0.01 "
         "--target market1501 synthetic"
