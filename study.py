@@ -15,7 +15,7 @@ To try all of it where there is no GPU, a small synthetic set stands for Market-
     python synthetic.py --root toy --name market1501 --train-ids 24 --test-ids 20 --distractors 10 --junk 5
     python synthetic.py --root toy --train-ids 20 --test-ids 20 --distractors 10 --junk 5
     tiny="--epochs 1 --warmup-epochs 0 --batch-size 16"
-    python study.py small choose --root toy --out toy/study -- $tiny --holdout 8
+    python study.py small decayed longer choose --root toy --out toy/study -- $tiny --holdout 8
     python study.py best reference paper fast use cross --root toy --out toy/study -- $tiny
 """
 
@@ -59,7 +59,7 @@ def held_out(flags=""):
 
 def fast(epochs):
     """Large batches, which fill a GPU; weights forget in as many epochs as under `best`."""
-    return Experiment("fast", f"--recipe best --batch-size 256 --lr 0.006 --weight-decay 0.2 --epochs {epochs}")
+    return Experiment("fast", f"--recipe best --batch-size 256 --lr 0.006 --weight-decay 0.4 --epochs {epochs}")
 
 
 def small(flags="", seeds=(0,), group="small", epochs=10):
@@ -76,6 +76,7 @@ EXPERIMENTS = {
     "small-decay-0.5": small("--weight-decay 0.5"),
     "small-decay-1": small("--weight-decay 1"),
     "small-decay-2": small("--weight-decay 2"),
+    "small-decay-4": small("--weight-decay 4"),
     "small-erase": small("--augment flip translate erase"),
     "small-bnneck": small("--options bnneck=True"),
     "small-triplet": small("--options bnneck=True --loss xent triplet"),
@@ -84,6 +85,7 @@ EXPERIMENTS = {
     # with the best of these decays
     "small-1-half-rate": small("--lr 0.001 --weight-decay 2", group="decayed"),
     "small-1-double-rate": small("--lr 0.004 --weight-decay 0.5", group="decayed"),
+    "small-1-sgd": small("--optim sgd --lr 0.03 --weight-decay 0.0067", group="decayed"),
     "small-1-jitter": small("--weight-decay 1 --augment flip translate jitter", group="decayed"),
     "small-1-no-smoothing": small("--weight-decay 1 --label-smooth 0", group="decayed"),
     "small-1-average": small("--weight-decay 1 --ema 0.99", group="decayed"),
@@ -93,11 +95,13 @@ EXPERIMENTS = {
     "small-30": small(group="longer", epochs=30),
     "small-30-decay-1": small("--weight-decay 1", group="longer", epochs=30),
     "small-30-decay-2": small("--weight-decay 2", group="longer", epochs=30),
+    "small-30-decay-4": small("--weight-decay 4", group="longer", epochs=30),
     "small-30-erase": small("--augment flip translate erase", group="longer", epochs=30),
     "small-30-erase-decay-1": small("--augment flip translate erase --weight-decay 1", group="longer", epochs=30),
     # what each part of the recipe is worth, and what else was tried, on persons held out of train
     "held-best": held_out(),
     "decay-0.01": held_out("--weight-decay 0.01"),
+    "decay-0.1": held_out("--weight-decay 0.1"),
     "decay-0.5": held_out("--weight-decay 0.5"),
     "half-rate": held_out("--lr 0.0015"),
     "double-rate": held_out("--lr 0.006"),

@@ -1302,7 +1302,7 @@ def test_a_run_that_was_moved_resumes_where_it_lies(finished, tmp_path, capsys):
     [
         ([], "through with its 1 epochs"),
         (["--epochs", 2, "--optim", "sgd"], "--optim cannot change"),
-        (["--epochs", 2, "--weight-decay", 0.2, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
+        (["--epochs", 2, "--weight-decay", 0.3, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
         (["--epochs", 2, "--options", "learn_region=False"], "--options cannot change"),
         (["--epochs", 2, "--fixbase-epochs", 2], "--fixbase-epochs cannot change"),
         (["--epochs", 2, "--fixbase-epochs", 2, "--open-layers", "fc_local"], "--open-layers cannot change"),
