@@ -24,7 +24,8 @@ import recipe
 
 # Batch norms keep their statistics: with those of the batch, which each process sees a part of, losses differ.
 FLAGS = ["--arch", "osnet_x0_25", "--options", "input_size=64,32", "--batch-size", "16", "--freeze-bn", "--amp", "off",
-         "--device", "cpu", "--log-every", "1", "--optim", "sgd", "--lr", "0.01", "--warmup-epochs", "0"]  # fmt: skip
+         "--device", "cpu", "--log-every", "1", "--optim", "sgd", "--lr", "0.01", "--weight-decay", "0.01",
+         "--warmup-epochs", "0"]  # fmt: skip
 
 
 def torchrun(*arguments, processes=2):

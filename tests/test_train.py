@@ -283,8 +283,9 @@ def test_gradients_beyond_half_precision_skip_a_step_and_lower_the_scale(monkeyp
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_a_compiled_network_trains_as_it_does_without(amp):
-    plain = train_tiny(range(2), "--warmup-epochs", 0, "--optim", "sgd", "--lr", 0.003, amp=amp)[2][-1]
-    compiled = train_tiny(range(2), "--warmup-epochs", 0, "--optim", "sgd", "--lr", 0.003, amp=amp, compiled=True)[2][-1]
+    flags = ["--warmup-epochs", 0, "--optim", "sgd", "--lr", 0.003]
+    plain = train_tiny(range(2), *flags, amp=amp)[2][-1]
+    compiled = train_tiny(range(2), *flags, amp=amp, compiled=True)[2][-1]
     assert plain.keys() == compiled.keys()
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=2e-2 if amp == "bf16" else 1e-4, atol=1e-5, msg=name)
