@@ -134,7 +134,7 @@ def build_parser(description=None):
     rates, decays = (", ".join(f"{values[i]:g} for {name}" for name, values in RATES.items()) for i in (0, 1))
     add("--lr", type=float, help=f"highest rate (default: {rates})")
     add("--weight-decay", type=float, metavar="DECAY",
-        help=f"default: {decays}; adamw: so that 1 / (rate x decay) steps are 2 to 10 epochs")
+        help=f"default: {decays}; for adamw 1 / (rate x decay) steps should be 5 to 10 epochs")
     add("--momentum", type=float, default=0.9, help="of sgd and rmsprop (default: 0.9)")
     add("--schedule", choices=SCHEDULES, default="cosine",
         help="how the rate falls (default: cosine, to 0 at the end); one-cycle rises for 30 %% of the run first")

@@ -63,9 +63,9 @@ def fast(epochs):
 
 
 def small(flags="", seeds=(0,), group="small", epochs=10):
+    # a flag given twice: the last wins
     short = f"--root {{out}}/small --holdout 151 --epochs {epochs} --warmup-epochs 2 --batch-size 32 --lr 0.002"
-    decay = "" if "--weight-decay" in flags else "--weight-decay 0.01"
-    return Experiment(group, " ".join(f"{short} {decay} {flags}".split()), seeds)
+    return Experiment(group, f"{short} --weight-decay 0.01 {flags}".strip(), seeds)
 
 
 EXPERIMENTS = {
@@ -82,7 +82,7 @@ EXPERIMENTS = {
     "small-triplet": small("--options bnneck=True --loss xent triplet"),
     "small-separate-norms": small("--options joint_norm=False"),
     "small-align-corners": small("--options align_corners=True"),
-    # with the best of these decays
+    # with a decay of 1
     "small-1-half-rate": small("--lr 0.001 --weight-decay 2", group="decayed"),
     "small-1-double-rate": small("--lr 0.004 --weight-decay 0.5", group="decayed"),
     "small-1-sgd": small("--optim sgd --lr 0.03 --weight-decay 0.0067", group="decayed"),
