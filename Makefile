@@ -19,7 +19,7 @@ CROPS := data/synthetic/Market-1501-v15.09.15
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
-	$(PY) synthetic.py
+	$(PY) -m tools.synthetic
 	$(PY) train.py --arch hacnn --dataset synthetic --epochs 4 --batch-size 32 --lr 0.002 --out $(DEMO)
 	$(PY) export.py --ckpt $(DEMO)/best.pth
 	$(PY) search.py --model $(DEMO)/best.onnx --query $(CROPS)/query --gallery $(CROPS)/bounding_box_test \

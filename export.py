@@ -56,11 +56,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import fuse
-import gate
 import models
-import video
-from resize import Resize
+from exporting import fuse, gate
+from exporting.resize import Resize
 
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
 BATCHES = (1, 2, 7, 32)
@@ -122,7 +120,7 @@ class BytesExtractor(Extractor):
 
 def kind_of(model, variant):
     """The name of the first input: images, clips or bytes. ValueError for tracklets of bytes."""
-    if not isinstance(model, video.VideoModel):
+    if not isinstance(model, models.VideoModel):
         return "bytes" if variant.uint8 else "images"
     if variant.uint8:
         raise ValueError("--uint8-input is for networks for images; this one is for tracklets, its input is float32")

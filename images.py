@@ -1,4 +1,9 @@
-"""Image files to bytes, one way for all: RGB, resized by Pillow's BILINEAR. Needs numpy and Pillow alone.
+"""Files, one way for all: images to bytes, folders listed, names printed, files replaced in one step.
+
+    pixels = read_image("q.jpg", (160, 64))          # uint8 (160, 64, 3), RGB, resized by Pillow's BILINEAR
+    with replacing("index.json") as file: ...        # the old file or the new one is there, whatever stops this
+
+Needs numpy, Pillow and tqdm alone.
 
 Training and search both read images by this file. The whole image counts; EXIF rotation is not applied, since data sets
 are read without it; an animated image gives its first frame; transparency is dropped, palettes and CMYK become RGB.
@@ -6,21 +11,25 @@ Refused with the reason, as files are that cannot be read: images above MAX_PIXE
 more than 8 bits (Pillow's modes I;16, I and F), which would be clipped: nothing says which of its values is white.
 File names may hold anything; `printable` is how they reach a terminal.
 
-loader.py starts `python decode.py` once per core to decode a whole data set: threads would wait for one another, for
-half of the work on a small JPEG holds Python's lock. A job comes on standard input, as one line of JSON; a line on
-standard output tells of each block that is done.
+To decode a whole data set, this file is started once per core: threads would wait for one another, for half of the work
+on a small JPEG holds Python's lock. A job comes on standard input, as one line of JSON; a line on standard output tells
+of each block that is done.
 """
 
+import contextlib
 import json
 import os
 import re
 import stat
+import subprocess
 import sys
 import unicodedata
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of image files
 BLOCK = 256  # images between two reports
 MAX_PIXELS = 2**26  # of one image file: 67 million, 200 MB decoded. A crop of a person has some 10,000
 
@@ -71,6 +80,65 @@ def read_or_reason(path, size=None):
         return printable(f"{path}: {error}")
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders and files
+
+
+def is_image(name):
+    """Whether a file of this name is taken for an image; hidden ones, as macOS leaves them, are not."""
+    return not name.startswith((".", "__MAC")) and name.lower().endswith(SUFFIXES)
+
+
+def list_images(folder):
+    """Paths of the image files in and below a folder, sorted by their path in it. Links to files are followed, those
+    that lead nowhere listed all the same; hidden folders and links to folders are not walked into."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.join(parent, name) for name in names if is_image(name)]
+    return sorted(found, key=lambda path: os.path.relpath(path, folder).replace(os.sep, "/"))
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A file to write bytes into, which takes the name `path` when the block ends: a kill, an error or a full disk
+    leaves the old file as it was. file.name is where it lies until then; flush before you read it."""
+    partial = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def lock(path):
+    """The file `path`, opened and locked until it is closed or the process ends; None where another process has it.
+    Where the system has no such locks (Windows), nobody checks."""
+    file = open(path, "w")
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
+    return file
+
+
+def progress(title, total, unit="img", hidden=False):
+    """A bar on a terminal, to be used in `with` and told by .update(count); nothing where there is no terminal."""
+    return tqdm(desc=title, total=total, unit=f" {unit}", leave=False, disable=True if hidden else None)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many images, by a process per core
+
+
 def decode_block(array, first_row, paths, size):
     """Fills rows of the array (N, H, W, 3), if there is one; returns the reasons of files that cannot be read."""
     broken = []
@@ -81,6 +149,34 @@ def decode_block(array, first_row, paths, size):
         elif array is not None:
             array[row] = image
     return broken
+
+
+def decode_in_processes(file, blocks, size):
+    """Yields (images done, reasons) of blocks that a process per core decodes into the array in `file`."""
+    workers = []
+    try:
+        for number in range(os.cpu_count()):
+            job = {"array": str(file), "size": list(size), "blocks": blocks[number :: os.cpu_count()]}
+            command = [sys.executable, __file__]
+            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and says nothing below
+                workers[-1].stdin.write(json.dumps(job) + "\n")
+                workers[-1].stdin.close()
+        for turn, (_, paths) in enumerate(blocks):
+            worker = workers[turn % len(workers)]
+            line = worker.stdout.readline()
+            if not line.endswith("\n"):
+                code = worker.wait()
+                how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
+                raise ChildProcessError(
+                    f"a process that decodes images {how}, at one of {paths[0]} to {paths[-1]}: start again, with more "
+                    "memory if it was full; if it ends there again, replace or remove the file that it stops at"
+                )
+            yield json.loads(line)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
 
 
 def main():

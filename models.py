@@ -10,7 +10,7 @@ Every model keeps one contract: in evaluation it gives features (B, D); in train
 what evaluation would give. It carries `input_size` (H, W), `feature_dim` D, `mean` and `std`. Input: (B, 3, H, W), RGB
 in 0..1, minus `mean`, divided by `std`.
 
-HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head: backbones.py.
+HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head: py.
 
 HA-CNN: Li, Zhu, Gong, "Harmonious Attention Network for Person Re-Identification", CVPR 2018.
 Where ours differs from the paper's and the usual implementation:
@@ -31,6 +31,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import math
 import re
 import sys
 from collections import OrderedDict
@@ -42,13 +43,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import backbones
-import video
-from backbones import IMAGENET_MEAN, IMAGENET_STD, behind_neck, check_images, fully_connected, neck_and_classifier
-from crops import RegionCrop, resize_matrix
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What our networks share
+# HA-CNN: layers, regions cut out of maps, attention, the network
 
 
 class ConvBlock(nn.Module):
@@ -94,17 +93,123 @@ class Streams(nn.Module):
         return torch.cat([stream(x) for stream in self.children()], dim=1)
 
 
-def check_multiple(name, size, step):
-    """ValueError where a network would cut off rows or columns at the edge, or is left with nothing."""
-    if min(size) < step or size[0] % step or size[1] % step:
-        raise ValueError(
-            f"{name} cannot take images of {size[0]} x {size[1]}: height and width must be multiples of {step}, such "
-            f"as {256 // step * step} x {128 // step * step}"
-        )
+def fully_connected(in_features, out_features):
+    """Linear, batch norm, ReLU: (B, in) -> (B, out)."""
+    return nn.Sequential(nn.Linear(in_features, out_features), nn.BatchNorm1d(out_features), nn.ReLU())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# HA-CNN
+def neck_and_classifier(dim, num_ids, bnneck):
+    """(BNNeck or nothing, classifier behind it) for a feature (B, dim) that other losses see before the neck."""
+    classifier = nn.Linear(dim, num_ids, bias=not bnneck)
+    if not bnneck:
+        return nn.Identity(), classifier
+    neck = nn.BatchNorm1d(dim)
+    neck.bias.requires_grad_(False)  # a shift would move the features off the origin, from which the cosine measures
+    nn.init.normal_(classifier.weight, std=0.001)
+    return neck, classifier
+
+
+def behind_neck(neck, feature):
+    """What evaluation makes of a feature (B, dim): normalised by the running statistics of its neck, where it has one.
+
+    In training mode too: they stay as they are.
+    """
+    if isinstance(neck, nn.Identity):
+        return feature
+    return F.batch_norm(feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps)
+
+
+def check_images(name, x, size):
+    """ValueError where x is not (B, 3, H, W); a trace skips it, its file fixes the size anyway."""
+    if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *size):
+        raise ValueError(f"{name} takes images (B, 3, {size[0]}, {size[1]}), got {tuple(x.shape)}")
+
+
+def resize_taps(size_in, size_out):
+    """Which two inputs each output of a linear resize with aligned corners blends: all integers, so exact.
+
+    Output i lies at i * (size_in - 1) / (size_out - 1): input `lower[i]` plus `remainder[i]` / (size_out - 1).
+    """
+    scaled = torch.arange(size_out) * (size_in - 1)
+    return scaled // (size_out - 1), scaled % (size_out - 1)
+
+
+def hat(positions, index):
+    """Linear interpolation as a matrix: the weight of input j at each position, max(0, 1 - |position - j|).
+
+    positions (..., n), index (m,) = 0..m-1 -> (..., n, m). Outside 0..m-1 the weights fade to zero, which is padding
+    by zeros. On a pixel the slope is that to the right, as grid sampling has it: the absolute value has slope 0 there,
+    and regions, which begin with t_x = 0 and thus exactly on pixels, would never learn to move sideways.
+    """
+    offset = positions.unsqueeze(-1) - index
+    return torch.where(offset < 0, 1 + offset, 1 - offset) * ((offset >= -1) & (offset < 1))
+
+
+def resize_matrix(size_in, size_out):
+    """(size_out, size_in): a linear resize with aligned corners as a matrix."""
+    lower, remainder = resize_taps(size_in, size_out)
+    return hat(lower + remainder.double() / (size_out - 1), torch.arange(size_in)).float()
+
+
+class CropMatrix(nn.Module):
+    """One axis of RegionCrop as matrices: shift (B, R), in -1..1, -> (B, R, size_out, size_in), fp32.
+
+    Sampling the whole axis at scale * x + shift and then resizing it (aligned corners) blends, for each output, the
+    interpolation weights of two neighbouring sampling positions. Elementwise, so autocast leaves it in fp32: half
+    precision would move positions by up to 0.04 of a pixel in fp16 and 0.5 in bf16.
+    """
+
+    def __init__(self, size_in, size_out, scale, align_corners):
+        super().__init__()
+        self.scale, self.last_out, self.middle = scale, size_out - 1, (size_in - 1) / 2
+        # -1 and 1 are the centres of the first and last pixel, or the outer edges of them
+        self.unit = (size_in - 1) / 2 if align_corners else size_in / 2
+        lower, remainder = resize_taps(size_in, size_out)
+        self.register_buffer("lower", lower, persistent=False)  # integers: .half() leaves them exact
+        self.register_buffer("remainder", remainder, persistent=False)
+        self.register_buffer("index", torch.arange(size_in), persistent=False)
+
+    def forward(self, shift):
+        centre = self.middle + self.unit * shift.unsqueeze(-1)  # (B, R, 1)
+        first = centre + self.scale * (self.lower.float() - self.middle)  # (B, R, size_out)
+        share = (self.remainder.float() / self.last_out).unsqueeze(-1)  # (size_out, 1)
+        return (1 - share) * hat(first, self.index) + share * hat(first + self.scale, self.index)
+
+    def edges(self, shift):
+        """Where regions begin and end, as fractions of the axis: half a step before and after their samples."""
+        centre = (self.middle + self.unit * shift + 0.5) / len(self.index)
+        return centre - self.scale / 2, centre + self.scale / 2
+
+
+class RegionCrop(nn.Module):
+    """Cuts R regions, theta (B, R, 2), out of maps (B, C, H, W): (B * R, C, h, w), the regions of an image together.
+
+    By definition (a spatial transformer of fixed scale): sample the map over its full size (H, W) with the affine map
+    [[1, 0, t_x], [0, 1/4, t_y]], bilinear, zeros outside; then resize to (h, w), bilinear with aligned corners. Nothing
+    in it rotates or shears, so it is separable: rows (h x H) @ map @ columns (W x w). Only these two products run in
+    the precision of the map.
+    """
+
+    def __init__(self, size_in, size_out, align_corners):
+        super().__init__()
+        self.size_out = size_out
+        self.rows = CropMatrix(size_in[0], size_out[0], 0.25, align_corners)  # a quarter of the height
+        self.columns = CropMatrix(size_in[1], size_out[1], 1.0, align_corners)  # the full width
+
+    def forward(self, x, theta):
+        batch, channels, height, width = x.shape
+        regions, (h, w) = theta.shape[1], self.size_out
+        rows = self.rows(theta[..., 1]).to(x.dtype)  # (B, R, h, H)
+        columns = self.columns(theta[..., 0]).to(x.dtype)  # (B, R, w, W)
+        x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)  # (B, H, W * C): a view in channels-last
+        x = rows.reshape(batch, regions * h, height) @ x  # (B, R * h, W * C)
+        x = columns.unsqueeze(2) @ x.view(batch, regions, h, width, channels)  # (B, R, h, w, C)
+        return x.view(batch * regions, h, w, channels).permute(0, 3, 1, 2)  # (B * R, C, h, w)
+
+    def boxes(self, theta, size):
+        """theta (B, R, 2) -> (B, R, 4): top, left, bottom, right, in pixels of an image of this size (H, W)."""
+        (top, bottom), (left, right) = self.rows.edges(theta[..., 1]), self.columns.edges(theta[..., 0])
+        return torch.stack([top * size[0], left * size[1], bottom * size[0], right * size[1]], dim=-1)
 
 
 def inception_a(channels, out):
@@ -190,7 +295,7 @@ class HACNN(nn.Module):
     Training: two logits (B, num_ids) and two raw features (B, 512), global first.
     learn_region=False: the global branch alone, (B, 512), raw. The layers that place regions keep their names but are
     frozen there: they would get no gradient.
-    bnneck=True: a batch norm between each branch's feature and its classifier (backbones.py), which evaluation applies.
+    bnneck=True: a batch norm between each branch's feature and its classifier (py), which evaluation applies.
     joint_norm=False: in training, the batch norms of the local branch see one region of all images at a time.
     """
 
@@ -272,6 +377,15 @@ class HACNN(nn.Module):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # MuDeep
+
+
+def check_multiple(name, size, step):
+    """ValueError where a network would cut off rows or columns at the edge, or is left with nothing."""
+    if min(size) < step or size[0] % step or size[1] % step:
+        raise ValueError(
+            f"{name} cannot take images of {size[0]} x {size[1]}: height and width must be multiples of {step}, such "
+            f"as {256 // step * step} x {128 // step * step}"
+        )
 
 
 class Fusion(nn.Module):
@@ -412,6 +526,321 @@ class OSNet(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Networks of torchvision and timm, cut before their pooling, under one head of ours
+
+
+class GeM(nn.Module):
+    """Generalised mean over positions: (B, C, N) -> (B, C). p is learned; 1 is the average, large p the maximum."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x):
+        return x.float().clamp(min=1e-6).pow(self.p.float()).mean(-1).pow(1 / self.p.float()).to(x.dtype)
+
+
+class WithHead(nn.Module):
+    """A backbone under our head: pooling to one vector, embedding layer, BNNeck, classifier.
+
+    The feature that the losses see stands before the BNNeck, the one that evaluation gives after it; without a BNNeck
+    they are the same.
+    """
+
+    def __init__(self, arch, backbone, num_channels, num_ids, statistics, input_size, pooling, embedding, bnneck):
+        super().__init__()
+        self.arch, self.input_size, (self.mean, self.std) = arch, input_size, statistics
+        self.feature_dim = embedding or num_channels
+        self.backbone, self.pooling = backbone, pooling
+        self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+        self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
+        self.gem = GeM() if pooling == "gem" else None
+        self.fc = fully_connected(num_channels, embedding) if embedding else nn.Identity()
+        self.bnneck, self.classifier = neck_and_classifier(self.feature_dim, num_ids, bnneck)
+
+    def pool(self, x):
+        """Maps (B, C, h, w), in timm's Swin (B, h, w, C), or tokens (B, N, C) -> (B, C)."""
+        if x.dim() == 2:  # the backbone pools in a way of its own
+            return x
+        if x.dim() == 4:
+            x = (x.permute(0, 3, 1, 2) if self.channels_last else x).flatten(2)  # (B, C, h * w)
+        elif self.pooling == "token":
+            return x[:, 0]
+        else:
+            x = x[:, self.num_prefix_tokens :].transpose(1, 2)  # (B, N, C) -> (B, C, N without class token)
+        return self.gem(x) if self.gem else x.mean(-1)
+
+    def adopt(self, weights):
+        """({name in a file: our name}, weights) for a file of other code.
+
+        Libraries write no `backbone.`; old ResNets of the field count their layers, base.0 (conv1) to base.7 (layer4).
+        Positions that a transformer learned on another grid of patches, a square one, are resampled to ours.
+        """
+        own, names = self.state_dict(), {}
+        numbered = {f"base.{number}": name for number, (name, _) in enumerate(self.backbone.named_children())}
+        for name in weights:
+            ours = re.sub(r"^base\.\d+", lambda found: numbered.get(found[0], found[0]), name)
+            names[name] = f"backbone.{ours}" if f"backbone.{ours}" in own else ours
+        grid = getattr(getattr(self.backbone, "patch_embed", None), "grid_size", None)
+        position = own.get("backbone.pos_embed") if grid else None  # (1, class and register tokens + patches, C)
+        for name, value in weights.items() if position is not None else ():
+            if names[name] == "backbone.pos_embed" and value.dim() == 3 and value.shape != position.shape:
+                from timm.layers import resample_abs_pos_embed  # here: what has a grid is timm's
+
+                prefix = position.shape[1] - grid[0] * grid[1]
+                count = value.shape[1] - prefix
+                if count > 0 and math.isqrt(count) ** 2 == count:
+                    weights = {**weights, name: resample_abs_pos_embed(value, grid, num_prefix_tokens=prefix)}
+        return names, weights
+
+    def lay_out(self, x):
+        """The backbone's last features as maps (B, C, h, w), with patches where they lie in the image."""
+        if x.dim() == 4:
+            return x.permute(0, 3, 1, 2) if self.channels_last else x
+        height, width = self.input_size
+        count = x.shape[1] - self.num_prefix_tokens if x.dim() == 3 else 0
+        rows = round((count * height / width) ** 0.5)  # patches are square
+        if rows == 0 or rows * rows * width != count * height:
+            raise ValueError(f"{self.arch} has no map of its last features, which are of shape {tuple(x.shape)}")
+        return x[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, -1))  # (B, N, C) -> (B, C, h, w)
+
+    def describe(self, features):
+        """What evaluation gives, (B, D), from the list of features that training gives."""
+        return behind_neck(self.bnneck, features[0])
+
+    def forward(self, x):
+        check_images(self.arch, x, self.input_size)
+        features = [self.fc(self.pool(self.backbone(x)))]
+        if not self.training:
+            return self.describe(features)
+        return [self.classifier(self.bnneck(features[0]))], features
+
+
+def create_torchvision(arch, input_size, pretrained):
+    """(network up to its last feature map, (mean, std)) from torchvision."""
+    import torchvision  # here: importing it takes a second, and our own networks do without
+
+    # these two scale their input from ImageNet's statistics to (x - 0.5) / 0.5 themselves, outside the layers below
+    scaled = arch in ("googlenet", "inception_v3")
+    options = {"init_weights": True} if scaled and not pretrained else {}
+    weights = torchvision.models.get_model_weights(arch).DEFAULT if pretrained else None
+    try:
+        network = torchvision.models.get_model(arch, weights=weights, **options)
+    except OSError as error:
+        folder = Path(torch.hub.get_dir(), "checkpoints")
+        raise no_download(arch, weights.url, error, f"put that file into {folder}, or give it by") from error
+    backbone = nn.Sequential()
+    for name, layer in network.named_children():  # in the order in which they run, except in ViT
+        if name in ("avgpool", "classifier", "fc"):
+            break
+        if not name.lower().startswith("aux"):
+            backbone.add_module(name, layer)
+    if arch.startswith("densenet"):  # of what stands behind their feature maps, these two need a part
+        backbone.add_module("relu", nn.ReLU())
+    if arch.startswith("convnext"):
+        backbone.add_module("norm", network.classifier[0])
+    return backbone, ((0.5,) * 3, (0.5,) * 3) if scaled else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def create_timm(arch, input_size, pretrained):
+    """(network without pooling and classifier, (mean, std)) from timm."""
+    import timm
+
+    name = arch.removeprefix("timm/")
+    config = timm.get_pretrained_cfg(name)
+    options = {"img_size": input_size} if config.fixed_input_size else {}
+    create = functools.partial(timm.create_model, name, num_classes=0, pretrained=pretrained, **options)
+    try:
+        try:
+            network = create(global_pool="")
+        except AssertionError:  # some transformers insist on their own pooling
+            network = create()
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or "timm"
+        raise no_download(arch, page, error, "download the weights elsewhere and give them by") from error
+    return network, (tuple(config.mean), tuple(config.std))
+
+
+def find_backbone(arch):
+    """(function that creates arch, or None; names that were looked through; their libraries).
+
+    A name that both libraries know is torchvision's unless written timm/NAME; timm is imported only for what is left.
+    """
+    import torchvision
+
+    # without torchvision's ViT and MaxViT, which take square images alone; timm's take others
+    names = torchvision.models.list_models(module=torchvision.models, exclude=("vit_*", "maxvit_*"))
+    if arch in names:
+        return create_torchvision, names, "torchvision"
+    try:
+        import timm
+    except ImportError:
+        return None, names, "torchvision and, once timm is installed, of timm"
+    timm_names = timm.list_models(pretrained=True) if "." in arch else timm.list_models()
+    known = arch.removeprefix("timm/") in timm_names
+    return create_timm if known else None, names + timm_names, "torchvision and timm"
+
+
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def no_download(arch, url, error, remedy):
+    return ValueError(
+        f"no ImageNet weights of {arch} from {url} ({first_line(error)}): {remedy} --weights FILE, or go without "
+        "--pretrained"
+    )
+
+
+def on_meta(network, input_size):
+    """What the network gives for one image, with shapes alone: no content, no arithmetic."""
+    state = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
+    with torch.no_grad():
+        return torch.func.functional_call(network.eval(), state, (torch.empty(1, 3, *input_size, device="meta"),))
+
+
+def create_checked(create, arch, input_size):
+    """(network, (mean, std), shape of what it gives for one image); raises what the library does if it cannot."""
+    network, statistics = create(arch, input_size, False)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    if first.stride == first.kernel_size:  # patches: libraries cut off silently what is left over at the edge
+        if input_size[0] % first.stride[0] or input_size[1] % first.stride[0]:
+            raise ValueError(f"height and width must be multiples of {first.stride[0]}")
+    return network, statistics, on_meta(network, input_size).shape
+
+
+def sizes_near(create, arch, input_size):
+    """Up to three sizes (H, W) that the network can take, nearest first."""
+    rounded = tuple(max(32, 32 * round(side / 32)) for side in input_size)
+    candidates = {rounded, (256, 128), (252, 126), (224, 224), (384, 128)}
+    found = []
+    for size in sorted(candidates, key=lambda size: np.hypot(size[0] - input_size[0], size[1] - input_size[1])):
+        with contextlib.suppress(Exception):  # each library and network has exceptions of its own
+            create_checked(create, arch, size)
+            found.append(size)
+    return found[:3]
+
+
+def set_last_stride(network, stride):
+    """The last stage of a ResNet keeps the map of the stage before (stride 1) or halves it (2, as it was built)."""
+    if stride not in (1, 2):
+        raise ValueError(f"last_stride is 1 (a map twice as large) or 2 (that of ImageNet), not {stride!r}")
+    for module in network.layer4.modules() if stride == 1 else ():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+        elif isinstance(module, nn.AvgPool2d) and module.stride in (2, (2, 2)):
+            module.kernel_size = module.stride = 1
+
+
+def build_with_head(
+    create, arch, num_ids, *, pretrained=False, input_size=(256, 128), pooling=None, embedding=0, bnneck=False,
+    last_stride=None,
+):  # fmt: skip
+    """A backbone that `create` takes out of a library, under our head.
+
+    pooling: avg, gem, or token (a transformer's class token, the default where there is one); embedding: width of a
+    layer after the pooling, 0 for none; last_stride of ResNets: 1 (default) or 2.
+    """
+    try:
+        network, statistics, shape = create_checked(create, arch, input_size)
+    except ImportError as error:
+        raise ValueError(f"{arch} comes from a package that is missing ({error}): pip install timm") from error
+    except Exception as error:
+        sizes = ", ".join(f"{h} x {w}" for h, w in sizes_near(create, arch, input_size)) or "none that was tried"
+        size = f"{input_size[0]} x {input_size[1]}"
+        raise ValueError(f"{arch} cannot take images of {size} ({first_line(error)}); it takes: {sizes}") from error
+    if pretrained:
+        network, statistics = create(arch, input_size, True)
+    if hasattr(network, "layer4"):
+        set_last_stride(network, last_stride or 1)
+    elif last_stride is not None:
+        options = "input_size, pooling, embedding, bnneck"
+        raise ValueError(f"{arch} has no option last_stride, which ResNets alone have; its options: {options}")
+    allowed = {2: (None,), 3: (None, "avg", "gem"), 4: (None, "avg", "gem")}[len(shape)]
+    if getattr(network, "cls_token", None) is not None:
+        allowed += ("token",)
+        pooling = pooling or "token"
+    if pooling not in allowed:
+        raise ValueError(f"{arch} has no pooling {pooling!r}: it is one of {', '.join(map(str, allowed))}")
+    channels = shape[1] if len(shape) == 4 and getattr(network, "output_fmt", "NCHW") == "NCHW" else shape[-1]
+    return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck).train()
+
+
+FIELD = {  # families of the field, with one or two members each
+    **dict.fromkeys(("resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2"), create_torchvision),
+    **dict.fromkeys(("shufflenet_v2_x1_0", "squeezenet1_1"), create_torchvision),
+    **dict.fromkeys(("seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2"), create_timm),
+    **dict.fromkeys(("nasnetalarge", "legacy_xception", "vit_small_patch16_224"), create_timm),
+    **dict.fromkeys(("swin_tiny_patch4_window7_224", "timm/convnext_tiny"), create_timm),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tracklets: from the frames to one feature
+
+POOLING = ("avg", "max", "attention")
+
+
+class VideoModel(nn.Module):
+    """A network for tracklets around a network for images, `frames`.
+
+    Evaluation: clips (B, T, 3, H, W) and a mask (B, T), 1 for frames that count -> features (B, D), zeros for a clip of
+    which no frame counts. Training: clips -> (logits, features) of the branches, pooled over the frames. Logits are
+    always averaged (by attention's weights): with a linear classifier those are the logits of the averaged feature.
+    Images (B, 3, H, W) pass as `frames` has it.
+    """
+
+    def __init__(self, frames, pooling):
+        super().__init__()
+        if pooling not in POOLING:
+            raise ValueError(f"no temporal pooling {pooling!r}: {', '.join(POOLING)}")
+        self.frames, self.pooling = frames, pooling
+        self.input_size, self.feature_dim, self.mean, self.std = (
+            frames.input_size, frames.feature_dim, frames.mean, frames.std
+        )  # fmt: skip
+        self.attention = None
+        if pooling == "attention":
+            hidden = nn.Linear(self.feature_dim, 128)
+            self.attention = nn.Sequential(hidden, nn.Tanh(), nn.Linear(128, 1))
+            nn.init.zeros_(self.attention[2].weight)  # starts as the average
+
+    def weigh(self, features, mask):
+        """Features (B, T, D) and mask (B, T) -> weights (B, T) that sum to 1, 0 where the mask is. Those of a clip of
+        which no frame counts are finite: pool_frames weighs zeros by them."""
+        if self.attention is None:
+            return mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        scores = self.attention(F.normalize(features, dim=2)).squeeze(2).float()
+        return scores.masked_fill(mask == 0, torch.finfo(torch.float32).min).softmax(dim=1)  # of -inf alone: nan
+
+    def pool_frames(self, features, mask):
+        """Features (B, T, D) of the frames that the mask (B, T) counts -> (B, D)."""
+        if self.pooling == "max":
+            largest = features.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1)
+            return largest.masked_fill(mask.sum(dim=1, keepdim=True) == 0, 0)
+        weights = self.weigh(features, mask).unsqueeze(2)
+        return (features.masked_fill(mask.unsqueeze(2) == 0, 0) * weights).sum(dim=1)  # 0 * nan would be nan
+
+    def forward(self, clips, mask=None):
+        if clips.dim() == 4:
+            return self.frames(clips)
+        batch, length = clips.shape[:2]
+        if mask is None:
+            mask = torch.ones(batch, length, device=clips.device)
+        out = self.frames(clips.flatten(0, 1))
+        if not self.training:
+            return self.pool_frames(out.unflatten(0, (batch, length)), mask)
+        logits, features = ([x.unflatten(0, (batch, length)) for x in part] for part in out)
+        described = self.frames.describe([x.flatten(0, 1) for x in features]).unflatten(0, (batch, length))
+        weights = self.weigh(described, mask).unsqueeze(2)  # (B, T, 1)
+        logits = [(x * weights).sum(dim=1) for x in logits]
+        if self.pooling == "max":
+            return logits, [x.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1) for x in features]
+        return logits, [(x * weights).sum(dim=1) for x in features]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # The table, and the two ways to a model
 
 MODELS = {  # name -> function of (num_ids, **options)
@@ -423,7 +852,7 @@ MODELS = {  # name -> function of (num_ids, **options)
     "osnet_x0_25": functools.partial(OSNet, (16, 64, 96, 128), False),
     "osnet_ibn_x1_0": functools.partial(OSNet, (64, 256, 384, 512), True),
     # one or two members of each family of the field; every other name of the two libraries builds as well
-    **{name: functools.partial(backbones.build_with_head, create, name) for name, create in backbones.FIELD.items()},
+    **{name: functools.partial(build_with_head, create, name) for name, create in FIELD.items()},
 }
 
 
@@ -437,9 +866,9 @@ def find_builder(arch):
     """The table's entry, or one for any other network of torchvision or timm. ValueError with the nearest names."""
     if arch in MODELS:
         return MODELS[arch]
-    create, names, libraries = backbones.find_backbone(arch)
+    create, names, libraries = find_backbone(arch)
     if create:
-        return functools.partial(backbones.build_with_head, create, arch)
+        return functools.partial(build_with_head, create, arch)
     near = difflib.get_close_matches(arch.lower(), sorted({*MODELS, *names}), n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(MODELS)}, all others of {libraries}")
@@ -448,11 +877,11 @@ def find_builder(arch):
 def build_model(arch, num_ids, *, pretrained=False, temporal=None, **options):
     """A network for `num_ids` classes, with fresh weights or with a backbone trained on ImageNet.
 
-    temporal: how frames are pooled, avg, max or attention, makes it a video.VideoModel, for tracklets. ValueError for
+    temporal: how frames are pooled, avg, max or attention, makes it a VideoModel, for tracklets. ValueError for
     an unknown arch, an option or a value that it does not have, weights that cannot be had.
     """
     if temporal is not None:
-        return video.VideoModel(build_model(arch, num_ids, pretrained=pretrained, **options), temporal)
+        return VideoModel(build_model(arch, num_ids, pretrained=pretrained, **options), temporal)
     builder = find_builder(arch)
     allowed = options_of(builder)
     unknown = sorted(set(options) - set(allowed))
@@ -506,7 +935,7 @@ def explain(model, images):
         thetas = [seen[f"ha{stage}.hard_attn"] for stage in (1, 2, 3)] if model.learn_region else []
         pairs = zip(model.crops, thetas, strict=model.learn_region)
         found["regions"] = [crop.boxes(theta, model.input_size).cpu() for crop, theta in pairs]
-    elif isinstance(model, backbones.WithHead):
+    elif isinstance(model, WithHead):
         last = model.lay_out(last)
     norms = last.float().norm(dim=1).cpu()  # (B, h, w)
     low, high = norms.amin(dim=(1, 2), keepdim=True), norms.amax(dim=(1, 2), keepdim=True)
@@ -531,7 +960,7 @@ def parse_option(text):
 def count_parameters(model):
     """(all, without classifiers): what training holds, and what a deployed feature extractor holds."""
     every = sum(p.numel() for p in model.parameters())
-    named = [(name.removeprefix("frames."), p.numel()) for name, p in model.named_parameters()]  # of video.VideoModel
+    named = [(name.removeprefix("frames."), p.numel()) for name, p in model.named_parameters()]  # of VideoModel
     heads = sum(count for name, count in named if name.startswith("classifier"))
     return every, every - heads
 
@@ -579,14 +1008,14 @@ def load_weights(model, weights):
     size: see WithHead.adopt. A network for tracklets takes the weights of one for images, and the other way round.
     """
     own = model.state_dict()
-    if isinstance(model, video.VideoModel):
+    if isinstance(model, VideoModel):
         learned = {name for name in own if name.startswith("attention.")}
         unused, unfilled = load_weights(model.frames, {n: value for n, value in weights.items() if n not in learned})
         model.load_state_dict({name: weights[name] for name in learned & set(weights)}, strict=False)
         return unused, sorted([f"frames.{name}" for name in unfilled] + list(learned - set(weights)))
     weights = {name.removeprefix("frames."): value for name, value in weights.items()}
     place = {name: name for name in weights}
-    if isinstance(model, backbones.WithHead):
+    if isinstance(model, WithHead):
         place, weights = model.adopt(weights)
     used = [n for n, value in weights.items() if place[n] in own and own[place[n]].shape == value.shape]
     if not any(weights[name].dim() > 0 for name in used):
@@ -638,7 +1067,7 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
 def count_macs(model):
     """(in convolutions and linear layers, in products of activations: attention, HA-CNN's crops) for one image."""
     with FlopCounterMode(display=False) as counter:
-        backbones.on_meta(model, model.input_size)
+        on_meta(model, model.input_size)
     flops = counter.get_flop_counts()["Global"]  # torch counts two FLOPs per multiply-accumulate
     layers = sum(count for op, count in flops.items() if op.__name__ in ("convolution", "addmm", "mm"))
     return layers // 2, (sum(flops.values()) - layers) // 2

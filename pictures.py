@@ -1,6 +1,6 @@
 """Pictures for people to look at: ranked lists, what a network looks at, training curves, CMC and ROC.
 
-    from visualize import maps_grid, ranked_grid, training_curves
+    from pictures import maps_grid, ranked_grid, training_curves
     ranked_grid([("q.jpg", [("a.jpg", 0.93, True), ("b.jpg", 0.71, False)])]).save("ranked.jpg")
     maps_grid(["q.jpg"], images, activation, attention, regions).save("maps.jpg")    # arrays, see there
     training_curves("runs/hacnn-market1501/log.jsonl", "curves.png")

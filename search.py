@@ -37,7 +37,9 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from answers import (
+from images import printable
+from pictures import ranked_grid
+from searching.answers import (
     NO_LABEL,
     Answers,
     common_root,
@@ -49,9 +51,9 @@ from answers import (
     write_answers_csv,
     write_answers_jsonl,
     write_csv,
+    write_page,
 )
-from decode import printable
-from extractor import (
+from searching.extractor import (
     PROVIDERS,
     SIZES,
     Extractor,
@@ -63,7 +65,7 @@ from extractor import (
     stream,
     to_pixels,
 )
-from gallery import (
+from searching.gallery import (
     Gallery,
     Index,
     Row,
@@ -74,8 +76,7 @@ from gallery import (
     identity,
     top_k,
 )
-from pages import write_page
-from sources import (
+from searching.sources import (
     EXAMPLES,
     JUNK,
     LABELS,
@@ -95,8 +96,7 @@ from sources import (
     read_name,
     resolve,
 )
-from threshold import calibrate, import_onnx, store
-from visualize import ranked_grid
+from searching.threshold import calibrate, import_onnx, store
 
 __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
            "top_k"]  # fmt: skip

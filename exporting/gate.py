@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
-import decode
-import loader
 import metrics
-import video
+from images import read_or_reason
+from training.pixels import Pixels, normalise, refuse_broken
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LENGTHS = (1, 4, 3, 2)  # frames of the tracklets of each batch, in turn
@@ -87,20 +86,20 @@ def spread(items, count):
 
 def open_pictures(paths):
     """bytes (h, w, 3) of each file, at its own size, RGB. ValueError names those that cannot be read."""
-    pictures = [decode.read_or_reason(path) for path in paths]
-    loader.refuse_broken([picture for picture in pictures if isinstance(picture, str)])
+    pictures = [read_or_reason(path) for path in paths]
+    refuse_broken([picture for picture in pictures if isinstance(picture, str)])
     return pictures
 
 
 def resized(picture, size):
-    """bytes (h, w, 3) -> (H, W, 3) as decode.read_image does it."""
+    """bytes (h, w, 3) -> (H, W, 3) as read_image does it."""
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def normalised(pictures, model):
     """bytes (h, w, 3) of any sizes -> float32 (N, 3, H, W) as in training."""
     stack = np.stack([resized(picture, model.input_size) for picture in pictures])
-    return loader.normalise(torch.from_numpy(stack).permute(0, 3, 1, 2), model.mean, model.std)
+    return normalise(torch.from_numpy(stack).permute(0, 3, 1, 2), model.mean, model.std)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ class Ranking:
         self.name = f"{name}, {len(chosen)} of {len(everyone)} persons, {len(query)} queries, {len(gallery)} in gallery"
         rng = np.random.default_rng(0)
         self.frames = [
-            [item.paths[n] for n in video.choose_frames(len(item.paths), seq_len, "evenly", rng)] for item in self.items
+            [item.paths[n] for n in data.choose_frames(len(item.paths), seq_len, "evenly", rng)] for item in self.items
         ]
         run = lambda *inputs: extractor(*map(torch.from_numpy, inputs)).numpy()  # noqa: E731
         with torch.inference_mode():
@@ -205,8 +204,8 @@ class Ranking:
             if len({picture.shape for picture in pictures}) > 1:
                 return [(picture[None],) for picture in pictures]
             return [(np.stack(pictures),)]
-        pixels = loader.Pixels([path for paths in frames for path in paths], self.model.input_size)
-        images = loader.normalise(pixels.batch(np.arange(len(pixels))), self.model.mean, self.model.std).numpy()
+        pixels = Pixels([path for paths in frames for path in paths], self.model.input_size)
+        images = normalise(pixels.batch(np.arange(len(pixels))), self.model.mean, self.model.std).numpy()
         pixels.threads.shutdown()
         if kind == "images":
             return [(images,)]

@@ -1,6 +1,6 @@
 """Features from an exported model, with onnxruntime and without torch.
 
-    from extractor import Extractor
+    from searching.extractor import Extractor
     features = Extractor("best.onnx")(["a.jpg", "b.jpg"])    # (2, D) float32
     similarity = features[0] @ features[1]                   # their cosine
 
@@ -39,7 +39,7 @@ import onnxruntime
 from PIL import Image
 from tqdm import tqdm
 
-from decode import read_image, resize
+from images import read_image, resize
 
 # Keys that the metadata of a model has to have, and the values that this file can work with.
 NEEDED = ("schema", "arch", "input_size", "mean", "std", "colour_order", "resize", "feature_dim", "l2_normalised",

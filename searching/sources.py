@@ -38,8 +38,8 @@ import stat
 import warnings
 from datetime import UTC, datetime
 
-from extractor import SUFFIXES, list_images, no_images
-from gallery import Row, identity
+from searching.extractor import SUFFIXES, list_images, no_images
+from searching.gallery import Row, identity
 
 LABELS = {  # matches the start of a file name
     "none": None,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import synthetic
+from tools import synthetic
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -43,10 +43,10 @@ def run_main(capsys, *arguments):
 
 
 def press_ctrl_c(patch, *calls):
-    """Ctrl-C in those calls of loader.augment (from 1), one for each batch; returns the list that their images fill."""
-    import loader
+    """Ctrl-C in those calls of augment (from 1), one for each batch; returns the list that their images fill."""
+    import train
 
-    augment, seen = loader.augment, []
+    augment, seen = train.augment, []
 
     def augment_and_interrupt(images, *arguments):
         seen.append(images)
@@ -54,7 +54,7 @@ def press_ctrl_c(patch, *calls):
             os.kill(os.getpid(), signal.SIGINT)
         return augment(images, *arguments)
 
-    patch.setattr(loader, "augment", augment_and_interrupt)
+    patch.setattr(train, "augment", augment_and_interrupt)
     return seen
 
 

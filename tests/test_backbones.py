@@ -1,4 +1,4 @@
-"""Tests of backbones.py: layers run as their libraries run them, the head's options, ImageNet weights, bad input.
+"""Tests of models.py: layers run as their libraries run them, the head's options, ImageNet weights, bad input.
 
 python -m pytest tests/test_backbones.py
 """
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 import torchvision
 from test_models import images_for, light
 
-import backbones
 import models
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ def test_head_options_mean_the_same_everywhere(arch, pooling):
 
 def test_gem_lies_between_average_and_maximum():
     x = torch.rand(2, 5, 9, generator=torch.Generator().manual_seed(0)) + 0.1
-    gem = backbones.GeM()
+    gem = models.GeM()
     means = []
     for p in (1.0, 3.0, 80.0):
         gem.p.data.fill_(p)

@@ -1,4 +1,4 @@
-"""Tests of crops.py: regions and resizing beside grid sampling and interpolation, boxes beside what is sampled.
+"""Tests of models.py: regions and resizing beside grid sampling and interpolation, boxes beside what is sampled.
 
 python -m pytest tests/test_crops.py
 """
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import crops
+import models
 
 SIZES = [((80, 32), (24, 28)), ((40, 16), (12, 14)), ((20, 8), (6, 7))]  # maps and regions of HA-CNN's three stages
 
@@ -19,7 +19,7 @@ SIZES = [((80, 32), (24, 28)), ((40, 16), (12, 14)), ((20, 8), (6, 7))]  # maps 
 def test_resize_matrix_is_a_bilinear_resize(size_in, size_out):
     lines = torch.randn(3, 1, size_in, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(lines.double(), size_out, mode="linear", align_corners=True)[:, 0]  # (3, size_out)
-    resized = lines[:, 0] @ crops.resize_matrix(size_in, size_out).T
+    resized = lines[:, 0] @ models.resize_matrix(size_in, size_out).T
     torch.testing.assert_close(resized.double(), expected, rtol=0, atol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_region_crop_is_grid_sampling(stage, bound, align_corners):
     x, theta = torch.randn(3, 6, height, width, generator=generator), random_theta(-bound, bound)
     upstream = torch.randn(12, 6, *size_out, generator=generator)
     results = []
-    for crop in (crops.RegionCrop((height, width), size_out, align_corners), None):
+    for crop in (models.RegionCrop((height, width), size_out, align_corners), None):
         dtype = torch.float32 if crop else torch.float64  # in single, positions of the yardstick err by 1e-5
         inputs = [value.to(dtype, copy=True).requires_grad_() for value in (x, theta)]
         out = crop(*inputs) if crop else crop_by_grid_sampling(*inputs, size_out, align_corners)
@@ -80,7 +80,7 @@ def test_regions_can_leave_the_places_where_they_begin(align_corners):
     slopes = [(objective(theta + step) - objective(theta)) / 1e-4, (objective(theta) - objective(theta - step)) / 1e-4]
     low, high = torch.minimum(*slopes), torch.maximum(*slopes)
     theta.requires_grad_()
-    regions = crops.RegionCrop((40, 16), (12, 14), align_corners)(x, theta)
+    regions = models.RegionCrop((40, 16), (12, 14), align_corners)(x, theta)
     (gradient,) = torch.autograd.grad((regions.view_as(upstream) * upstream).sum(), theta)
     slack = 0.02 * (low.abs() + high.abs())
     assert ((low - slack <= gradient[..., 0]) & (gradient[..., 0] <= high + slack)).all(), gradient[..., 0]
@@ -88,7 +88,7 @@ def test_regions_can_leave_the_places_where_they_begin(align_corners):
 
 
 def test_region_outside_the_map_is_empty():
-    crop = crops.RegionCrop((40, 16), (12, 14), False)
+    crop = models.RegionCrop((40, 16), (12, 14), False)
     out = crop(torch.ones(1, 2, 40, 16), torch.tensor([[[0.0, 3.0], [-2.5, 0.0], [0.0, 0.0]]]))
     assert out[:2].abs().max() == 0
     # the middle quarter of the height holds ones; at the full width, the outermost samples lie in the first pixel
@@ -97,7 +97,7 @@ def test_region_outside_the_map_is_empty():
 
 @pytest.mark.parametrize("convert", ["autocast", "half", "bfloat16"])
 def test_crop_matrices_stay_in_single_precision(convert):
-    crop = crops.RegionCrop((80, 32), (24, 28), False)
+    crop = models.RegionCrop((80, 32), (24, 28), False)
     theta = random_theta(-1, 1)
     expected = crop.rows(theta[..., 1]), crop.columns(theta[..., 0])
     if convert != "autocast":
@@ -115,7 +115,7 @@ def test_boxes_are_what_the_crop_samples(stage, align_corners):
     """A map whose channels hold where in the image its pixels lie: a crop of it says where it looked."""
     (height, width), size_out = SIZES[stage]
     step = 160 / height
-    crop = crops.RegionCrop((height, width), size_out, align_corners)
+    crop = models.RegionCrop((height, width), size_out, align_corners)
     y, x = (step * (torch.arange(height) + 0.5)), (step * (torch.arange(width) + 0.5))
     places = torch.stack([y[:, None].expand(-1, width), x.expand(height, -1)])  # (2, H, W)
     theta = torch.tensor([[[0.0, 0.0], [0.0, -0.37], [0.0, 0.61], [0.0, 0.1234]]])
@@ -131,7 +131,7 @@ def test_boxes_are_what_the_crop_samples(stage, align_corners):
 
 
 def test_sideways_shift_moves_the_box_as_it_moves_the_crop():
-    crop = crops.RegionCrop((80, 32), (24, 28), False)
+    crop = models.RegionCrop((80, 32), (24, 28), False)
     places = (2 * (torch.arange(32) + 0.5)).expand(1, 1, 80, 32)
     theta = torch.tensor([[[0.5, 0.0]]])  # 16 pixels to the right; the right quarter lies outside and is empty
     assert crop(places, theta)[0, 0, 12, 0] == pytest.approx(1 + 16)
@@ -139,7 +139,6 @@ def test_sideways_shift_moves_the_box_as_it_moves_the_crop():
     assert crop.boxes(theta, (160, 64)).tolist() == [[[60, 16, 100, 80]]]
 
 
-@pytest.mark.parametrize("name", ["crops.py", "models.py"])
-def test_source_samples_no_grid(name):
-    source = (Path(crops.__file__).parent / name).read_text()
+def test_source_samples_no_grid():
+    source = Path(models.__file__).read_text()
     assert "RegionCrop" in source and not re.findall(r"grid_sample|affine_grid", source)

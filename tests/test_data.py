@@ -1059,7 +1059,7 @@ def test_missing_folder_names_it_and_the_layout(tmp_path, name):
 MISSING = [  # (data set, what is taken away, a word that only the expected layout has)
     ("market1501", "market1501/Market-1501-v15.09.15/query", "bounding_box_train"),
     ("market1501-500k", "market1501/Market-1501-v15.09.15/images", "images"),
-    ("synthetic", "synthetic/query", "synthetic.py"),
+    ("synthetic", "synthetic/query", "tools.synthetic"),
     ("dukemtmcreid", "dukemtmc-reid/DukeMTMC-reID/bounding_box_test", "query"),
     ("occluded_duke", "occluded_duke/Occluded_Duke/query", "bounding_box_train"),
     ("cuhk03", "cuhk03/cuhk03_release/cuhk-03.mat", "cuhk03_new_protocol_config"),

@@ -16,12 +16,11 @@ from conftest import draw
 from PIL import Image
 from torch import nn
 
-import decode
 import export
-import gate
-import loader
 import models
-import video
+from exporting import gate
+from images import read_image
+from training.pixels import normalise
 
 
 class Small(nn.Module):
@@ -231,7 +230,7 @@ def test_a_model_that_gives_every_image_the_same_feature_fails_although_it_agree
 
 
 def test_uint8_input_meets_the_preprocessing_of_training(tmp_path):
-    """The whole preprocessing, from files of several sizes: decode.read_image and loader.normalise."""
+    """The whole preprocessing, from files of several sizes: read_image and normalise."""
     model = models.build_model("osnet_x0_25", 3, input_size=(64, 32)).eval().requires_grad_(False)
     path = tmp_path / "best.pt"
     export.export(model, {"arch": "osnet_x0_25", "options": {}}, "torchscript", path, export.Variant(uint8=True))
@@ -240,9 +239,9 @@ def test_uint8_input_meets_the_preprocessing_of_training(tmp_path):
         file = draw(tmp_path / f"{seed}.jpg", seed, size)
         with Image.open(file) as image:
             ours = run(np.asarray(image.convert("RGB"))[None])
-        pixels = torch.from_numpy(decode.read_image(file, model.input_size).copy()).permute(2, 0, 1).unsqueeze(0)
+        pixels = torch.from_numpy(read_image(file, model.input_size).copy()).permute(2, 0, 1).unsqueeze(0)
         with torch.inference_mode():
-            theirs = export.Extractor(model)(loader.normalise(pixels, model.mean, model.std)).numpy()
+            theirs = export.Extractor(model)(normalise(pixels, model.mean, model.std)).numpy()
         assert gate.agreement(ours, theirs)[0] >= 0.9999
 
 
@@ -250,13 +249,13 @@ def test_uint8_input_meets_the_preprocessing_of_training(tmp_path):
 
 
 def tracklet_model(pooling):
-    model = video.VideoModel(small(), pooling)
+    model = models.VideoModel(small(), pooling)
     if pooling == "attention":
         nn.init.normal_(model.attention[2].weight)
     return model.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize(("name", "pooling"), [(n, p) for n in export.FORMATS for p in video.POOLING])
+@pytest.mark.parametrize(("name", "pooling"), [(n, p) for n in export.FORMATS for p in models.POOLING])
 def test_tracklets_are_one_graph(tmp_path, name, pooling):
     path, model = tmp_path / f"best{export.FORMATS[name].suffix}", tracklet_model(pooling)
     export.export(model, INFO, name, path)
@@ -281,7 +280,7 @@ def test_tracklets_are_one_graph(tmp_path, name, pooling):
         assert not filled[1].any() and np.abs(filled[[0, 2]] - found[[0, 2]]).max() < 1e-6
 
 
-@pytest.mark.parametrize("pooling", video.POOLING)
+@pytest.mark.parametrize("pooling", models.POOLING)
 def test_half_precision_gives_zeros_for_a_tracklet_of_which_no_frame_counts(pooling):
     traced = export.trace(tracklet_model(pooling), export.Variant("fp16"))
     found = traced.graph(torch.ones(2, 3, 3, 16, 8), torch.tensor([[0.0, 0, 0], [1, 0, 1]]))
@@ -289,7 +288,7 @@ def test_half_precision_gives_zeros_for_a_tracklet_of_which_no_frame_counts(pool
 
 
 def test_a_tracklet_graph_that_looks_at_masked_frames_is_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr(video.VideoModel, "pool_frames", lambda self, features, mask: features.nanmean(dim=1))
+    monkeypatch.setattr(models.VideoModel, "pool_frames", lambda self, features, mask: features.nanmean(dim=1))
     traced = export.trace(tracklet_model("avg"))
     monkeypatch.undo()
     with pytest.raises(ValueError, match="cosine of the worst image"):

@@ -1,4 +1,4 @@
-"""Tests of pages.py: one page that holds everything, whatever files are called.
+"""Tests of answers.py: one page that holds everything, whatever files are called.
 
 python -m pytest tests/test_pages.py
 """
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tiny_onnx import person
 
-import pages
+from searching import answers
 
 
 class Page(HTMLParser):
@@ -50,14 +50,14 @@ def images(tmp_path):
 def test_a_page_holds_everything(images, tmp_path):
     q, a, b, c = images
     rows = [(q, [(a, 0.93, True, "camera 3"), (b, 0.5, False, ""), (c, -0.25, None, "")]), (a, [])]
-    pages.write_page(tmp_path / "page.html", rows, title="Ranked", notes=["2 queries"])
+    answers.write_page(tmp_path / "page.html", rows, title="Ranked", notes=["2 queries"])
     page = Page(tmp_path / "page.html")
     assert [i["alt"] for i in page.all("img")] == ["q.png", "a.png", "b.png", "c.png", "a.png"]
     assert [i["class"] for i in page.all("img")] == ["query", "right", "wrong", "unknown", "query"]
     for image in page.all("img"):
         data = image["src"].removeprefix("data:image/jpeg;base64,")
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert picture.size == pages.TILE
+            assert picture.size == answers.TILE
     text = " ".join(" ".join(page.text).split())
     for words in ("2 queries", "1. 0.930 right camera 3", "2. 0.500 wrong", "3. -0.250 c.png", "1. q.png", "2. a.png"):
         assert words in text
@@ -74,7 +74,7 @@ def test_names_are_escaped(tmp_path):
     for path in paths:
         person(1).save(path)
     rows = [(path, [(path, 0.5, None, "<b>")]) for path in paths]
-    pages.write_page(tmp_path / "page.html", rows, title="<i>", notes=["<u> & co"])
+    answers.write_page(tmp_path / "page.html", rows, title="<i>", notes=["<u> & co"])
     page = Page(tmp_path / "page.html")
     assert not {"script", "i", "u"} & {tag for tag, _ in page.tags}
     assert [image["alt"] for image in page.all("img")][::2] == [*names, "caf\\xe9.png"]
@@ -85,7 +85,7 @@ def test_names_are_escaped(tmp_path):
 def test_images_that_are_gone_leave_a_place(images, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     rows = [(tmp_path / "gone.png", [(tmp_path / "text.jpg", 0.5, True, ""), (images[0], 0.4, True, "")])]
-    pages.write_page(tmp_path / "page.html", rows, title="x")
+    answers.write_page(tmp_path / "page.html", rows, title="x")
     page = Page(tmp_path / "page.html")
     assert len(page.all("img")) == 1 and page.text.count("image cannot be read") == 2
     assert {div["class"] for div in page.all("div")} == {"gone query", "gone right"}

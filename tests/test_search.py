@@ -65,7 +65,7 @@ def read_csv(out):
 def test_search_needs_neither_torch_nor_matplotlib(prelude, model, market, tmp_path):
     """Once watching what a whole search imports, once with both packages made unimportable."""
     argv = command(model, *market, tmp_path / "out")
-    code = (f"import sys; {prelude} import search, visualize; search.main({argv!r}); "
+    code = (f"import sys; {prelude} import search, pictures; search.main({argv!r}); "
             "bad = [m for m in ('torch', 'torchvision', 'matplotlib') if sys.modules.get(m)]; assert not bad, bad")
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(search.__file__).parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -77,8 +77,8 @@ def test_the_files_that_readme_tells_to_copy_suffice(model, market, tmp_path):
     readme = (repository / "README.md").read_text(encoding="utf-8")
     told = readme[readme.index("Searching needs no torch:") :].partition("the `.onnx` file")[0]
     (tmp_path / "deployed").mkdir()
-    for name in re.findall(r"`(\w+\.py)`", told):
-        shutil.copy(repository / name, tmp_path / "deployed" / name)
+    for name in re.findall(r"`(\w+(?:\.py|/))`", told):
+        (shutil.copytree if name.endswith("/") else shutil.copy)(repository / name, tmp_path / "deployed" / name)
     html = ["--html", str(tmp_path / "r.html"), "--picture", str(tmp_path / "r.jpg")]
     image = str(next(market[0].iterdir()))
     for argv, code in ((index(model, tmp_path / "i", market[1]), 0),

@@ -22,16 +22,15 @@ from conftest import REPOSITORY, draw, press_ctrl_c, run_command, run_main
 from test_data import BUILDERS
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import cli
 import data
-import decode
-import evaluate
-import loader
 import losses
 import models
-import recipe
+import pictures
 import train
-import visualize
+from data import epoch_batches
+from images import read_image
+from training import evaluate, recipes
+from training.pixels import AUGMENTATIONS, Pixels, normalise
 
 FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
          "--log-every", "1"]  # fmt: skip
@@ -63,39 +62,39 @@ def settings(**changed):
     ],
 )  # fmt: skip
 def test_schedules_at_points_worked_by_hand(schedule, progress, expected):
-    assert recipe.learning_rate(progress, settings(schedule=schedule)) == pytest.approx(expected, abs=1e-12)
+    assert recipes.learning_rate(progress, settings(schedule=schedule)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_warm_up_rises_from_a_hundredth_and_then_the_schedule_starts():
     args = settings(schedule="cosine", warmup_epochs=2.0)
-    assert [recipe.learning_rate(p, args) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
+    assert [recipes.learning_rate(p, args) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
 
 
 def test_loss_flag():
-    parser = cli.build_parser()
+    parser = train.build_parser()
     assert parser.parse_args([]).loss == {"xent": 1.0}
     args = parser.parse_args(["--loss", "triplet:0.5", "xent", "center", "--epochs", "3"])
     assert list(args.loss.items()) == [("triplet", 0.5), ("xent", 1.0), ("center", 0.0005)] and args.epochs == 3
     for wrong in ("xnet", "htri", "xent+triplet", "xent:much", "xent:0", "xent:-1", "xent:inf", "xent:nan"):
         with pytest.raises(argparse.ArgumentTypeError):
-            cli.loss_weight(wrong)
+            train.loss_weight(wrong)
 
 
 def test_label_smooth_without_a_number_means_a_tenth():
-    parser = cli.build_parser()
+    parser = train.build_parser()
     assert parser.parse_args(["--label-smooth"]).label_smooth == 0.1
     assert parser.parse_args(["--label-smooth", "0"]).label_smooth == 0.0
 
 
 def test_every_flag_has_help():
-    assert [action.dest for action in cli.build_parser()._actions if not action.help] == []
+    assert [action.dest for action in train.build_parser()._actions if not action.help] == []
 
 
-@pytest.mark.parametrize("name", sorted(recipe.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(recipes.OPTIMIZERS))
 def test_every_optimizer_lowers_a_square(name):
     weight = torch.nn.Parameter(torch.tensor([3.0]))
     args = argparse.Namespace(lr=0.1, weight_decay=0.0, momentum=0.9)
-    optimizer = recipe.OPTIMIZERS[name]([weight], args)
+    optimizer = recipes.OPTIMIZERS[name]([weight], args)
     assert optimizer.defaults["lr"] == 0.1 and optimizer.defaults.get("amsgrad", False) == (name == "amsgrad")
     for _ in range(20):
         optimizer.zero_grad()
@@ -113,10 +112,10 @@ def test_two_identities_are_learnt_by_heart(drawn_root):
     two = sorted({item.pid for item in items})[:2]
     items = [item for pid in two for item in [i for i in items if i.pid == pid][:6]]
     labels = torch.from_numpy(data.relabel(items)[0])
-    pixels = np.stack([decode.read_image(item.paths[0], (160, 64)) for item in items])
+    pixels = np.stack([read_image(item.paths[0], (160, 64)) for item in items])
     torch.manual_seed(0)
     model = models.build_model("hacnn", 2).train()
-    images = loader.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), model.mean, model.std)
+    images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), model.mean, model.std)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(12):
         logits, features = model(images)
@@ -260,7 +259,7 @@ def test_half_precision_reaches_the_loss_of_full_precision(drawn_root, tmp_path,
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--epochs", 6, "--lr", 0.001]
     flags += ["--freeze-bn", "--schedule", "constant", "--augment", "--warmup-epochs", 0, "--label-smooth", 0]
     losses_of = {}
-    for amp in recipe.AMP:
+    for amp in recipes.AMP:
         code, _, errors = run_main(capsys, *flags, "--amp", amp, "--out", tmp_path / amp)
         assert code == 0, errors
         records = (tmp_path / amp / "log.jsonl").read_text().splitlines()
@@ -324,7 +323,7 @@ def test_what_a_network_draws_follows_from_the_step(drawn_root, tmp_path, capsys
 
 def test_the_same_command_gives_the_same_bits(drawn_root, tmp_path):
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 2, "--batch-size", 8, "--loss", "xent",
-             "triplet", "center", "--augment", *loader.AUGMENTATIONS, "--ema", 0.9]  # fmt: skip
+             "triplet", "center", "--augment", *AUGMENTATIONS, "--ema", 0.9]  # fmt: skip
     for hash_seed in ("1", "2"):
         done = run_command("train.py", *flags, "--out", tmp_path / hash_seed,
                            env={**os.environ, "PYTHONHASHSEED": hash_seed})  # fmt: skip
@@ -406,7 +405,7 @@ def test_features_of_mirror_images_are_averaged():
 
     array = np.zeros((1, 2, 4, 3), dtype=np.uint8)
     array[0, 0, 0], array[0, 0, 3] = (255, 0, 0), (255, 255, 0)  # the upper corners, left and right
-    pixels = loader.Pixels(["a.jpg"], (2, 4), array)
+    pixels = Pixels(["a.jpg"], (2, 4), array)
     plain, both = (evaluate.extract_features(Corner(), pixels, torch.device("cpu"), 8, flip=f) for f in (False, True))
     assert plain.tolist() == [[1, -1, -1]] and both.tolist() == [[1, 0, -1]]
 
@@ -457,7 +456,7 @@ def test_curves_and_tensorboard_follow_the_training(drawn_root, tmp_path, capsys
             pass
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", argparse.Namespace(SummaryWriter=SummaryWriter))
-    monkeypatch.setattr(visualize, "training_curves", lambda log, path: drawn.append(len(visualize.read_log(log))))
+    monkeypatch.setattr(pictures, "training_curves", lambda log, path: drawn.append(len(pictures.read_log(log))))
     clock = itertools.count(0, 20)
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))  # each look at it is 20 s later
     out = tmp_path / "run"
@@ -506,11 +505,11 @@ class RandomPixels:
 def train_tiny(epochs, *flags, parallel=False, amp="off", compiled=False, scale=None):
     """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
     flags = ["--batch-size", "4", "--lr", "0.1", "--augment", "--log-every", "99", *map(str, flags)]
-    args = cli.parse(flags)[0]
+    args = train.parse(flags)[0]
     torch.manual_seed(0)
     model = Tiny()
-    criterion = recipe.Criterion(args, 2, [4])
-    optimizers = recipe.build_optimizers(model, criterion, args)
+    criterion = recipes.Criterion(args, 2, [4])
+    optimizers = recipes.build_optimizers(model, criterion, args)
     runner = train.Runner(model, torch.device("cpu"), amp)
     runner = torch.nn.DataParallel(runner) if parallel else runner
     scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
@@ -537,7 +536,7 @@ STATISTICS = {"backbone.1.running_mean", "backbone.1.running_var", "backbone.1.n
 
 
 @pytest.mark.parametrize("setting", [{}, {"parallel": True}, {"amp": "bf16"}], ids=["plain", "DataParallel", "bf16"])
-@pytest.mark.parametrize("name", sorted(recipe.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(recipes.OPTIMIZERS))
 def test_a_frozen_base_stands_still_to_the_bit_and_then_thaws(name, setting):
     flags = ["--optim", name, "--weight-decay", 0.1, "--warmup-epochs", 0, "--fixbase-epochs", 2]
     model, optimizer, weights = train_tiny(range(3), *flags, **setting)
@@ -567,20 +566,20 @@ def test_open_layers_choose_what_trains():
 )
 def test_the_head_of_each_network_is_what_opens_without_names(arch, options, head):
     model = models.build_model(arch, 5, **options)
-    assert recipe.find_layers(model, [], "--open-layers") == head
+    assert recipes.find_layers(model, [], "--open-layers") == head
     with pytest.raises(ValueError, match=f"--open-layers: no layer layer4 to train; there are: .*{', .*'.join(head)}"):
-        recipe.find_layers(model, [head[0], "layer4"], "--open-layers")
+        recipes.find_layers(model, [head[0], "layer4"], "--open-layers")
 
 
 @pytest.mark.parametrize(("arch", "options"), [("hacnn", {"learn_region": False}), ("resnet18", {"bnneck": True})])
 def test_thawing_spares_what_the_network_itself_freezes(arch, options):
     model = models.build_model(arch, 5, **options)
-    args = cli.parse([])[0]
-    optimizer = torch.optim.SGD(recipe.parameter_groups(model, args), 0.1)
+    args = train.parse([])[0]
+    optimizer = torch.optim.SGD(recipes.parameter_groups(model, args), 0.1)
     never = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert never
-    recipe.freeze_base(model, optimizer, ["classifier_global"])
-    recipe.freeze_base(model, optimizer, None)
+    recipes.freeze_base(model, optimizer, ["classifier_global"])
+    recipes.freeze_base(model, optimizer, None)
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == never
     assert all(module.training for module in model.modules())
 
@@ -625,11 +624,11 @@ def test_an_epoch_equals_a_loop_written_out():
     model, labels = Tiny(), np.array([0, 1] * 4)
     weights = [p for p in model.parameters() if p.requires_grad]
     velocities = [torch.zeros_like(p) for p in weights]
-    batches = loader.epoch_batches(labels, 4, 2, 0, 0)
+    batches = epoch_batches(labels, 4, 2, 0, 0)
     assert len(batches) > 1
     for step, rows in enumerate(batches):
         targets = torch.from_numpy(labels[rows])
-        logits, features = model(loader.normalise(RandomPixels().batch(rows, None), model.mean, model.std))
+        logits, features = model(normalise(RandomPixels().batch(rows, None), model.mean, model.std))
         loss = 0.5 * torch.nn.functional.cross_entropy(logits[0], targets, label_smoothing=0.2)
         loss = loss + 2 * losses.batch_hard_triplet(features[0], targets, 0.7)
         for p, velocity, gradient in zip(weights, velocities, torch.autograd.grad(loss, weights), strict=True):
@@ -641,8 +640,8 @@ def test_an_epoch_equals_a_loop_written_out():
 
 def test_staged_rates_leave_no_parameter_out():
     model = models.build_model("hacnn", 5, learn_region=False)
-    args = cli.parse(["--new-layers"])[0]
-    new, base = (group["params"] for group in recipe.parameter_groups(model, args))
+    args = train.parse(["--new-layers"])[0]
+    new, base = (group["params"] for group in recipes.parameter_groups(model, args))
     assert {id(p) for p in new + base} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(new) + len(base) == len({id(p) for p in new + base})
     names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
@@ -729,14 +728,14 @@ def forest(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """No pictures, and no rows in the table of verification, whose intervals take long."""
-    monkeypatch.setattr(visualize, "training_curves", lambda *_: None)
-    monkeypatch.setattr(visualize, "cmc_curves", lambda *_: None)
-    monkeypatch.setattr(visualize, "roc_curve", lambda *_: None)
+    monkeypatch.setattr(pictures, "training_curves", lambda *_: None)
+    monkeypatch.setattr(pictures, "cmc_curves", lambda *_: None)
+    monkeypatch.setattr(pictures, "roc_curve", lambda *_: None)
     monkeypatch.setattr(evaluate, "RATES", ())
 
 
 def arguments(root, *flags):
-    return cli.parse([*LIGHT, "--root", str(root), *map(str, flags)])[0]
+    return train.parse([*LIGHT, "--root", str(root), *map(str, flags)])[0]
 
 
 def sets_of(root, *flags):
@@ -810,13 +809,13 @@ def test_domains_of_samples(forest, sampler, sample):
 
 def test_layers_of_a_video_network_are_those_of_its_frames_and_its_attention():
     model = models.build_model("osnet_x0_25", 5, temporal="attention", input_size=(64, 32))
-    assert recipe.find_layers(model, [], "--open-layers") == ["attention", "fc", "classifier"]
-    args = cli.parse(["--new-layers", "attention", "classifier"])[0]
-    new, base = (group["params"] for group in recipe.parameter_groups(model, args))
+    assert recipes.find_layers(model, [], "--open-layers") == ["attention", "fc", "classifier"]
+    args = train.parse(["--new-layers", "attention", "classifier"])[0]
+    new, base = (group["params"] for group in recipes.parameter_groups(model, args))
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].removeprefix("frames.").split(".")[0] for p in new} == {"attention", "classifier"}
     assert sorted(names) == sorted(id(p) for p in new + base)
-    recipe.freeze_base(model, torch.optim.SGD(new + base, 0.1), ["attention"])
+    recipes.freeze_base(model, torch.optim.SGD(new + base, 0.1), ["attention"])
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"attention"}
     assert {name for name, module in model.named_modules() if module.training} <= {
         "", "frames", "attention", "attention.0", "attention.1", "attention.2"
@@ -1054,8 +1053,8 @@ def test_an_interrupted_video_run_goes_on_to_the_same_bits(forest, tmp_path, cap
 
 
 def test_clips_and_single_frames_are_both_trained_on(forest, tmp_path, capsys, quick, monkeypatch):
-    augment, shapes = loader.augment, []
-    monkeypatch.setattr(loader, "augment", lambda x, *rest: shapes.append(x.shape[:-3]) or augment(x, *rest))
+    augment, shapes = train.augment, []
+    monkeypatch.setattr(train, "augment", lambda x, *rest: shapes.append(x.shape[:-3]) or augment(x, *rest))
     for sample, flags, expected in (
         ("random", ["--seq-len", 3], [(2, 3)] * 2),  # 4 tracklets
         ("evenly", ["--seq-len", 5], [(2, 5)] * 2),
@@ -1183,7 +1182,7 @@ def truncate_image(root):
 @pytest.mark.parametrize(
     ("spoil", "fragments"),
     [
-        (lambda root: shutil.rmtree(root / "synthetic"), ["root/synthetic", "DATASETS.md", "synthetic.py"]),
+        (lambda root: shutil.rmtree(root / "synthetic"), ["root/synthetic", "DATASETS.md", "tools.synthetic"]),
         (lambda root: shutil.rmtree(market(root) / "query"), ["/query", "DATASETS.md"]),
         (empty_folder, ["at least 2 persons", "found 0"]),
         (rename_cameras, ["one camera"]),
@@ -1320,10 +1319,10 @@ def test_a_run_older_than_a_flag_resumes_with_its_default(finished, tmp_path):
     for name in ("pretrained", "fixbase_epochs", "open_layers", "new_layers", "base_lr_mult"):
         del checkpoint["args"][name]
     torch.save(checkpoint, tmp_path / "old.pth")
-    args, _ = cli.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2"])
+    args, _ = train.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2"])
     assert args.fixbase_epochs == 0 and args.new_layers is None and args.batch_size == 16
     with pytest.raises(ValueError, match="--new-layers cannot change"):
-        cli.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2", "--new-layers"])
+        train.parse(["--resume", str(tmp_path / "old.pth"), "--epochs", "2", "--new-layers"])
 
 
 def test_resume_on_other_ids(finished, root, capsys):

@@ -12,12 +12,12 @@ import torch
 from conftest import draw
 from torch import nn
 
-import decode
-import evaluate
-import loader
+import data
 import models
-import video
 from data import Item
+from images import read_image
+from training import evaluate
+from training.pixels import Pixels
 
 NETWORKS = {
     "hacnn": {"learn_region": False},
@@ -45,32 +45,32 @@ PAIRS = [(arch, "attention") for arch in NETWORKS] + [("osnet_x0_25", "avg"), ("
     ],
 )
 def test_evenly_spread_frames_worked_by_hand(num_frames, seq_len, expected):
-    assert video.choose_frames(num_frames, seq_len, "evenly").tolist() == expected
+    assert data.choose_frames(num_frames, seq_len, "evenly").tolist() == expected
 
 
 @pytest.mark.parametrize(("num_frames", "seq_len"), [(10, 4), (10, 9), (4, 4), (3, 4), (1, 4)])
 def test_random_frames_are_distinct_and_ascend(num_frames, seq_len):
     rng, seen = np.random.default_rng(0), set()
     for _ in range(60):
-        frames = video.choose_frames(num_frames, seq_len, "random", rng).tolist()
+        frames = data.choose_frames(num_frames, seq_len, "random", rng).tolist()
         assert frames == sorted(set(frames)) and len(frames) == min(seq_len, num_frames)
         seen |= set(frames)
     assert seen == set(range(num_frames)), "each has its turn, and no other"
 
 
 def test_random_frames_follow_from_their_generator():
-    chosen = [video.choose_frames(100, 8, "random", np.random.default_rng(seed)).tolist() for seed in (1, 1, 2)]
+    chosen = [data.choose_frames(100, 8, "random", np.random.default_rng(seed)).tolist() for seed in (1, 1, 2)]
     assert chosen[0] == chosen[1] != chosen[2]
 
 
 @pytest.mark.parametrize("num_frames", [1, 8, 920])
 def test_all_frames(num_frames):
-    assert video.choose_frames(num_frames, 8, "all").tolist() == list(range(num_frames))
+    assert data.choose_frames(num_frames, 8, "all").tolist() == list(range(num_frames))
 
 
 def test_a_short_clip_repeats_its_last_frame():
-    assert video.fill_clip(np.array([0, 1, 2]), 6).tolist() == [0, 1, 2, 2, 2, 2]
-    assert video.fill_clip(np.array([4, 7, 9]), 3).tolist() == [4, 7, 9]
+    assert data.fill_clip(np.array([0, 1, 2]), 6).tolist() == [0, 1, 2, 2, 2, 2]
+    assert data.fill_clip(np.array([4, 7, 9]), 3).tolist() == [4, 7, 9]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_evaluation_equals_a_loop_over_tracklets(arch, pooling):
     np.testing.assert_allclose(features.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", video.POOLING)
+@pytest.mark.parametrize("pooling", models.POOLING)
 def test_what_padding_holds_does_not_matter(pooling):
     model = build("osnet_x0_25", pooling)
     clips = clips_of(model, 2, 4)
@@ -151,7 +151,7 @@ def test_what_padding_holds_does_not_matter(pooling):
                 torch.testing.assert_close(model(padded, kind), plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", video.POOLING)
+@pytest.mark.parametrize("pooling", models.POOLING)
 def test_a_clip_of_which_no_frame_counts_gives_zeros(pooling):
     """And changes nothing for the others of its batch."""
     model = build("osnet_x0_25", pooling)
@@ -191,7 +191,7 @@ def test_training_gives_pooled_logits_and_features(arch, pooling):
         assert model.attention[2].weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("pooling", video.POOLING)
+@pytest.mark.parametrize("pooling", models.POOLING)
 def test_the_mask_counts_in_training_too(pooling):
     model = build("osnet_x0_25", pooling)
     model.train()
@@ -216,7 +216,7 @@ def test_one_frame_and_an_image_give_what_the_network_gives(arch, pooling):
 
 def test_attention_starts_as_the_average():
     torch.manual_seed(0)
-    model = video.VideoModel(Projection(), "attention").eval()
+    model = models.VideoModel(Projection(), "attention").eval()
     clips = clips_of(model, 2, 5)
     with torch.no_grad():
         found, average = model(clips), model.frames(clips.flatten(0, 1)).view(2, 5, -1).mean(dim=1)
@@ -257,7 +257,7 @@ def test_attention_learns_which_frame_tells_the_person():
     right = {}
     for pooling in ("avg", "attention"):
         torch.manual_seed(0)
-        model = video.VideoModel(Marked(2), pooling)
+        model = models.VideoModel(Marked(2), pooling)
         optimizer = torch.optim.Adam(model.parameters(), 0.03)
         for step in range(150):
             clips, labels = marked_clips(64, step)
@@ -296,16 +296,16 @@ def test_weights_of_an_image_network_and_a_checkpoint_of_a_video_network(arch, p
 def test_classifiers_are_counted_as_in_an_image_network():
     image = models.build_model("osnet_x0_25", 7, input_size=(64, 32))
     every, deployed = models.count_parameters(image)
-    assert models.count_parameters(video.VideoModel(image, "avg")) == (every, deployed) and every > deployed
+    assert models.count_parameters(models.VideoModel(image, "avg")) == (every, deployed) and every > deployed
     learned = 512 * 128 + 128 + 128 + 1
-    assert models.count_parameters(video.VideoModel(image, "attention")) == (every + learned, deployed + learned)
+    assert models.count_parameters(models.VideoModel(image, "attention")) == (every + learned, deployed + learned)
 
 
-@pytest.mark.parametrize("pooling", video.POOLING)
+@pytest.mark.parametrize("pooling", models.POOLING)
 def test_bf16(pooling):
     """Against fp32 on a network of one layer: in a deep one rounding grows behind every batch norm of so few images."""
     torch.manual_seed(0)
-    model = stir(video.VideoModel(Marked(3), pooling)).train()
+    model = stir(models.VideoModel(Marked(3), pooling)).train()
     clips = clips_of(model, 4, 5)
     (exact,), (exact_feature,) = model(clips)
     with torch.autocast("cpu", torch.bfloat16):
@@ -346,13 +346,13 @@ class Projection(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 31, 1000])
-@pytest.mark.parametrize("pooling", video.POOLING)
+@pytest.mark.parametrize("pooling", models.POOLING)
 def test_extraction_equals_one_tracklet_at_a_time(pooling, batch_size):
     torch.manual_seed(2)
-    model = stir(video.VideoModel(Projection(), pooling)).train()
+    model = stir(models.VideoModel(Projection(), pooling)).train()
     array = np.random.default_rng(0).integers(0, 256, (sum(LENGTHS), 4, 2, 3), dtype=np.uint8)
     clips = np.split(np.arange(len(array)), np.cumsum(LENGTHS)[:-1])
-    pixels = loader.Pixels(["x"] * len(array), (4, 2), array)
+    pixels = Pixels(["x"] * len(array), (4, 2), array)
     found = evaluate.extract_features(model, pixels, torch.device("cpu"), batch_size, clips)
     assert found.dtype == torch.float32 and found.shape == (len(LENGTHS), 6) and not model.training
     assert max(model.frames.given) <= batch_size and sum(model.frames.given) == len(array), "each frame once"
@@ -367,11 +367,11 @@ def test_extraction_of_tracklets_of_one_frame_needs_no_pooling():
     torch.manual_seed(2)
     model = Projection()
     array = np.random.default_rng(0).integers(0, 256, (5, 4, 2, 3), dtype=np.uint8)
-    pixels = loader.Pixels(["x"] * 5, (4, 2), array)
+    pixels = Pixels(["x"] * 5, (4, 2), array)
     plain = evaluate.extract_features(model, pixels, torch.device("cpu"), 2)
     clips = np.split(np.arange(5), 5)
     assert torch.equal(evaluate.extract_features(model, pixels, torch.device("cpu"), 2, clips), plain)
-    wrapped = stir(video.VideoModel(model, "attention"))
+    wrapped = stir(models.VideoModel(model, "attention"))
     torch.testing.assert_close(evaluate.extract_features(wrapped, pixels, torch.device("cpu"), 2, clips), plain)
 
 
@@ -393,5 +393,5 @@ def test_frames_that_are_tested_on(tmp_path, method, numbers):
     else:
         assert chosen[1] == [items[1].paths[frame] for frame in numbers]
     for rows, paths in zip(clips, chosen, strict=True):
-        expected = np.stack([decode.read_image(path, (4, 2)) for path in paths])
+        expected = np.stack([read_image(path, (4, 2)) for path in paths])
         assert np.array_equal(pixels.batch(rows).permute(0, 2, 3, 1).numpy(), expected)

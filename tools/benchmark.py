@@ -1,16 +1,16 @@
 """Measures speed beside a straightforward version, and how far methods that learn nothing come on a data set.
 
-    python benchmark.py speed                  # extraction, training step, epoch; ratios measured side by side
-    python benchmark.py training               # a whole epoch on Market-1501, and what of it is not the network
-    python benchmark.py devices                # nn.DataParallel and torchrun once, on however many GPUs there are
-    python benchmark.py networks               # images/s of light networks in fp32 and bf16; or of those you name
-    python benchmark.py baselines --dataset synthetic
-    python benchmark.py data                   # parsing, decoding, training from a cache larger than memory should be
-    python benchmark.py ranking                # metrics.evaluate at Market-1501's size
-    python benchmark.py distractors            # with 500,000 distractors, in a file of 2.1 GB
-    python benchmark.py rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
-    python benchmark.py search                 # the ten best of 1,000,000 x 1,024 features, in a file of 4.1 GB
-    python benchmark.py deploy --ckpt best.pth # what serves a network: PyTorch, TorchScript, torch.export, ONNX
+    python -m tools.benchmark speed                  # extraction, training step, epoch; ratios measured side by side
+    python -m tools.benchmark training               # a whole epoch on Market-1501, and what of it is not the network
+    python -m tools.benchmark devices                # nn.DataParallel and torchrun once, on however many GPUs there are
+    python -m tools.benchmark networks               # images/s of light networks in fp32 and bf16; or of those you name
+    python -m tools.benchmark baselines --dataset synthetic
+    python -m tools.benchmark data                   # parsing, decoding, training from a large cache
+    python -m tools.benchmark ranking                # metrics.evaluate at Market-1501's size
+    python -m tools.benchmark distractors            # with 500,000 distractors, in a file of 2.1 GB
+    python -m tools.benchmark rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
+    python -m tools.benchmark search                 # the ten best of 1,000,000 x 1,024 features, in a file of 4.1 GB
+    python -m tools.benchmark deploy --ckpt best.pth # what serves a network: PyTorch, TorchScript, torch.export, ONNX
 
 Times compared are medians of several rounds in one process, the sides taking turns, so that whatever else the machine
 does disturbs all of them. Hardware, versions and date come last. "Memory beyond the features" is the most that a first
@@ -50,21 +50,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-import cli
 import data
-import evaluate
 import export
-import extractor
-import gallery
-import gate
-import loader
 import losses
 import metrics
 import models
-import recipe
-import synthetic
 import train
-import video
+from exporting import gate
+from searching import extractor, gallery
+from tools import synthetic
+from training import evaluate, recipes
+from training.pixels import Draws, Pixels, augment, load_pixels
 
 
 def told_by(path, key):
@@ -248,22 +244,22 @@ def measure_epoch(device, batch, bf16, steps=6):
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/a.npy", noise)
         array = np.load(f"{folder}/a.npy", mmap_mode="r")
-        pixels = loader.Pixels([""] * len(array), (160, 64), array).to_device(device)
+        pixels = Pixels([""] * len(array), (160, 64), array).to_device(device)
         labels = np.arange(len(array)) % 16
         flags = ["--batch-size", str(batch), "--epochs", "9", "--log-every", "1000", "--amp", "bf16" if bf16 else "off"]
-        args = cli.parse(flags)[0]
+        args = train.parse(flags)[0]
         torch.manual_seed(0)
         model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
         runner = train.Runner(model, device, args.amp)
-        criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
-        optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
+        criterion = recipes.Criterion(args, 16, recipes.branch_sizes(model))
+        optimizers, samples = recipes.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
 
         def epoch():
             state = {"epoch": 0, "step": 0, "totals": {}}
             with contextlib.redirect_stdout(io.StringIO()):
                 train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args)
 
-        images = loader.augment(pixels.batch(np.arange(batch), device), loader.Draws(0), (), model.mean, model.std)
+        images = augment(pixels.batch(np.arange(batch), device), Draws(0), (), model.mean, model.std)
         step = training_step(model, images, bf16, torch.from_numpy(labels[:batch]).to(device))
         seconds = medians([epoch, lambda: [step() for _ in range(steps)]], device)
     report(f"epoch, batch {batch}", steps * batch, seconds, ("from the cache", "one batch"))
@@ -317,18 +313,18 @@ def copy_bandwidth(device, gigabytes=2):
 def measure_training(device, dataset, root, arch="hacnn", batch_size=64, amp="auto", compiled=None, steps=0):
     """Images/s of an epoch of train.py and the share of it that is spent outside forward, backward and step."""
     flags = ["--arch", arch, "--batch-size", str(batch_size), "--log-every", "50", "--epochs", "9", "--root", root]
-    args = cli.parse([*flags, "--dataset", dataset, "--warmup-epochs", "0"])[0]
-    args.amp = amp if amp != "auto" else "bf16" if cli.has_fast_bf16(device) else "off"
+    args = train.parse([*flags, "--dataset", dataset, "--warmup-epochs", "0"])[0]
+    args.amp = amp if amp != "auto" else "bf16" if train.has_fast_bf16(device) else "off"
     args.split = 0
     items = evaluate.load_set(dataset, args, evaluate=False).train
     items = items[:: max(1, len(items) // (steps * batch_size))][: steps * batch_size] if steps else items
     labels, pids = data.relabel(items)
     torch.manual_seed(0)
     model = models.build_model(arch, len(pids)).to(device, memory_format=torch.channels_last)
-    pixels = evaluate.load_pixels([item.paths[0] for item in items], model, f"{dataset}-benchmark", args, device)
+    pixels = evaluate.pixels_of([item.paths[0] for item in items], model, f"{dataset}-benchmark", args, device)
     runner = train.Runner(model, device, args.amp)
-    criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
-    optimizers, samples = recipe.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
+    criterion = recipes.Criterion(args, len(pids), recipes.branch_sizes(model)).to(device)
+    optimizers, samples = recipes.build_optimizers(model, criterion, args), train.TrainSet(pixels, labels)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     if compiled:
         model.compile(mode=compiled)
@@ -343,7 +339,7 @@ def measure_training(device, dataset, root, arch="hacnn", batch_size=64, amp="au
 
     epoch(count=4 if device.type == "cuda" else 1)  # warm up: compilers, algorithms, caches
     images = pixels.batch(np.arange(batch_size), device)
-    images = loader.augment(images, loader.Draws(0), args.augment, model.mean, model.std)
+    images = augment(images, Draws(0), args.augment, model.mean, model.std)
     targets = torch.from_numpy(labels[:batch_size]).to(device)
 
     def step():
@@ -405,16 +401,16 @@ def measure_devices(device, arch="hacnn"):
                                 num_junk=2, seed=0, processes=1)  # fmt: skip
         flags = ["--dataset", "synthetic", "--root", folder, "--batch-size", str(8 * count), "--epochs", "1"]
         flags += ["--arch", arch, "--lr", "0.001", "--warmup-epochs", "0", "--loss", "xent", "triplet", "center"]
-        args = cli.parse(flags)[0]
+        args = train.parse(flags)[0]
         args.split, args.distance, args.target = 0, "cosine", args.dataset
         splits = evaluate.load_set("synthetic", args)
         labels, pids = data.relabel(splits.train)
         torch.manual_seed(0)
         model = models.build_model(arch, len(pids)).to(device, memory_format=torch.channels_last)
-        criterion = recipe.Criterion(args, len(pids), recipe.branch_sizes(model)).to(device)
-        optimizers = recipe.build_optimizers(model, criterion, args)
+        criterion = recipes.Criterion(args, len(pids), recipes.branch_sizes(model)).to(device)
+        optimizers = recipes.build_optimizers(model, criterion, args)
         wrapped = nn.DataParallel(train.Runner(model, device, "bf16" if device.type == "cuda" else "off"))
-        pixels = evaluate.load_pixels([item.paths[0] for item in splits.train], model, "synthetic-train", args, device)
+        pixels = evaluate.pixels_of([item.paths[0] for item in splits.train], model, "synthetic-train", args, device)
         state = {"epoch": 0, "step": 0, "totals": {}}
         train.train_one_epoch(wrapped, criterion, train.TrainSet(pixels, labels), optimizers, device, state, args)
         target = evaluate.load_target("synthetic", splits, model, args, device)
@@ -638,7 +634,7 @@ def time_rounds(sides, inputs, device, rounds):
 def measure_deployment(device, ckpt, batches=tuple(ROUNDS), rounds=None, compile_limit=600, calibrate=None, out=None):
     """Every way to serve a network side by side; {batch: {side: (p50, p99, images/s)}}."""
     model, info = models.load_checkpoint(ckpt)
-    if isinstance(model, video.VideoModel):
+    if isinstance(model, models.VideoModel):
         raise ValueError(f"{ckpt} is of a network for tracklets: deploy measures networks for images")
     shape = (1, 3, *model.requires_grad_(False).input_size)
     pictures = gate.draw_patches(max(*batches, 32), model.input_size, seed=2)
@@ -958,7 +954,7 @@ def hsv_histograms(images, stripes=6, bins=(8, 4, 4)):
 def measure_baselines(device, dataset, root):
     splits = data.load_dataset(dataset, root, train=False)
     items = splits.query + splits.gallery
-    images = loader.load_pixels([i.paths[0] for i in items], (160, 64), Path(root) / ".pixels", f"{dataset}-test").array
+    images = load_pixels([i.paths[0] for i in items], (160, 64), Path(root) / ".pixels", f"{dataset}-test").array
     ids, n = evaluate.ids_of(splits.query, splits.gallery), len(splits.query)
     for name, describe in (("raw pixels", raw_pixels), ("HSV histograms", hsv_histograms)):
         features = describe(np.asarray(images)).to(device)
@@ -1008,12 +1004,12 @@ def measure_data(device, dataset, root, gigabytes):
         paths = [path for items in splits for item in items for path in item.paths]
 
         def decode():
-            loader.load_pixels(paths, size, folder / "pixels", "decoded")
+            load_pixels(paths, size, folder / "pixels", "decoded")
             shutil.rmtree(folder / "pixels")
 
         decoding = medians([decode, lambda: decode_plainly(paths, size)], device, rounds=3)
         batches = np.random.default_rng(0).permutation(len(paths))[: len(paths) // 64 * 64].reshape(-1, 64)[:100]
-        each_time = loader.Pixels(paths, size)
+        each_time = Pixels(paths, size)
         by_batch = medians([lambda: [each_time.batch(rows) for rows in batches]], device, rounds=3)[0]
     print(f"parsing {dataset}, {sum(map(len, splits)):,} items: {parsing[0]:.2f} s; MSMT17's lists: {parsing[1]:.2f} s")
     report(f"decoding {dataset} into the cache", len(paths), decoding, ("all cores", "plain loop"))
@@ -1028,11 +1024,11 @@ def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
     kept what it decodes, would need that much memory more.
     """
     count = int(gigabytes * 1e9 / (3 * size[0] * size[1]))
-    args = cli.parse(["--batch-size", str(batch), "--log-every", "1000"])[0]
+    args = train.parse(["--batch-size", str(batch), "--log-every", "1000"])[0]
     model = models.build_model("hacnn", 16).to(device, memory_format=torch.channels_last)
-    criterion = recipe.Criterion(args, 16, recipe.branch_sizes(model))
-    optimizers = recipe.build_optimizers(model, criterion, args)
-    bf16 = cli.has_fast_bf16(device)  # as --amp auto
+    criterion = recipes.Criterion(args, 16, recipes.branch_sizes(model))
+    optimizers = recipes.build_optimizers(model, criterion, args)
+    bf16 = train.has_fast_bf16(device)  # as --amp auto
     runner = train.Runner(model, device, "bf16" if bf16 else "off")
     labels, before = np.arange(count) % 16, anonymous_memory()
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
@@ -1040,7 +1036,7 @@ def measure_large_cache(device, gigabytes, size=(160, 64), batch=16, steps=20):
         Image.fromarray(noise).save(f"{folder}/a.jpg")
 
         def build_and_train():
-            pixels = loader.load_pixels(
+            pixels = load_pixels(
                 [f"{folder}/a.jpg"] * count, size, Path(folder, "pixels"), "large", limit_gb=2 * gigabytes
             )  # fmt: skip
             if not isinstance(pixels.array, np.memmap):
@@ -1078,7 +1074,7 @@ def build_parser():
     add("--root", default="data", help="folder above the data set's own (default: data)")
     add("--arch", default="hacnn", help="default: hacnn")
     add("--batch-size", type=int, default=64, help="default: 64")
-    add("--amp", choices=("auto", *recipe.AMP), default="auto", help="as train.py has it (default: auto)")
+    add("--amp", choices=("auto", *recipes.AMP), default="auto", help="as train.py has it (default: auto)")
     add("--compile", dest="compiled", nargs="?", const="default", help="as train.py has it")
     add("--steps", type=int, default=0, help="of the epoch, images spread over all (default: 0, a whole epoch)")
     add = command("devices", measure_devices, "trains, scores and saves through nn.DataParallel and torchrun once")
@@ -1115,7 +1111,7 @@ def build_parser():
 def main(argv=None):
     flags = vars(build_parser().parse_args(argv))
     try:
-        device = cli.pick_device(flags.pop("device"))
+        device = train.pick_device(flags.pop("device"))
         flags.pop("run")(device, **flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

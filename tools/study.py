@@ -1,10 +1,10 @@
 """The experiments behind `--recipe best`: every run of BENCHMARK.md's tables on Market-1501, from one table.
 
-    python study.py                                # lists the experiments, and which are done
-    python study.py choose --root data             # runs a group, or experiments by name; all: every one
-    python study.py best reference --minutes 60    # stops in time; the same command goes on
-    python study.py table                          # what was measured: Markdown, and learning curves as a picture
-    python study.py all -- --epochs 1 --warmup-epochs 0.5    # flags behind -- go to every run, and win
+    python -m tools.study                                # lists the experiments, and which are done
+    python -m tools.study choose --root data             # runs a group, or experiments by name; all: every one
+    python -m tools.study best reference --minutes 60    # stops in time; the same command goes on
+    python -m tools.study table                          # what was measured: Markdown, and learning curves as a picture
+    python -m tools.study all -- --epochs 1 --warmup-epochs 0.5    # flags behind -- go to every run, and win
 
 Each run is one command of train.py in a folder below --out. Scores are those of the last epoch; with --ema those of the
 averaged weights. Hyper-parameters are chosen by the group `choose`: trained on 600 of the 751 training persons and
@@ -12,11 +12,11 @@ tested on the other 151 (--holdout 151), so that the test persons stay unseen.
 
 To try all of it where there is no GPU, a small synthetic set stands for Market-1501, which has the same layout:
 
-    python synthetic.py --root toy --name market1501 --train-ids 24 --test-ids 20 --distractors 10 --junk 5
-    python synthetic.py --root toy --train-ids 20 --test-ids 20 --distractors 10 --junk 5
+    python -m tools.synthetic --root toy --name market1501 --train-ids 24 --test-ids 20 --distractors 10 --junk 5
+    python -m tools.synthetic --root toy --train-ids 20 --test-ids 20 --distractors 10 --junk 5
     tiny="--epochs 1 --warmup-epochs 0 --batch-size 16"
-    python study.py small decayed longer choose --root toy --out toy/study -- $tiny --holdout 8
-    python study.py best reference paper fast use cross --root toy --out toy/study -- $tiny
+    python -m tools.study small decayed longer choose --root toy --out toy/study -- $tiny --holdout 8
+    python -m tools.study best reference paper fast use cross --root toy --out toy/study -- $tiny
 """
 
 import argparse
@@ -41,8 +41,8 @@ import torch
 
 import data
 import models
-import visualize
-from benchmark import hardware
+import pictures
+from tools.benchmark import hardware
 
 STOPPED = 130  # exit code of train.py, and of this, after Ctrl-C or where the time is up
 
@@ -308,7 +308,7 @@ def scores_of(folder):
     if Path(folder, "scores.json").is_file():
         summaries = json.loads(Path(folder, "scores.json").read_text())["ranking"]
     else:
-        last = visualize.read_log(folder / "log.jsonl")[-1]
+        last = pictures.read_log(folder / "log.jsonl")[-1]
         summaries = list((last.get("averaged") or last.get("targets", {})).values())
     return {summary["dataset"]: summary for summary in summaries}
 
@@ -327,7 +327,7 @@ def rows_of(name, experiment, out):
         status = read_status(folder)
         if status.get("code") != 0:
             continue
-        log = visualize.read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
+        log = pictures.read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
         minutes = sum(record["seconds"] for record in log) / 60
         rate = np.median([record["images_per_second"] for record in log] or [0])
         chips = list(dict.fromkeys(part["hardware"] for part in status["parts"]))
@@ -361,7 +361,7 @@ def draw_curves(out, path):
     from matplotlib.figure import Figure
 
     logs = {name: out / f"{name}-{e.seeds[0]}" / "log.jsonl" for name, e in EXPERIMENTS.items()}
-    logs = {name: visualize.read_log(log) for name, log in logs.items() if log.is_file()}
+    logs = {name: pictures.read_log(log) for name, log in logs.items() if log.is_file()}
     figure = Figure(figsize=(12, 5), layout="constrained")
     kinds = ("loss", 1, "training loss"), ("accuracy", 100, "accuracy on the batches, %")
     for axes, (key, factor, title) in zip(figure.subplots(1, 2), kinds, strict=True):
@@ -371,7 +371,7 @@ def draw_curves(out, path):
             style = ("-", "--", ":", "-.")[number // 10 % 4]  # matplotlib has ten colours
             axes.plot(epochs, values, style, marker="." if len(told) < 20 else None, label=name)
         axes.set(title=title, xlabel="epoch")
-        visualize.tidy(axes)
+        pictures.tidy(axes)
     if logs:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
         figure.savefig(path, dpi=120, format="png")
@@ -417,7 +417,8 @@ def main(argv=None):
         speed = [] if mode == "off" else ["--compile", mode]
         study = Study(args.out, time.monotonic() + 60 * args.minutes, device, speed)
         codes = study.execute_all(runs, args.parallel)
-        print(f"{codes.count(0)} of {len(codes)} runs are done; python study.py table --out {args.out} shows them")
+        again = f"python -m tools.study table --out {args.out}"
+        print(f"{codes.count(0)} of {len(codes)} runs are done; {again} shows them")
         return next(filter(None, codes), 0)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,9 +1,9 @@
 """Draws a small person re-identification data set on disk: pictures in the layout and with the file names of
 Market-1501, or tracklets (the pictures of one walk past one camera) in those of MARS.
 
-    python synthetic.py                       # data/synthetic: pictures of 300 people to train on, 100 to test
-    python synthetic.py --video               # data/synthetic-video: tracklets of 100 people to train on, 50 to test
-    python synthetic.py --name tiny --train-ids 8 --test-ids 4 --distractors 6 --junk 3 --seed 1
+    python -m tools.synthetic                       # data/synthetic: 300 people to train on, 100 to test
+    python -m tools.synthetic --video               # data/synthetic-video: tracklets of 100 people, of 50 to test
+    python -m tools.synthetic --name tiny --train-ids 8 --test-ids 4 --distractors 6 --junk 3 --seed 1
 
 Nobody in it exists. A person is an articulated 2.5-D figure (3-D joints, every body part a shaded tube on the image
 plane, with the pattern of the cloth wrapped around it); six cameras differ in colour, exposure, sharpness, view,

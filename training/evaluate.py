@@ -24,12 +24,11 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-import distributed
-import loader
 import metrics
 import models
-import video
-import visualize
+import pictures
+from training import distributed
+from training.pixels import Pixels, fingerprint, load_pixels, normalise
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)  # false match rates of the table of verification
 FALSE_ALARMS = (0.1, 0.01)  # of the open set
@@ -45,7 +44,7 @@ class Target(NamedTuple):
 
     name: str
     splits: data.Splits
-    pixels: loader.Pixels  # of the queries first, then of the gallery
+    pixels: Pixels  # of the queries first, then of the gallery
     clips: list[np.ndarray]  # rows of `pixels` of each item
     protocol: str
 
@@ -60,7 +59,7 @@ def load_set(name, args, *, train=True, evaluate=True, combine=False):
     )  # fmt: skip
     paths = [path for items in splits for item in items for path in item.paths]
     roles = [[(item.pid, len(item.paths)) for item in items] for items in splits]  # equal files of whom, in which split
-    memory = pixel_folder(args) / f"{file_name(name)}-checked-{loader.fingerprint(paths, roles)}.txt"
+    memory = pixel_folder(args) / f"{file_name(name)}-checked-{fingerprint(paths, roles)}.txt"
     with contextlib.suppress(OSError):
         print(memory.read_text(), end="")
         return splits
@@ -87,9 +86,9 @@ def pixel_folder(args):
     return Path(args.cache or Path(args.root) / ".pixels")
 
 
-def load_pixels(paths, model, name, args, device, among=None):
-    """Their pixels at the size of the model, on the device where they fit; among: as loader.load_pixels has it."""
-    pixels = loader.load_pixels(
+def pixels_of(paths, model, name, args, device, among=None):
+    """Their pixels at the size of the model, on the device where they fit; among: as load_pixels has it."""
+    pixels = load_pixels(
         paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit, among=among,
         check=distributed.local_rank() == 0,
     )  # fmt: skip
@@ -108,10 +107,10 @@ def files_to_share(name, splits, args):
 def load_clips(items, model, name, args, device, among=None):
     """(pixels of the frames that --test-sample takes of each item, rows of them per item)."""
     rng = np.random.default_rng(0)  # every evaluation looks at the same frames
-    chosen = [video.choose_frames(len(item.paths), args.seq_len, args.test_sample, rng) for item in items]
+    chosen = [data.choose_frames(len(item.paths), args.seq_len, args.test_sample, rng) for item in items]
     paths = [item.paths[frame] for item, frames in zip(items, chosen, strict=True) for frame in frames]
     clips = np.split(np.arange(len(paths)), np.cumsum([len(frames) for frames in chosen])[:-1])
-    return load_pixels(paths, model, name, args, device, among), clips
+    return pixels_of(paths, model, name, args, device, among), clips
 
 
 def load_target(name, splits, model, args, device):
@@ -147,7 +146,7 @@ def extract_features(model, pixels, device, batch_size, clips=None, flip=False):
     with tqdm(total=last - first, desc="features", unit="img", disable=distributed.hides_bars(), leave=False) as bar:
         for start in range(first, last, batch_size):
             rows = np.arange(start, min(start + batch_size, last))
-            images = loader.normalise(pixels.batch(rows, device), bare.mean, bare.std)
+            images = normalise(pixels.batch(rows, device), bare.mean, bare.std)
             found = model(images).float().clone()  # a CUDA graph (--compile) writes its next output to the same place
             if flip:
                 found = (found + model(images.flip(-1))) / 2
@@ -303,15 +302,15 @@ def draw_maps(model, target, device, args, folder):
     drawn = np.arange(count) * len(queries) // count  # evenly: images of one person follow one another
     middles = [target.clips[row][len(target.clips[row]) // 2] for row in drawn]
     images, parts = target.pixels.batch(middles, device), []
-    model = model.frames if isinstance(model, video.VideoModel) else model
+    model = model.frames if isinstance(model, models.VideoModel) else model
     for some in images.split(args.test_batch_size):
-        parts.append(models.explain(model, loader.normalise(some, model.mean, model.std)))
+        parts.append(models.explain(model, normalise(some, model.mean, model.std)))
 
     def joined(name):  # the maps of each stage, of all batches
         stages = zip(*(part.get(name, ()) for part in parts), strict=True)
         return [torch.cat(stage).numpy() for stage in stages]
 
-    visualize.maps_grid(
+    pictures.maps_grid(
         [queries[row].paths[0] for row in drawn], images.permute(0, 2, 3, 1).cpu().numpy(),
         torch.cat([part["activation"] for part in parts]).numpy(), joined("attention"), joined("regions"),
     ).save(folder / "maps.jpg", quality=90, subsampling=0)  # fmt: skip
@@ -363,9 +362,9 @@ def report(model, target, device, args, folder, boxes):
         (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n")
         written = ["queries.csv", "scores.json"] + ["maps.jpg"] * bool(args.maps)
         try:
-            visualize.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
+            pictures.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
             if roc:
-                visualize.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
+                pictures.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
             print(f"{folder}: {', '.join(written)}, cmc.png{', roc.png' * bool(roc)}")
         except ImportError as error:
             print(f"{folder}: {', '.join(written)}; no curves, as matplotlib is not installed ({error})")
@@ -374,9 +373,9 @@ def report(model, target, device, args, folder, boxes):
 
 def pool_otherwise(model, args):
     """The model with the pooling of --temporal, which needs no weights: average and maximum can be exchanged."""
-    learned = isinstance(model, video.VideoModel) and model.pooling == "attention"
+    learned = isinstance(model, models.VideoModel) and model.pooling == "attention"
     if args.temporal != "attention" and not learned:
-        return video.VideoModel(getattr(model, "frames", model), args.temporal).eval()
+        return models.VideoModel(getattr(model, "frames", model), args.temporal).eval()
     if args.temporal == "attention" and learned:
         return model
     raise ValueError(f"--temporal {args.temporal}: {args.weights} was trained with another pooling, leave it out")
@@ -422,8 +421,8 @@ def run(args, device):
             boxes[name] = data.load_multi_query(name, args.root, splits[name].query)
     known = [name for name in learnt_sets if any(data.show_same_people(name, target) for target in splits)]
     data.warn_of_shared_persons(trained_persons(info, known, args.root), splits)
-    if any(map(data.has_video, splits.values())) and not isinstance(model, video.VideoModel):
-        model = video.VideoModel(model, "avg").eval()
+    if any(map(data.has_video, splits.values())) and not isinstance(model, models.VideoModel):
+        model = models.VideoModel(model, "avg").eval()
     folders = {name: Path(args.out, *[file_name(name)] * (len(splits) > 1)) if args.out else None for name in splits}
     for folder in filter(None, folders.values()):
         if distributed.rank() == 0:

@@ -13,15 +13,10 @@ Three things differ from the usual way:
   is resumed draws the same.
 """
 
-import contextlib
 import hashlib
-import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
-from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,7 +26,7 @@ import PIL
 import torch
 from tqdm import tqdm
 
-import decode
+from images import BLOCK, decode_block, decode_in_processes, read_or_reason
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Pixels
@@ -66,7 +61,7 @@ class Pixels:
             images = torch.from_numpy(self.array[rows]).to(device, non_blocking=True)
         else:
             paths = [self.paths[row] for row in rows.flat]
-            images = list(self.threads.map(partial(decode.read_or_reason, size=self.size), paths))
+            images = list(self.threads.map(partial(read_or_reason, size=self.size), paths))
             refuse_broken([image for image in images if isinstance(image, str)])
             images = torch.from_numpy(np.stack(images)).to(device, non_blocking=True).unflatten(0, rows.shape)
         return images.movedim(-1, -3)
@@ -89,46 +84,18 @@ def fingerprint(paths, size):
     return digest.hexdigest()[:16]
 
 
-def decode_in_processes(file, blocks, size):
-    """Yields (images done, reasons) of blocks that a process per core decodes into the array in `file`."""
-    workers = []
-    try:
-        for number in range(os.cpu_count()):
-            job = {"array": str(file), "size": list(size), "blocks": blocks[number :: os.cpu_count()]}
-            command = [sys.executable, decode.__file__]
-            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and says nothing below
-                workers[-1].stdin.write(json.dumps(job) + "\n")
-                workers[-1].stdin.close()
-        for turn, (_, paths) in enumerate(blocks):
-            worker = workers[turn % len(workers)]
-            line = worker.stdout.readline()
-            if not line.endswith("\n"):
-                code = worker.wait()
-                how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
-                raise ChildProcessError(
-                    f"a process that decodes images {how}, at one of {paths[0]} to {paths[-1]}: start again, with more "
-                    "memory if it was full; if it ends there again, replace or remove the file that it stops at"
-                )
-            yield json.loads(line)
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-
-
 def decode_into(array, paths, size, description, file=None):
     """Decodes all files, into array (N, H, W, 3) where there is one; ValueError lists every one that cannot be read.
 
     file: where the array lies on disk; then many images are decoded by a process per core.
     """
-    blocks = [(start, paths[start : start + decode.BLOCK]) for start in range(0, len(paths), decode.BLOCK)]
+    blocks = [(start, paths[start : start + BLOCK]) for start in range(0, len(paths), BLOCK)]
     broken = []
     with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(desc=description, total=len(paths), disable=None) as bar:
-        if file and len(paths) >= 8 * decode.BLOCK:  # starting a process takes as long as decoding some hundred images
+        if file and len(paths) >= 8 * BLOCK:  # starting a process takes as long as decoding some hundred images
             done = decode_in_processes(file, blocks, size)
         else:
-            done = threads.map(lambda block: (len(block[1]), decode.decode_block(array, *block, size)), blocks)
+            done = threads.map(lambda block: (len(block[1]), decode_block(array, *block, size)), blocks)
         for count, reasons in done:
             broken += reasons
             bar.update(count)
@@ -201,107 +168,6 @@ def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None, check=Tr
         if stale != target:
             stale.unlink()
     return Pixels(paths, size, np.load(target, mmap_mode="r"))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Samplers: which rows make which batch. One epoch at a time, so its length is exact.
-
-
-def shuffled_batches(num_items, batch_size, rng):
-    """Every item once in random order; what is left over at the end of the epoch makes no batch."""
-    order = rng.permutation(num_items)
-    return [order[start : start + batch_size] for start in range(0, num_items - batch_size + 1, batch_size)]
-
-
-def identity_batches(labels, batch_size, num_instances, rng):
-    """P x K: batches of P = batch_size / K distinct ids with K = num_instances images of each.
-
-    Each id's images are shuffled and cut into groups of K; an id with fewer draws K with replacement, and a last
-    incomplete group waits for another epoch. Batches take P random ids with groups left until fewer than P have any.
-    """
-    rows_of = defaultdict(list)
-    for row, label in enumerate(labels):
-        rows_of[int(label)].append(row)
-    groups = {}
-    for label, rows in sorted(rows_of.items()):
-        if len(rows) < num_instances:
-            groups[label] = [rng.choice(rows, num_instances)]
-        else:
-            whole = len(rows) - len(rows) % num_instances
-            groups[label] = list(rng.permutation(rows)[:whole].reshape(-1, num_instances))
-    batches, ids = [], batch_size // num_instances
-    while len(groups) >= ids:
-        drawn = rng.choice(sorted(groups), ids, replace=False)
-        batches.append(np.concatenate([groups[label].pop() for label in drawn]))  # (P, K) -> (B,)
-        groups = {label: left for label, left in groups.items() if left}
-    return batches
-
-
-def domain_batches(domains, batch_size, num_domains, rng):
-    """Batches with equal shares of images from `num_domains` of the domains (cameras, data sets); 0 means all of them.
-
-    No image comes twice in an epoch, which ends where a domain that was drawn has too few left: the smallest bounds it.
-    """
-    rows_of = {domain: rng.permutation(np.flatnonzero(domains == domain)) for domain in np.unique(domains)}
-    drawn_at_once = num_domains or len(rows_of)
-    share, used, batches = batch_size // drawn_at_once, Counter(), []
-    while True:
-        drawn = rng.choice(sorted(rows_of), drawn_at_once, replace=False)
-        if any(len(rows_of[domain]) < used[domain] + share for domain in drawn):
-            return batches
-        batches.append(np.concatenate([rows_of[domain][used[domain] : used[domain] + share] for domain in drawn]))
-        used.update({domain: share for domain in drawn})
-
-
-def ways_out(sizes, batch_size, drawn):
-    """The batch sizes nearest below and above that fit `drawn` domains of these sizes, and what fits the batch size."""
-    drawn = drawn if 1 <= drawn <= len(sizes) else len(sizes)
-    share = min(max(batch_size // drawn, 1), sizes.min())
-    near = [n * drawn for n in (share, share + 1) if n <= sizes.min() and n * drawn > 1]
-    fit = [n for n in range(1, len(sizes) + 1) if batch_size % n == 0 and batch_size // n <= sizes.min()]
-    ways = [f"--batch-size {' or '.join(map(str, near))} with --num-domains {drawn}"] * bool(near)
-    return ways + [f"--num-domains {' or '.join(map(str, fit))} with --batch-size {batch_size}"] * bool(fit)
-
-
-def check_batches(labels, batch_size, num_instances=None, domains=None, num_domains=0):
-    """ValueError where no epoch can be made of these labels: before any training, with the way out."""
-    num_ids = len(set(map(int, labels)))
-    if len(labels) < batch_size:
-        raise ValueError(f"--batch-size {batch_size} is more than the {len(labels)} images or tracklets: lower it")
-    if domains is not None:
-        sizes = np.unique(domains, return_counts=True)[1]
-        drawn = num_domains or len(sizes)
-        if not 1 <= drawn <= len(sizes) or batch_size % drawn or batch_size // drawn > sizes.min():
-            ways = ways_out(sizes, batch_size, drawn) or ["another --sampler"]
-            raise ValueError(
-                f"--batch-size {batch_size} with --num-domains {num_domains} (0 means all) takes no equal shares of "
-                f"{len(sizes)} domains (cameras or data sets), whose smallest has {sizes.min()} images: give "
-                + ", or ".join(ways)
-            )
-    if num_instances is None:
-        return
-    if num_instances < 2 or batch_size % num_instances:
-        raise ValueError(
-            f"--num-instances {num_instances} must be 2 or more and divide --batch-size {batch_size}: a batch holds P "
-            f"persons x K images, such as 16 x 4 = 64"
-        )
-    if batch_size == num_instances:
-        raise ValueError(f"--batch-size {batch_size} holds one person, and triplets need two: give a multiple of it")
-    if num_ids < batch_size // num_instances:
-        raise ValueError(
-            f"a batch of {batch_size // num_instances} persons x {num_instances} images needs that many persons, the "
-            f"train split has {num_ids}: lower --batch-size to {num_ids * num_instances} or less"
-        )
-
-
-def epoch_batches(labels, batch_size, num_instances, seed, epoch, domains=None, num_domains=0):
-    """The batches of one epoch, arrays of rows (B,): shuffled, P x K where num_instances is given, or by domain."""
-    rng = np.random.default_rng((seed, epoch))
-    if domains is not None:
-        return domain_batches(domains, batch_size, num_domains, rng)
-    if num_instances is None:
-        return shuffled_batches(len(labels), batch_size, rng)
-    return identity_batches(labels, batch_size, num_instances, rng)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-import distributed
 import losses
-import video
+import models
+from training import distributed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Losses
@@ -220,7 +220,7 @@ RECIPES = {
 def layers_of(model):
     """Name -> module of the top-level children; of a video model, those of its network for frames among them."""
     children = dict(model.named_children())
-    if isinstance(model, video.VideoModel):
+    if isinstance(model, models.VideoModel):
         children |= children.pop("frames").named_children()
     return children
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import export
-import fuse
 import models
+from exporting import fuse
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from conftest import draw
 from PIL import Image
 from torch import nn
 
-import gate
+from exporting import gate
 
 
 class Means(nn.Module):

@@ -14,9 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import export
-import gate
 import models
-import quantize
+from exporting import gate, quantize
 
 
 def run(model):

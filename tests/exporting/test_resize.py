@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resize import Resize, weights
+from exporting.resize import Resize, weights
 
 SIZE = (160, 64)
 

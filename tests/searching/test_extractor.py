@@ -35,8 +35,8 @@ from tiny_onnx import (
     write_model,
 )
 
-import extractor
-from extractor import Extractor
+from searching import extractor
+from searching.extractor import Extractor
 
 # ---- images ----
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
-import gallery as galleries
-from gallery import Gallery, Index, Row
+from searching import gallery as galleries
+from searching.gallery import Gallery, Index, Row
 
 # ---- ranking ----
 
@@ -319,7 +320,7 @@ with Index.open({folder!r}, ABOUT) as index:
 
 def test_kill_minus_nine_at_any_moment(tmp_path):
     """A process that appends and removes without end is killed again and again; rows are never lost, doubled, mixed."""
-    code = APPEND_FOREVER.format(path=[str(Path(galleries.__file__).parent), str(Path(__file__).parent)],
+    code = APPEND_FOREVER.format(path=[str(REPOSITORY), str(Path(__file__).parent)],
                                  folder=str(tmp_path / "i"))  # fmt: skip
     for wait in (0.0, 0.003, 0.011, 0.023, 0.037):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -8,9 +8,9 @@ import os
 import pytest
 from tiny_onnx import person
 
-import sources
-from gallery import Row
-from sources import find_rows, group_tracklets, parse_time, read_name
+from searching import sources
+from searching.gallery import Row
+from searching.sources import find_rows, group_tracklets, parse_time, read_name
 
 
 def draw(folder, *names):

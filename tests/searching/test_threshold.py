@@ -13,8 +13,8 @@ import torch
 from tiny_onnx import METADATA, person, write_model
 
 import metrics
-import threshold
-from extractor import Extractor
+from searching import threshold
+from searching.extractor import Extractor
 
 
 def labelled(count, persons, seed=0, noise=0.6):

@@ -1,6 +1,6 @@
 """Tests of benchmark.py: what it compares with gives the same results, its memory is measured, its commands run.
 
-python -m pytest tests/test_benchmark.py
+python -m pytest tests/tools/test_benchmark.py
 """
 
 import math
@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-import benchmark
 import metrics
 import models
+from tools import benchmark
 
 CPU = torch.device("cpu")
 
@@ -330,7 +330,7 @@ def test_the_usual_reranking_gives_the_same_distances(tmp_path):
 import numpy as np
 
 def re_ranking(q_g, q_q, g_g):
-    import benchmark
+    from tools import benchmark
     assert q_g.shape == (20, 100) and q_q.shape == (20, 20) and g_g.shape == (100, 100)
     (q, g), _, _ = benchmark.draw(20, 100, 16, 12, noise=2.5)
     for distances, a, b in ((q_g, q, g), (q_q, q, q), (g_g, g, g)):

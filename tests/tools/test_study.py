@@ -1,6 +1,6 @@
 """Tests of study.py: its table of experiments, running and going on, and what it tells of them.
 
-python -m pytest tests/test_study.py
+python -m pytest tests/tools/test_study.py
 """
 
 import fcntl
@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-import cli
 import data
 import models
-import study
+import train
+from tools import study
 
 TINY = ["--dataset", "synthetic", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--holdout", "2"]
 RUN = "global-alone-0"  # half the network
@@ -33,7 +33,7 @@ def run(root, out, *names, more=TINY, flags=()):
 def test_every_experiment_is_a_command_of_train(name):
     runs = study.commands([name], "data", [])
     assert list(runs) == [f"{name}-{seed}" for seed in study.EXPERIMENTS[name].seeds]
-    args, _ = cli.parse(runs[f"{name}-0"])
+    args, _ = train.parse(runs[f"{name}-0"])
     if not args.evaluate:  # its options are those of the network
         models.build_model(args.arch or "hacnn", 2, **args.options)
     chooses = study.EXPERIMENTS[name].group in ("choose", "small", "decayed", "longer")
@@ -46,7 +46,7 @@ def test_every_experiment_is_a_command_of_train(name):
 )
 def test_experiments_of_a_group_differ_from_its_first_in_one_thing(group, base):
     def flags_of(name):
-        return vars(cli.parse(study.commands([name], "data", [])[f"{name}-0"])[0])
+        return vars(train.parse(study.commands([name], "data", [])[f"{name}-0"])[0])
 
     first, optimizer = flags_of(base), {"optim", "lr", "weight_decay"}  # a rate belongs to its optimizer
     for name in [name for name in study.choose([group]) if name != base]:

@@ -1,6 +1,6 @@
 """Tests of synthetic.py: the same bytes from the same seed, the layout, and what happens to folders.
 
-python -m pytest tests/test_synthetic.py
+python -m pytest tests/tools/test_synthetic.py
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-import synthetic
+from tools import synthetic
 
 NAME = re.compile(r"^(-1|\d{4})_c([1-6])s(\d)_(\d{6})_(\d{2})\.jpg$")
 SMALL = {"num_train_ids": 4, "num_test_ids": 3, "num_distractors": 6, "num_junk": 3}

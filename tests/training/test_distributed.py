@@ -17,10 +17,9 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_command, run_main
 
-import distributed
-import loader
 import models
-import recipe
+from training import distributed, recipes
+from training.pixels import AUGMENTATIONS, Draws, augment
 
 # Batch norms keep their statistics: with those of the batch, which each process sees a part of, losses differ.
 FLAGS = ["--arch", "osnet_x0_25", "--options", "input_size=64,32", "--batch-size", "16", "--freeze-bn", "--amp", "off",
@@ -74,7 +73,7 @@ def assert_same_weights(found, expected):
 
 THOROUGH = ["--dataset", "synthetic", "--epochs", 3, "--loss", "xent", "triplet", "circle:0.1", "center", "arcface:0.1",
             "--num-instances", 2, "--batch-size", 12, "--accumulate", 2, "--clip-norm", 5, "--ema", 0.9, "--augment",
-            *loader.AUGMENTATIONS, "--flip", "--rerank", "--test-batch-size", 16]  # fmt: skip
+            *AUGMENTATIONS, "--flip", "--rerank", "--test-batch-size", 16]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +219,7 @@ def test_synchronised_batch_norms_keep_names_and_features(arch):
     images = torch.randn(2, 3, 64, 32)
     with torch.inference_mode():
         before, names = model(images), list(model.state_dict())
-        model = recipe.synchronise_statistics(model)
+        model = recipes.synchronise_statistics(model)
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
         assert list(model.state_dict()) == names
         torch.testing.assert_close(model(images), before, rtol=1e-5, atol=1e-6)
@@ -242,14 +241,14 @@ def test_one_process_gets_back_what_it_gives():
 def test_processes_draw_what_one_draws(processes):
     """Augmentation of the parts, put together, is that of the whole batch."""
     images = torch.randint(0, 256, (12, 3, 20, 10), generator=torch.Generator().manual_seed(0)).byte()
-    how = loader.AUGMENTATIONS, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    whole = loader.augment(images, loader.Draws(3), *how)
+    how = AUGMENTATIONS, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    whole = augment(images, Draws(3), *how)
     parts = [
-        loader.augment(part, loader.Draws(3, rank, processes), *how)
+        augment(part, Draws(3, rank, processes), *how)
         for rank, part in enumerate(images.chunk(processes))
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
-    assert not torch.equal(loader.Draws(3, 0, 2).uniform(0, 1, 5), loader.Draws(3, 1, 2).uniform(0, 1, 5))
+    assert not torch.equal(Draws(3, 0, 2).uniform(0, 1, 5), Draws(3, 1, 2).uniform(0, 1, 5))
 
 
 @pytest.mark.parametrize(("length", "processes"), [(7, 3), (2, 4), (12, 3), (0, 2)])

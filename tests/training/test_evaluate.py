@@ -18,12 +18,11 @@ from PIL import Image
 from test_data import BUILDERS
 
 import data
-import decode
-import evaluate
-import loader
 import models
-import video
-import visualize
+import pictures
+from images import read_image
+from training import evaluate
+from training.pixels import normalise
 
 
 def write_weights(path, arch, pids=(), run=None, **options):
@@ -66,10 +65,10 @@ def features_of(items, weights):
     model, _ = models.load_checkpoint(weights)
     features = []
     for start in range(0, len(items), 12):
-        images = np.stack([decode.read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
+        images = np.stack([read_image(item.paths[0], (160, 64)) for item in items[::-1][start : start + 12]])
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
         with torch.no_grad():
-            features.append(model(loader.normalise(images, model.mean, model.std)).double().numpy())
+            features.append(model(normalise(images, model.mean, model.std)).double().numpy())
     features = np.concatenate(features)[::-1]
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
@@ -148,7 +147,7 @@ def test_without_matplotlib_the_tables_are_written(root, light_weights, capsys, 
     def missing(*arguments):
         raise ImportError("No module named 'matplotlib'")
 
-    monkeypatch.setattr(visualize, "cmc_curves", missing)
+    monkeypatch.setattr(pictures, "cmc_curves", missing)
     code, out, _ = run_main(capsys, *flags_of(light_weights, root), "--out", tmp_path / "report")
     assert code == 0 and "matplotlib is not installed" in out
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["queries.csv", "scores.json"]
@@ -202,9 +201,9 @@ def test_maps_show_queries_of_the_whole_list(
 ):
     """What is drawn: these queries, as the network sees them, each with what explain says of it."""
     given, drawn = [], []
-    draw = visualize.maps_grid
+    draw = pictures.maps_grid
     monkeypatch.setattr(models, "explain", known_maps(given))
-    monkeypatch.setattr(visualize, "maps_grid", lambda *parts: drawn.append(parts) or draw(*parts))
+    monkeypatch.setattr(pictures, "maps_grid", lambda *parts: drawn.append(parts) or draw(*parts))
     flags = ["--maps", wanted, "--out", tmp_path / "report", "--test-batch-size", 3]
     code, out, _ = run_main(capsys, *flags_of(light_weights, root), *flags)
     assert code == 0 and "maps.jpg" in out.splitlines()[-1]
@@ -212,7 +211,7 @@ def test_maps_show_queries_of_the_whole_list(
     assert len(queries) == 16
     names, images, activation, attention, regions = drawn[0]
     assert list(names) == [queries[row].paths[0] for row in expected]
-    seen = np.stack([decode.read_image(name, (64, 32)) for name in names])
+    seen = np.stack([read_image(name, (64, 32)) for name in names])
     assert (images == seen).all()
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     levels = ((seen / 255 - mean) / deviation).mean(axis=(1, 2, 3))
@@ -287,9 +286,9 @@ def test_a_network_for_images_tests_tracklets(shop, tmp_path, capsys, quick, fla
     for item in splits.query + splits.gallery:
         count = min(len(item.paths), seq_len)  # by hand: every n-th, n as large as it can be
         paths = item.paths[:: len(item.paths) // count][:count]
-        images = torch.from_numpy(np.stack([decode.read_image(path, (64, 32)) for path in paths])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack([read_image(path, (64, 32)) for path in paths])).permute(0, 3, 1, 2)
         with torch.no_grad():
-            frames = model(loader.normalise(images, model.mean, model.std)).double().numpy()
+            frames = model(normalise(images, model.mean, model.std)).double().numpy()
         feature = pool(frames, axis=0)
         features[item] = feature / np.linalg.norm(feature)
     flags = [*flags, "--dataset", "folder:shop", "--root", root, "--device", "cpu", "--out", tmp_path]
@@ -307,16 +306,16 @@ def test_pooling_may_be_exchanged_where_nothing_is_learned():
     image = models.build_model("osnet_x0_25", 2, input_size=(64, 32))
     args = argparse.Namespace(weights="run/best.pth")
     for model, temporal, pooling in (
-        (image, "avg", "avg"), (image, "max", "max"), (video.VideoModel(image, "avg"), "max", "max"),
-        (video.VideoModel(image, "max"), "max", "max"),
-        (video.VideoModel(image, "attention"), "attention", "attention"),
+        (image, "avg", "avg"), (image, "max", "max"), (models.VideoModel(image, "avg"), "max", "max"),
+        (models.VideoModel(image, "max"), "max", "max"),
+        (models.VideoModel(image, "attention"), "attention", "attention"),
     ):  # fmt: skip
         args.temporal = temporal
         found = evaluate.pool_otherwise(model, args)
         assert found.pooling == pooling and found.frames is image and (found.training is False or found is model)
     for model, temporal in (
-        (image, "attention"), (video.VideoModel(image, "avg"), "attention"),
-        (video.VideoModel(image, "attention"), "avg"), (video.VideoModel(image, "attention"), "max"),
+        (image, "attention"), (models.VideoModel(image, "avg"), "attention"),
+        (models.VideoModel(image, "attention"), "avg"), (models.VideoModel(image, "attention"), "max"),
     ):  # fmt: skip
         args.temporal = temporal
         with pytest.raises(ValueError, match=f"--temporal {temporal}: run/best.pth was trained with another"):
@@ -326,13 +325,13 @@ def test_pooling_may_be_exchanged_where_nothing_is_learned():
 def test_maps_show_the_middle_of_a_tracklet(shop, capsys, tmp_path, monkeypatch, quick):
     root, weights = shop
     drawn = []
-    draw_grid = visualize.maps_grid
+    draw_grid = pictures.maps_grid
     monkeypatch.setattr(models, "explain", known_maps([]))
-    monkeypatch.setattr(visualize, "maps_grid", lambda *parts: drawn.append(parts) or draw_grid(*parts))
+    monkeypatch.setattr(pictures, "maps_grid", lambda *parts: drawn.append(parts) or draw_grid(*parts))
     flags = ["--dataset", "folder:shop", "--root", root, "--device", "cpu", "--out", tmp_path, "--test-sample", "all"]
     assert run_main(capsys, "--evaluate", "--weights", weights, *flags, "--maps", 6)[0] == 0
     queries = data.read_dataset("folder:shop", root).query
-    expected = [decode.read_image(item.paths[len(item.paths) // 2], (64, 32)) for item in queries]
+    expected = [read_image(item.paths[len(item.paths) // 2], (64, 32)) for item in queries]
     assert np.array_equal(drawn[0][1], np.stack(expected))
 
 
@@ -446,10 +445,10 @@ def test_splits_and_numbers_of_frames_are_decoded_once(forest, tmp_path, capsys,
         for value in values:
             with monkeypatch.context() as patch:
                 if value != values[0]:
-                    patch.setattr(decode, "read_image", lambda *_: pytest.fail("decoded again"))
+                    patch.setattr("images.read_image", lambda *_: pytest.fail("decoded again"))
                 out = evaluated(capsys, weights, forest, "--dataset", name, flag, value, *cache)
             alone[name, value] = [line for line in out.splitlines() if ": rank-1 " in line]
-    monkeypatch.setattr(loader, "SHARED", 0)  # each by itself: the same scores
+    monkeypatch.setattr("training.pixels.SHARED", 0)  # each by itself: the same scores
     for name, flag, values in (("viper", "--split", (0, 1, 6)), ("ilidsvid", "--seq-len", (2, 1, 3))):
         for value in values:
             out = evaluated(capsys, weights, forest, "--dataset", name, flag, value, "--cache", tmp_path / "other")

@@ -20,9 +20,21 @@ import torch.nn.functional as F
 from conftest import draw, run_command
 from PIL import Image
 
-import decode
-import loader
 import search
+from data import check_batches, epoch_batches
+from images import read_image
+from training.pixels import (
+    AUGMENTATIONS,
+    Draws,
+    augment,
+    erase,
+    erasing_boxes,
+    jitter,
+    load_pixels,
+    move,
+    normalise,
+    shutil,
+)
 
 SIZE = (32, 16)  # height, width
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,7 +89,7 @@ def test_one_way_to_make_pixels(tmp_path, mode, size):
     convert(Image.fromarray(noise)).save(path)
     with Image.open(path) as image:
         assert image.mode == mode
-    pixels = decode.read_image(path, SIZE)
+    pixels = read_image(path, SIZE)
     assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels, expected_pixels([path])[0])
     assert np.array_equal(pixels, search.read_image(path, SIZE))
@@ -87,13 +99,13 @@ def test_one_way_to_make_pixels(tmp_path, mode, size):
 def test_pixels_are_decoded_once(tmp_path, monkeypatch):
     paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
     expected = expected_pixels(paths)
-    assert np.array_equal(bytes_of(loader.load_pixels(paths, SIZE, cache, "set")), expected)
+    assert np.array_equal(bytes_of(load_pixels(paths, SIZE, cache, "set")), expected)
     (name,) = in_cache(cache)
     assert re.fullmatch(r"set-32x16-[0-9a-f]{6}-[0-9a-f]{16}\.npy", name)
     written = (cache / name).stat().st_mtime_ns
 
-    monkeypatch.setattr(decode, "read_image", lambda *args, **kwargs: pytest.fail("decoded again"))
-    again = loader.load_pixels(paths, SIZE, cache, "set")
+    monkeypatch.setattr("images.read_image", lambda *args, **kwargs: pytest.fail("decoded again"))
+    again = load_pixels(paths, SIZE, cache, "set")
     rows = np.array([3, 0, 3])
     assert np.array_equal(bytes_of(again, rows), expected[rows])
     assert in_cache(cache) == [name] and (cache / name).stat().st_mtime_ns == written
@@ -102,8 +114,8 @@ def test_pixels_are_decoded_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["pixels", "date", "list"])
 def test_changed_files_are_decoded_again(tmp_path, change):
     paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
-    loader.load_pixels(paths, SIZE, cache, "set")
-    loader.load_pixels(paths, SIZE, cache, "another")
+    load_pixels(paths, SIZE, cache, "set")
+    load_pixels(paths, SIZE, cache, "another")
     before = in_cache(cache)
     if change == "pixels":
         draw(Path(paths[2]), seed=77, size=(30, 30))
@@ -112,7 +124,7 @@ def test_changed_files_are_decoded_again(tmp_path, change):
         os.utime(paths[2], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
     else:
         paths = paths[::-1]
-    assert np.array_equal(bytes_of(loader.load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+    assert np.array_equal(bytes_of(load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
     after = in_cache(cache)
     assert len(after) == 2, "the stale array is removed"
     assert after[0] == before[0] and after[1] != before[1], "and the array of another set is not"
@@ -121,7 +133,7 @@ def test_changed_files_are_decoded_again(tmp_path, change):
 def test_each_size_has_an_array_of_its_own(tmp_path):
     paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
     for size in ((8, 4), SIZE, (8, 4)):
-        loader.load_pixels(paths, size, cache, "set")
+        load_pixels(paths, size, cache, "set")
     assert len(in_cache(cache)) == 2
 
 
@@ -133,7 +145,7 @@ def test_unreadable_images_are_all_listed(tmp_path, limit_gb):
     Path(paths[3]).write_text("this is no image")
     Path(paths[4]).write_bytes(b"")
     with pytest.raises(ValueError, match="3 images cannot be read") as error:
-        loader.load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
+        load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
     assert [path in str(error.value) for path in paths] == [False, True, False, True, True]
     assert in_cache(cache) == []
 
@@ -141,14 +153,14 @@ def test_unreadable_images_are_all_listed(tmp_path, limit_gb):
 @pytest.mark.parametrize("limit_gb", [20, 0], ids=["decoded_once", "batch_by_batch"])
 def test_huge_images_and_grey_of_more_than_eight_bits_are_listed(tmp_path, monkeypatch, limit_gb):
     """As search refuses them, and a huge one before it is decoded."""
-    assert decode.read_image is search.read_image
+    assert read_image is search.read_image
     paths, cache, decoded = paths_of(tmp_path / "a\x1b[31m"), tmp_path / "cache", []
     Image.new("1", (8192, 8193)).save(paths[1], "PNG")
     Image.fromarray(np.full((4, 4), 7, np.uint16)).save(paths[3], "PNG")
     convert = Image.Image.convert
     monkeypatch.setattr(Image.Image, "convert", lambda image, *a: decoded.append(image.width) or convert(image, *a))
     with pytest.raises(ValueError, match="2 images cannot be read; replace or remove these files") as error:
-        loader.load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
+        load_pixels(paths, SIZE, cache, "set", limit_gb=limit_gb)
     shown = [path.replace("\x1b", "\\x1b") for path in paths]  # as a terminal may have it
     assert f"{shown[1]}: 8192 x 8193 pixels are more than a crop of a person can have" in str(error.value)
     assert f"{shown[3]}: grey of more than 8 bits (Pillow's mode I;16)" in str(error.value)
@@ -164,11 +176,11 @@ def test_interrupted_decoding_leaves_nothing_that_looks_whole(tmp_path, monkeypa
         return np.zeros((*size, 3), np.uint8)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "read_image", interrupted)
+        patch.setattr("images.read_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            loader.load_pixels(paths, SIZE, cache, "set")
+            load_pixels(paths, SIZE, cache, "set")
     assert in_cache(cache) == []
-    assert np.array_equal(bytes_of(loader.load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+    assert np.array_equal(bytes_of(load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
 
 
 @pytest.mark.parametrize("problem", ["not_a_folder", "full_disk"])
@@ -177,16 +189,16 @@ def test_cache_that_cannot_hold_pixels(tmp_path, capsys, monkeypatch, problem):
     if problem == "not_a_folder":
         cache.write_text("a file, where a folder should be")
     else:
-        usage = loader.shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(loader.shutil, "disk_usage", lambda path: usage)
-    pixels = loader.load_pixels(paths, SIZE, cache, "set")
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    pixels = load_pixels(paths, SIZE, cache, "set")
     assert np.array_equal(bytes_of(pixels), expected_pixels(paths))
     assert "in memory" in capsys.readouterr().out and in_cache(cache) == []
 
 
 def test_batch_by_batch_gives_the_same_bytes(tmp_path):
     paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
-    pixels = loader.load_pixels(paths, SIZE, cache, "set", limit_gb=0)
+    pixels = load_pixels(paths, SIZE, cache, "set", limit_gb=0)
     rows = np.array([4, 1, 1, 0])
     assert pixels.array is None and len(pixels) == 5 and in_cache(cache) == []
     assert np.array_equal(bytes_of(pixels, rows), expected_pixels(paths)[rows])
@@ -194,7 +206,7 @@ def test_batch_by_batch_gives_the_same_bytes(tmp_path):
 
 def test_batch_by_batch_names_a_file_that_breaks_later(tmp_path):
     paths = paths_of(tmp_path / "images")
-    pixels = loader.load_pixels(paths, SIZE, tmp_path / "cache", "set", limit_gb=0)
+    pixels = load_pixels(paths, SIZE, tmp_path / "cache", "set", limit_gb=0)
     Path(paths[2]).write_bytes(Path(paths[2]).read_bytes()[:300])
     with pytest.raises((ValueError, OSError), match=re.escape(paths[2])):
         pixels.batch([1, 2])
@@ -203,7 +215,7 @@ def test_batch_by_batch_names_a_file_that_breaks_later(tmp_path):
 @pytest.mark.parametrize("limit_gb", [20, 0], ids=["decoded_once", "batch_by_batch"])
 def test_clips_have_a_shape_of_their_own(tmp_path, limit_gb):
     paths = paths_of(tmp_path / "images")
-    pixels = loader.load_pixels(paths, SIZE, tmp_path / "cache", "set", limit_gb=limit_gb)
+    pixels = load_pixels(paths, SIZE, tmp_path / "cache", "set", limit_gb=limit_gb)
     rows = np.array([[4, 1, 1], [0, 2, 3]])
     clips = pixels.batch(rows)
     assert clips.dtype == torch.uint8 and clips.shape == (2, 3, 3, *SIZE)
@@ -213,17 +225,17 @@ def test_clips_have_a_shape_of_their_own(tmp_path, limit_gb):
 @pytest.mark.parametrize("broken", [[], [5, 1]])
 def test_blocks_of_images_come_to_the_same(tmp_path, monkeypatch, broken):
     """More images than a thread decodes at a time, and a last block that is not full."""
-    monkeypatch.setattr(decode, "BLOCK", 3)
+    monkeypatch.setattr("training.pixels.BLOCK", 3)
     paths = paths_of(tmp_path / "images", 8)
     for number in broken:
         Path(paths[number]).write_bytes(b"no image")
     if broken:
         with pytest.raises(ValueError, match="2 images cannot be read") as error:
-            loader.load_pixels(paths, SIZE, tmp_path / "cache", "set")
+            load_pixels(paths, SIZE, tmp_path / "cache", "set")
         assert str(error.value).index(paths[1]) < str(error.value).index(paths[5]), "in the order of the files"
     else:
         assert np.array_equal(
-            bytes_of(loader.load_pixels(paths, SIZE, tmp_path / "cache", "set")), expected_pixels(paths)
+            bytes_of(load_pixels(paths, SIZE, tmp_path / "cache", "set")), expected_pixels(paths)
         )
 
 
@@ -231,12 +243,12 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
     """SIGKILL with half of the images decoded: nothing of that try stays, or is taken for whole."""
     paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
     script = (
-        "import os, signal, sys; import decode, loader; read = decode.read_image\n"
+        "import os, signal, sys; import images; from training import pixels; read = images.read_image\n"
         "def killed(path, size):\n"
         "    if path == sys.argv[4]: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return read(path, size)\n"
-        "decode.read_image = killed\n"
-        "loader.load_pixels(sys.argv[2:], (32, 16), sys.argv[1], 'set')"
+        "images.read_image = killed\n"
+        "pixels.load_pixels(sys.argv[2:], (32, 16), sys.argv[1], 'set')"
     )
     done = run_command("-c", script, cache, *paths)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -248,7 +260,7 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
     for name in others:
         (cache / name).touch()
     try:
-        pixels = loader.load_pixels(paths, SIZE, cache, "set")
+        pixels = load_pixels(paths, SIZE, cache, "set")
     finally:
         running.communicate()
     assert np.array_equal(bytes_of(pixels), expected_pixels(paths))
@@ -264,21 +276,21 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
 def test_a_decoding_process_that_ends_is_told_with_its_files(tmp_path, monkeypatch, script, told):
     """An error of the operating system, which the commands tell in a line; and nothing looks whole."""
     (tmp_path / "decode.py").write_text(script)
-    monkeypatch.setattr(decode, "BLOCK", 1000)
-    monkeypatch.setattr(decode, "__file__", str(tmp_path / "decode.py"))
+    monkeypatch.setattr("training.pixels.BLOCK", 1000)
+    monkeypatch.setattr("images.__file__", str(tmp_path / "decode.py"))
     paths, cache = paths_of(tmp_path / "images", 2) * 4000, tmp_path / "cache"  # more names than a pipe holds
     with pytest.raises(OSError, match=told):
-        loader.load_pixels(paths, SIZE, cache, "set")
+        load_pixels(paths, SIZE, cache, "set")
     assert in_cache(cache) == []
 
 
 def test_one_array_for_all_that_choose_among_the_same_files(tmp_path, monkeypatch):
     paths, cache = paths_of(tmp_path / "images", 6), tmp_path / "cache"
     expected, among = expected_pixels(paths), ("all", paths)
-    pixels = loader.load_pixels([paths[4], paths[1]], SIZE, cache, "set-test", among=among)
+    pixels = load_pixels([paths[4], paths[1]], SIZE, cache, "set-test", among=among)
     assert len(pixels) == 2 and np.array_equal(bytes_of(pixels), expected[[4, 1]])
-    monkeypatch.setattr(decode, "read_image", lambda *_: pytest.fail("decoded again"))
-    other = loader.load_pixels([paths[5], paths[0], paths[1]], SIZE, cache, "set-train", among=among)
+    monkeypatch.setattr("images.read_image", lambda *_: pytest.fail("decoded again"))
+    other = load_pixels([paths[5], paths[0], paths[1]], SIZE, cache, "set-train", among=among)
     assert np.array_equal(bytes_of(other, np.array([2, 0])), expected[[1, 5]])
     assert other.batch([[0, 1], [2, 2]]).shape == (2, 2, 3, *SIZE)
     (name,) = in_cache(cache)
@@ -288,7 +300,7 @@ def test_one_array_for_all_that_choose_among_the_same_files(tmp_path, monkeypatc
 def test_a_gpu_holds_of_a_shared_array_what_was_asked_for(tmp_path, monkeypatch):
     """Without a GPU: what would be moved there."""
     paths = paths_of(tmp_path / "images", 6)
-    pixels = loader.load_pixels([paths[4], paths[1]], SIZE, tmp_path / "cache", "set", among=("all", paths))
+    pixels = load_pixels([paths[4], paths[1]], SIZE, tmp_path / "cache", "set", among=("all", paths))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 2 * 32 * 16 * 3 + 1,) * 2)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
     pixels.to_device(SimpleNamespace(type="cuda"))
@@ -300,10 +312,10 @@ def test_more_than_a_tenth_of_the_limit_is_not_decoded_for_others(tmp_path):
     paths, cache = paths_of(tmp_path / "images", 6), tmp_path / "cache"
     gigabytes = 6 * 32 * 16 * 3 / 1e9
     for limit, names in ((gigabytes / 0.1 * 0.99, ["set-test"]), (gigabytes / 0.1 * 1.01, ["all", "set-test"])):
-        pixels = loader.load_pixels(paths[2:4], SIZE, cache, "set-test", limit_gb=limit, among=("all", paths))
+        pixels = load_pixels(paths[2:4], SIZE, cache, "set-test", limit_gb=limit, among=("all", paths))
         assert np.array_equal(bytes_of(pixels), expected_pixels(paths[2:4]))
         assert [name.split("-32x16")[0] for name in in_cache(cache)] == names
-    assert loader.load_pixels(paths[:1], SIZE, cache, "a", limit_gb=0, among=("all", paths)).array is None
+    assert load_pixels(paths[:1], SIZE, cache, "a", limit_gb=0, among=("all", paths)).array is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -311,11 +323,11 @@ def test_more_than_a_tenth_of_the_limit_is_not_decoded_for_others(tmp_path):
 
 
 def test_shuffle_gives_every_image_once_and_drops_the_rest():
-    batches = loader.epoch_batches(np.zeros(23, np.int64), 5, None, seed=0, epoch=0)
+    batches = epoch_batches(np.zeros(23, np.int64), 5, None, seed=0, epoch=0)
     assert [len(rows) for rows in batches] == [5] * 4
     rows = np.concatenate(batches).tolist()
     assert len(set(rows)) == 20 and set(rows) < set(range(23)) and rows != sorted(rows)
-    whole = loader.epoch_batches(np.zeros(20, np.int64), 5, None, seed=0, epoch=0)
+    whole = epoch_batches(np.zeros(20, np.int64), 5, None, seed=0, epoch=0)
     assert sorted(np.concatenate(whole).tolist()) == list(range(20))
 
 
@@ -328,7 +340,7 @@ def test_identity_batches_hold_p_persons_with_k_images():
     counts, persons, k = [8, 5, 4, 2, 1, 13, 4], 3, 4
     labels = labels_of(counts)
     for epoch in range(20):
-        batches = loader.epoch_batches(labels, persons * k, k, seed=0, epoch=epoch)
+        batches = epoch_batches(labels, persons * k, k, seed=0, epoch=epoch)
         groups = Counter()
         for rows in batches:
             by_person = labels[rows].reshape(persons, k)
@@ -347,13 +359,13 @@ def test_identity_batches_hold_p_persons_with_k_images():
 
 def test_identity_batches_of_equal_persons_use_all():
     labels = labels_of([8, 8])
-    batches = loader.epoch_batches(labels, 8, 4, seed=3, epoch=0)
+    batches = epoch_batches(labels, 8, 4, seed=3, epoch=0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(16)) and len(batches) == 2
 
 
 def test_incomplete_groups_wait_for_another_epoch():
     labels = labels_of([6, 6])
-    epochs = [np.concatenate(loader.epoch_batches(labels, 8, 4, 0, epoch)) for epoch in range(30)]
+    epochs = [np.concatenate(epoch_batches(labels, 8, 4, 0, epoch)) for epoch in range(30)]
     assert all(len(rows) == 8 for rows in epochs)
     assert set(np.concatenate(epochs).tolist()) == set(range(12)), "every image has its turn"
 
@@ -362,12 +374,12 @@ def test_incomplete_groups_wait_for_another_epoch():
 def test_batches_follow_from_seed_and_epoch(k):
     labels = labels_of([8, 5, 4, 2, 9, 6])
     before = global_states()
-    one = np.concatenate(loader.epoch_batches(labels, 8, k, seed=7, epoch=2))
+    one = np.concatenate(epoch_batches(labels, 8, k, seed=7, epoch=2))
     assert global_states() == before
     np.random.seed(1)
-    assert np.array_equal(one, np.concatenate(loader.epoch_batches(labels, 8, k, seed=7, epoch=2)))
+    assert np.array_equal(one, np.concatenate(epoch_batches(labels, 8, k, seed=7, epoch=2)))
     for seed, epoch in ((7, 3), (8, 2)):
-        other = np.concatenate(loader.epoch_batches(labels, 8, k, seed, epoch))
+        other = np.concatenate(epoch_batches(labels, 8, k, seed, epoch))
         assert len(other) != len(one) or (other != one).any()
 
 
@@ -384,21 +396,21 @@ def test_batches_follow_from_seed_and_epoch(k):
 )
 def test_batches_that_cannot_be_made(batch_size, k, message):
     with pytest.raises(ValueError, match=message):
-        loader.check_batches(labels_of([8, 5, 4, 2, 9, 6]), batch_size, k)
+        check_batches(labels_of([8, 5, 4, 2, 9, 6]), batch_size, k)
 
 
 @pytest.mark.parametrize(("batch_size", "k"), [(34, None), (24, 4), (12, 2), (8, 4)])
 def test_batches_that_can_be_made(batch_size, k):
     labels = labels_of([8, 5, 4, 2, 9, 6])
-    loader.check_batches(labels, batch_size, k)
-    assert loader.epoch_batches(labels, batch_size, k, 0, 0)
+    check_batches(labels, batch_size, k)
+    assert epoch_batches(labels, batch_size, k, 0, 0)
 
 
 DOMAINS = np.random.default_rng(1).permutation(np.repeat([0, 3, 4], [11, 30, 17]))  # cameras with gaps in their numbers
 
 
 def drawn_by_domain(num_domains, batch_size=6, seed=0, epoch=0):
-    return loader.epoch_batches(np.zeros(len(DOMAINS)), batch_size, None, seed, epoch, DOMAINS, num_domains)
+    return epoch_batches(np.zeros(len(DOMAINS)), batch_size, None, seed, epoch, DOMAINS, num_domains)
 
 
 @pytest.mark.parametrize(("num_domains", "drawn"), [(0, 3), (3, 3), (2, 2), (1, 1)])
@@ -453,7 +465,7 @@ def test_images_left_over_have_their_turn_in_another_epoch():
 )
 def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragments):
     with pytest.raises(ValueError) as error:
-        loader.check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
+        check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
     for fragment in fragments:
         assert fragment in str(error.value)
     # the ways out that are told are ways out, and the batch sizes are the nearest of all
@@ -461,7 +473,7 @@ def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragment
     for flag, numbers, other in told:
         for number in map(int, numbers.split(" or ")):
             pair = (number, int(other)) if flag == "batch-size" else (int(other), number)
-            loader.check_batches(np.zeros(len(DOMAINS)), pair[0], None, DOMAINS, pair[1])
+            check_batches(np.zeros(len(DOMAINS)), pair[0], None, DOMAINS, pair[1])
     if batch_size < len(DOMAINS):
         drawn = next(int(other) for flag, _, other in told if flag == "batch-size")
         near = next(list(map(int, numbers.split(" or "))) for flag, numbers, _ in told if flag == "batch-size")
@@ -471,12 +483,12 @@ def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragment
 
 def test_a_single_image_of_a_camera_leaves_another_sampler():
     with pytest.raises(ValueError, match="give another --sampler"):
-        loader.check_batches(np.zeros(9), 8, None, np.array([0] * 8 + [1]), 1)
+        check_batches(np.zeros(9), 8, None, np.array([0] * 8 + [1]), 1)
 
 
 @pytest.mark.parametrize(("batch_size", "num_domains"), [(12, 0), (33, 3), (22, 2), (11, 1)])
 def test_batches_by_domain_that_can_be_made(batch_size, num_domains):
-    loader.check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
+    check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
     assert all(drawn_by_domain(num_domains, batch_size, epoch=epoch) for epoch in range(5))
 
 
@@ -489,7 +501,7 @@ def noise(batch, height, width, seed=0):
 
 
 def seeded(seed=0):
-    return loader.Draws(seed)
+    return Draws(seed)
 
 
 def candidates(image):
@@ -519,7 +531,7 @@ def what_was_done(images, moved):
 @pytest.mark.parametrize("size", [(32, 16), (16, 16), (20, 12)], ids=["tall", "square", "no_multiple_of_8"])
 def test_flip_and_translation(size):
     images = noise(400, *size)
-    done = what_was_done(images, loader.move(images, seeded(), flip=True, translate=True))
+    done = what_was_done(images, move(images, seeded(), flip=True, translate=True))
     for share in (np.mean([flipped for flipped, _ in done]), np.mean([offset is not None for _, offset in done])):
         assert abs(share - 0.5) < 0.1  # four standard deviations
     both = np.mean([flipped and offset is not None for flipped, offset in done])
@@ -532,7 +544,7 @@ def test_flip_and_translation(size):
 
 def test_flip_alone_is_torch_flip():
     images = noise(64, 32, 16)
-    moved = loader.move(images, seeded(), flip=True, translate=False)
+    moved = move(images, seeded(), flip=True, translate=False)
     flips = [torch.equal(result, image.flip(2)) for image, result in zip(images, moved, strict=True)]
     same = [torch.equal(result, image) for image, result in zip(images, moved, strict=True)]
     assert all(a != b for a, b in zip(flips, same, strict=True)) and 16 < sum(flips) < 48
@@ -540,21 +552,21 @@ def test_flip_alone_is_torch_flip():
 
 def test_translation_alone_never_flips():
     images = noise(64, 32, 16)
-    done = what_was_done(images, loader.move(images, seeded(), flip=False, translate=True))
+    done = what_was_done(images, move(images, seeded(), flip=False, translate=True))
     assert not any(flipped for flipped, _ in done) and 16 < sum(offset is not None for _, offset in done) < 48
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_asked_moves_nothing(dtype):
     images = noise(8, 24, 24).to(dtype)
-    moved = loader.move(images, seeded(), flip=False, translate=False)
+    moved = move(images, seeded(), flip=False, translate=False)
     assert moved.dtype == dtype and torch.equal(moved, images)
 
 
 def test_translation_is_that_of_pillow():
     """On bytes, within the rounding of Pillow's two passes."""
     pixels = (noise(40, 160, 64) * 255).byte()
-    moved = loader.move(pixels.float(), seeded(), flip=False, translate=True)
+    moved = move(pixels.float(), seeded(), flip=False, translate=True)
     compared = 0
     for image, result in zip(pixels, moved, strict=True):
         if torch.equal(image.float(), result):
@@ -587,12 +599,12 @@ def test_jitter_is_brightness_then_contrast_then_saturation():
         assert of_image.min() < 1 - strength / 2 and of_image.max() > 1 + strength / 2
         assert len(set(of_image.tolist())) == len(of_image)
 
-    bright = loader.jitter(images, seeded(), contrast=0, saturation=0)
+    bright = jitter(images, seeded(), contrast=0, saturation=0)
     factors(bright, images, 0.2)
-    contrasted = loader.jitter(images, seeded(), brightness=0, saturation=0)
+    contrasted = jitter(images, seeded(), brightness=0, saturation=0)
     mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)
     factors(contrasted - mean, images - mean, 0.15)
-    saturated = loader.jitter(images, seeded(), brightness=0, contrast=0)
+    saturated = jitter(images, seeded(), brightness=0, contrast=0)
     factors(saturated - grey(images), images - grey(images), 0.15)
     # all three, in that order: the same draws one after the other
     in_turn, generator = images, torch.Generator().manual_seed(0)
@@ -601,24 +613,24 @@ def test_jitter_is_brightness_then_contrast_then_saturation():
     mean = grey(in_turn).mean(dim=(1, 2, 3), keepdim=True)
     in_turn = mean + (in_turn - mean) * factor[1]
     in_turn = grey(in_turn) + (in_turn - grey(in_turn)) * factor[2]
-    torch.testing.assert_close(loader.jitter(images, seeded()), in_turn, rtol=0, atol=1e-6)
+    torch.testing.assert_close(jitter(images, seeded()), in_turn, rtol=0, atol=1e-6)
 
 
 def test_jitter_stays_in_range():
     images = noise(64, 12, 8).round()  # zeros and ones
-    jittered = loader.jitter(images, seeded())
+    jittered = jitter(images, seeded())
     assert jittered.min() >= 0 and jittered.max() <= 1 and not torch.equal(jittered, images)
 
 
 def test_a_box_that_fits_is_found_for_every_image(monkeypatch):
     draws = seeded()
     monkeypatch.setattr(draws, "coins", lambda batch: torch.ones(batch, dtype=torch.bool))
-    assert (loader.erasing_boxes(draws, 20_000, 160, 64)[:, 1] > 0).all()
+    assert (erasing_boxes(draws, 20_000, 160, 64)[:, 1] > 0).all()
 
 
 def test_erasing_boxes():
     height, width, count = 160, 64, 4000
-    boxes = loader.erasing_boxes(seeded(), count, height, width)
+    boxes = erasing_boxes(seeded(), count, height, width)
     erased = boxes[:, 1] > boxes[:, 0]
     assert abs(erased.float().mean() - 0.5) < 4 * (0.25 / count) ** 0.5
     assert boxes[~erased].abs().max() == 0
@@ -638,7 +650,7 @@ def test_erasing_boxes():
 @pytest.mark.parametrize("size", [(32, 16), (24, 24)])
 def test_erase_sets_one_box_to_zero(size):
     images = noise(200, *size) - 2  # below zero, as normalised pixels can be
-    erased, boxes = loader.erase(images, seeded(5)), loader.erasing_boxes(seeded(5), 200, *size)
+    erased, boxes = erase(images, seeded(5)), erasing_boxes(seeded(5), 200, *size)
     for image, result, (top, bottom, left, right) in zip(images, erased, boxes.tolist(), strict=True):
         expected = image.clone()
         expected[:, top:bottom, left:right] = 0
@@ -650,27 +662,27 @@ def test_erase_sets_one_box_to_zero(size):
 def test_normalise(kind):
     pixels = (noise(4, 6, 5) * 255).byte()
     expected = (pixels.numpy() / 255.0 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
-    normalised = loader.normalise(pixels if kind == "bytes" else pixels.float() / 255, MEAN, STD)
+    normalised = normalise(pixels if kind == "bytes" else pixels.float() / 255, MEAN, STD)
     assert normalised.dtype == torch.float32
     np.testing.assert_allclose(normalised.numpy(), expected, rtol=0, atol=2e-6)
 
 
 def test_augment_applies_what_is_named_in_order():
     pixels = (noise(16, 32, 16) * 255).byte()
-    plain = loader.normalise(pixels, MEAN, STD)
-    torch.testing.assert_close(loader.augment(pixels, seeded(), (), MEAN, STD), plain, rtol=0, atol=2e-6)
+    plain = normalise(pixels, MEAN, STD)
+    torch.testing.assert_close(augment(pixels, seeded(), (), MEAN, STD), plain, rtol=0, atol=2e-6)
     generator = seeded(3)
-    step = loader.jitter(loader.move(pixels.float() / 255, generator, True, True), generator)
-    step = loader.erase(loader.normalise(step, MEAN, STD), generator)
-    augmented = loader.augment(pixels, seeded(3), ("erase", "jitter", "translate", "flip"), MEAN, STD)
+    step = jitter(move(pixels.float() / 255, generator, True, True), generator)
+    step = erase(normalise(step, MEAN, STD), generator)
+    augmented = augment(pixels, seeded(3), ("erase", "jitter", "translate", "flip"), MEAN, STD)
     torch.testing.assert_close(augmented, step, rtol=0, atol=1e-6)
     assert augmented.is_contiguous(memory_format=torch.channels_last) and augmented.dtype == torch.float32
 
 
 def test_augment_fills_with_the_mean_colour():
     pixels = torch.full((64, 3, 32, 16), 250, dtype=torch.uint8)
-    augmented = loader.augment(pixels, seeded(), ("erase",), MEAN, STD)
-    white = loader.normalise(pixels[:1], MEAN, STD)
+    augmented = augment(pixels, seeded(), ("erase",), MEAN, STD)
+    white = normalise(pixels[:1], MEAN, STD)
     boxed = (augmented == 0).all(dim=1)  # (B, H, W)
     assert 16 < boxed.any(dim=2).any(dim=1).sum() < 48
     kept = ~boxed.unsqueeze(1).expand_as(augmented)
@@ -680,11 +692,11 @@ def test_augment_fills_with_the_mean_colour():
 def test_augmentation_follows_from_its_generator():
     pixels = (noise(16, 32, 16) * 255).byte()
     before = global_states()
-    one = loader.augment(pixels, seeded(1), loader.AUGMENTATIONS, MEAN, STD)
+    one = augment(pixels, seeded(1), AUGMENTATIONS, MEAN, STD)
     assert global_states() == before
     torch.manual_seed(9)
-    assert torch.equal(one, loader.augment(pixels, seeded(1), loader.AUGMENTATIONS, MEAN, STD))
-    assert not torch.equal(one, loader.augment(pixels, seeded(2), loader.AUGMENTATIONS, MEAN, STD))
+    assert torch.equal(one, augment(pixels, seeded(1), AUGMENTATIONS, MEAN, STD))
+    assert not torch.equal(one, augment(pixels, seeded(2), AUGMENTATIONS, MEAN, STD))
     assert torch.equal(pixels, (noise(16, 32, 16) * 255).byte()), "the pixels given stay as they were"
 
 
@@ -692,14 +704,14 @@ def test_augmentation_follows_from_its_generator():
 # Clips: all frames of one share what is drawn, and different clips differ
 
 
-CHOICES = [(name,) for name in loader.AUGMENTATIONS] + [("flip", "translate"), loader.AUGMENTATIONS]
+CHOICES = [(name,) for name in AUGMENTATIONS] + [("flip", "translate"), AUGMENTATIONS]
 
 
 @pytest.mark.parametrize("names", CHOICES, ids="+".join)
 def test_a_clip_of_one_frame_is_augmented_as_an_image(names):
     pixels = (noise(16, 32, 16) * 255).byte()
-    images = loader.augment(pixels, seeded(3), names, MEAN, STD)
-    clips = loader.augment(pixels[:, None], seeded(3), names, MEAN, STD)
+    images = augment(pixels, seeded(3), names, MEAN, STD)
+    clips = augment(pixels[:, None], seeded(3), names, MEAN, STD)
     assert clips.shape == (16, 1, 3, 32, 16)
     torch.testing.assert_close(clips[:, 0], images, rtol=0, atol=1e-6)
 
@@ -707,7 +719,7 @@ def test_a_clip_of_one_frame_is_augmented_as_an_image(names):
 @pytest.mark.parametrize("names", CHOICES, ids="+".join)
 def test_equal_frames_of_a_clip_stay_equal_and_equal_clips_do_not(names):
     pixels = (noise(1, 32, 16) * 255).byte().expand(24, 4, 3, 32, 16)
-    clips = loader.augment(pixels, seeded(3), names, MEAN, STD)
+    clips = augment(pixels, seeded(3), names, MEAN, STD)
     assert clips.shape == pixels.shape and clips.dtype == torch.float32
     assert torch.equal(clips, clips[:, :1].expand_as(clips))
     different = {clip.numpy().tobytes() for clip in clips[:, 0].contiguous()}
@@ -717,8 +729,8 @@ def test_equal_frames_of_a_clip_stay_equal_and_equal_clips_do_not(names):
 def test_frames_of_a_clip_are_augmented_each_by_its_own_content():
     """What is drawn belongs to the clip, what it is done to belongs to the frame: as an image in the same place."""
     pixels = (noise(24, 32, 16, seed=1) * 255).byte().view(6, 4, 3, 32, 16)
-    for names in (("flip", "translate"), ("erase",), ("jitter",), loader.AUGMENTATIONS):
-        clips = loader.augment(pixels, seeded(5), names, MEAN, STD)
+    for names in (("flip", "translate"), ("erase",), ("jitter",), AUGMENTATIONS):
+        clips = augment(pixels, seeded(5), names, MEAN, STD)
         for frame in range(4):
-            images = loader.augment(pixels[:, frame], seeded(5), names, MEAN, STD)
+            images = augment(pixels[:, frame], seeded(5), names, MEAN, STD)
             torch.testing.assert_close(clips[:, frame], images, rtol=0, atol=1e-6)

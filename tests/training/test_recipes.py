@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from conftest import REPOSITORY, press_ctrl_c, run_command, run_main
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import cli
-import loader
 import losses
 import models
-import recipe
 import train
+from data import epoch_batches
+from training import recipes
+from training.pixels import normalise
 
 LIGHT = ["--arch", "osnet_x0_25", "--options", "input_size=64,32", "--dataset", "synthetic", "--batch-size", "16",
          "--warmup-epochs", "0", "--device", "cpu", "--amp", "off", "--log-every", "1"]  # fmt: skip
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def arguments(*flags):
-    return cli.parse([str(flag) for flag in flags])[0]
+    return train.parse([str(flag) for flag in flags])[0]
 
 
 def same_bits(a, b):
@@ -73,8 +73,8 @@ def prepared(*flags):
                      "--schedule", "constant", "--lr", 0.1, "--batch-size", 4, "--log-every", 99, *flags)  # fmt: skip
     torch.manual_seed(0)
     model = Two()
-    criterion = recipe.Criterion(args, 2, recipe.branch_sizes(model))
-    return model, criterion, recipe.build_optimizers(model, criterion, args), args
+    criterion = recipes.Criterion(args, 2, recipes.branch_sizes(model))
+    return model, criterion, recipes.build_optimizers(model, criterion, args), args
 
 
 def train_epochs(epochs, *flags, averaged=None):
@@ -91,7 +91,7 @@ def train_epochs(epochs, *flags, averaged=None):
 
 
 def pictures(model, rows):
-    return loader.normalise(Pixels().batch(rows, None), model.mean, model.std)
+    return normalise(Pixels().batch(rows, None), model.mean, model.std)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ def test_every_loss_is_the_weighted_mean_of_its_branches():
         "arcface": [losses.ArcFace(4, x.shape[1])(x, labels) for x in features],
         "cosface": [losses.CosFace(4, x.shape[1])(x, labels) for x in features],
     }
-    assert expected.keys() == recipe.LOSSES.keys()
+    assert expected.keys() == recipes.LOSSES.keys()
     args = arguments("--label-smooth", 0.2, "--margin", 0.7, "--loss", *(f"{name}:3" for name in expected))
-    total, parts = recipe.Criterion(args, 4, [3, 5])(logits, features, labels)
+    total, parts = recipes.Criterion(args, 4, [3, 5])(logits, features, labels)
     assert list(parts) == list(expected)
     for name, (first, second) in expected.items():
         torch.testing.assert_close(parts[name], (first + second) / 2)
@@ -138,16 +138,16 @@ def test_every_loss_is_the_weighted_mean_of_its_branches():
 def test_the_sizes_of_the_branches_are_found_and_nothing_changes(arch, options, sizes):
     model = models.build_model(arch, 3, **options)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    assert recipe.branch_sizes(model) == sizes
+    assert recipes.branch_sizes(model) == sizes
     assert same_bits(before, model.state_dict()) and torch.equal(random, torch.get_rng_state())
 
 
 def test_centres_and_radius_move_at_their_own_rate_whatever_weight_and_branches():
     """By hand for a batch of two images of id 0 and one of id 1: gradients of the unweighted losses, times 0.25."""
     args = arguments("--loss", "center:0.0005", "ring:0.01", "--center-lr", 0.25)
-    criterion = recipe.Criterion(args, 3, [3, 5])
+    criterion = recipes.Criterion(args, 3, [3, 5])
     model = torch.nn.Linear(1, 1)
-    main, own = recipe.build_optimizers(model, criterion, args)
+    main, own = recipes.build_optimizers(model, criterion, args)
     generator = torch.Generator().manual_seed(0)
     features, labels = [torch.randn(3, size, generator=generator) for size in (3, 5)], torch.tensor([0, 0, 1])
     before = copy.deepcopy(criterion.state_dict())
@@ -238,7 +238,7 @@ def assert_same_weights(model, expected):
 
 def test_accumulated_batches_equal_a_large_one_and_the_rest_of_an_epoch_steps_too():
     """Three batches of four, two per step: the last one is a step by itself."""
-    batches = loader.epoch_batches(LABELS, 4, None, 0, 0)
+    batches = epoch_batches(LABELS, 4, None, 0, 0)
     assert len(batches) == 3
     trained = train_epochs([0], "--freeze-bn", "--accumulate", 2)[0]
     assert_same_weights(trained, written_out([np.concatenate(batches[:2]), batches[2]]))
@@ -264,7 +264,7 @@ def test_accumulated_batches_take_the_rate_of_their_first():
 
 
 def test_clipping_shortens_the_gradient_of_the_network_and_leaves_centres_alone():
-    batches, flags = loader.epoch_batches(LABELS, 4, None, 0, 0), ["--loss", "xent", "center:0.5"]
+    batches, flags = epoch_batches(LABELS, 4, None, 0, 0), ["--loss", "xent", "center:0.5"]
     free = train_epochs([0], "--freeze-bn", "--loss", "xent")[0]
     assert_same_weights(free, written_out(batches, ["--loss", "xent"]))
     clipped = train_epochs([0], "--freeze-bn", "--clip-norm", 0.3, "--loss", "xent")[0]
@@ -290,11 +290,11 @@ def test_frozen_statistics_stand_still_while_scale_and_shift_train():
 
 def test_frozen_statistics_reach_all_kinds_of_batch_norm():
     model = models.build_model("resnet18", 3, bnneck=True, embedding=8, input_size=(64, 32)).train()
-    recipe.freeze_statistics(model)
+    recipes.freeze_statistics(model)
     kinds = {type(module).__name__ for module in model.modules() if not module.training}
     assert kinds == {"BatchNorm2d", "BatchNorm1d"} and model.bnneck.weight.requires_grad
     timm = models.build_model("timm/efficientnet_b0", 3, input_size=(64, 32)).train()
-    recipe.freeze_statistics(timm)
+    recipes.freeze_statistics(timm)
     before = copy.deepcopy(timm.state_dict())
     timm(torch.rand(2, 3, 64, 32))
     assert same_bits(before, timm.state_dict())
@@ -311,7 +311,7 @@ def test_an_average_is_worked_by_hand():
             model.num_batches_tracked.fill_(n + 5)
         expected["weight"] = decay * expected["weight"] + (1 - decay) * 10 * n
         expected["running_mean"] = decay * expected["running_mean"] + (1 - decay) * (7 - n)
-        recipe.update_average(averaged, model, 0.3, n)
+        recipes.update_average(averaged, model, 0.3, n)
         assert averaged.weight.item() == pytest.approx(expected["weight"], rel=1e-6)
         assert averaged.running_mean.item() == pytest.approx(expected["running_mean"], rel=1e-6)
         assert averaged.num_batches_tracked.item() == n + 5
@@ -322,7 +322,7 @@ def test_the_average_follows_every_step_of_the_optimizer_and_trains_nothing():
     model = train_epochs([0], "--ema", 0.9, "--accumulate", 2, averaged=averaged)[0]
     expected = Two()
     expected.load_state_dict(prepared()[0].state_dict())
-    batches = loader.epoch_batches(LABELS, 4, None, 0, 0)
+    batches = epoch_batches(LABELS, 4, None, 0, 0)
     running = prepared()[0]
     for n, group in enumerate((batches[:2], batches[2:])):
         total = [torch.zeros_like(p) for p in running.parameters()]
@@ -334,7 +334,7 @@ def test_the_average_follows_every_step_of_the_optimizer_and_trains_nothing():
         with torch.no_grad():
             for p, t in zip(running.parameters(), total, strict=True):
                 p -= 0.1 * t
-        recipe.update_average(expected, running, 0.9, n)
+        recipes.update_average(expected, running, 0.9, n)
     assert_same_weights(model, running)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(averaged.state_dict()[name], value, rtol=1e-4, atol=1e-6)
@@ -351,7 +351,7 @@ def test_one_cycle_is_that_of_torch():
     top = 0.3 * total - 1
     for step in range(total):
         done = 0.3 * step / top if step <= top else 0.3 + 0.7 * (step - top) / (total - 1 - top)
-        assert recipe.one_cycle(done) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        assert recipes.one_cycle(done) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
         optimizer.step()
         if step < total - 1:
             theirs.step()
@@ -359,7 +359,7 @@ def test_one_cycle_is_that_of_torch():
 
 def test_one_cycle_has_no_warm_up_but_its_own():
     args = arguments("--schedule", "one-cycle", "--lr", 2, "--epochs", 10, "--warmup-epochs", 2)
-    rates = [recipe.learning_rate(epoch, args) for epoch in (0, 1.5, 3, 10)]
+    rates = [recipes.learning_rate(epoch, args) for epoch in (0, 1.5, 3, 10)]
     assert rates == pytest.approx([2 / 25, 2 * (1 / 25 + 24 / 25 / 2), 2, 2 / 250_000])
 
 
@@ -368,45 +368,45 @@ def test_one_cycle_has_no_warm_up_but_its_own():
     [([0.5, 0.75], 300, [150, 225]), ([0.5, 0.75], 30, [15, 22.5]), ([1, 40], 60, [1, 40]), ([0.5, 9], 10, [5, 9])],
 )
 def test_milestones_below_one_are_parts_of_the_epochs(given, epochs, expected):
-    assert recipe.milestones(argparse.Namespace(milestones=given, epochs=epochs)) == expected
+    assert recipes.milestones(argparse.Namespace(milestones=given, epochs=epochs)) == expected
 
 
 def test_relative_milestones_lower_the_rate():
     args = arguments("--recipe", "reference", "--schedule", "multi-step", "--milestones", 0.5, 0.75, "--warmup-epochs",
                      0, "--lr", 1, "--epochs", 30)  # fmt: skip
-    rates = [recipe.learning_rate(epoch, args) for epoch in (14.9, 15, 22.4, 22.5)]
+    rates = [recipes.learning_rate(epoch, args) for epoch in (14.9, 15, 22.4, 22.5)]
     assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
     args.schedule = "step"
-    assert recipe.learning_rate(29.9, args) == pytest.approx(0.1)
+    assert recipes.learning_rate(29.9, args) == pytest.approx(0.1)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
 
 
 def parse(*flags):
-    return cli.parse([str(flag) for flag in flags])[0]
+    return train.parse([str(flag) for flag in flags])[0]
 
 
-@pytest.mark.parametrize("name", sorted(recipe.RECIPES))
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_a_recipe_fills_the_flags_and_nothing_else(name):
     plain, args = vars(parse()), vars(parse("--recipe", name))
     changed = {key: value for key, value in args.items() if value != plain[key]}
-    assert changed.keys() - {"recipe", "command"} <= recipe.RECIPES[name].keys() <= plain.keys()
-    assert all(args[key] == value for key, value in recipe.RECIPES[name].items()) and args["recipe"] == name
+    assert changed.keys() - {"recipe", "command"} <= recipes.RECIPES[name].keys() <= plain.keys()
+    assert all(args[key] == value for key, value in recipes.RECIPES[name].items()) and args["recipe"] == name
 
 
 def test_recipes_say_what_their_sources_say():
     """Numbers typed from the papers and from issue 27 of deep-person-reid, not from the table."""
     paper, reference, bot, best = (parse("--recipe", name) for name in ("paper", "reference", "bot", "best"))
     assert (paper.optim, paper.lr, paper.epochs, paper.batch_size, paper.augment) == ("adam", 0.0005, 150, 32, [])
-    assert [recipe.learning_rate(epoch, paper) for epoch in (0, 149)] == [0.0005, 0.0005]
+    assert [recipes.learning_rate(epoch, paper) for epoch in (0, 149)] == [0.0005, 0.0005]
     assert (reference.optim, reference.epochs, reference.augment) == ("sgd", 300, ["flip", "translate"])
-    rates = [recipe.learning_rate(epoch, reference) for epoch in (0, 149.9, 150, 224.9, 225)]
+    rates = [recipes.learning_rate(epoch, reference) for epoch in (0, 149.9, 150, 224.9, 225)]
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003])
     assert bot.loss == {"xent": 1, "triplet": 1, "center": 0.0005} and bot.options == {"bnneck": True}
     assert (bot.pretrained, bot.batch_size, bot.num_instances, bot.epochs) == (True, 64, 4, 120)
     assert bot.label_smooth == 0.1 and "erase" in bot.augment and bot.center_lr == 0.5
-    rates = [recipe.learning_rate(epoch, bot) for epoch in (0, 10, 39.9, 40, 69.9, 70)]
+    rates = [recipes.learning_rate(epoch, bot) for epoch in (0, 10, 39.9, 40, 69.9, 70)]
     assert rates == pytest.approx([3.5e-6, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6])
     model = models.build_model(bot.arch, 5, **bot.options)
     last = [module.stride for module in model.backbone.layer4.modules() if isinstance(module, torch.nn.Conv2d)]
@@ -450,7 +450,7 @@ def test_flags_given_win_over_the_recipe():
     options = parse("--recipe", "bot", "--options", "pooling=gem").options
     assert options == {"bnneck": True, "pooling": "gem"}
     assert parse("--recipe", "bot", "--options", "bnneck=False").options == {"bnneck": False}
-    assert recipe.RECIPES["bot"]["options"] == {"bnneck": True}
+    assert recipes.RECIPES["bot"]["options"] == {"bnneck": True}
     assert parse().options == {}
 
 
@@ -463,7 +463,7 @@ def test_a_recipe_is_printed_stored_and_loses_against_resume(drawn_root, tmp_pat
     assert "euclidean distance" in printed
     stored = models.read_checkpoint(out / "last.pth")["args"]
     assert (stored["recipe"], stored["lr"], stored["optim"], stored["batch_size"]) == ("paper", 0.0005, "adam", 16)
-    args, _ = cli.parse(["--resume", str(out / "last.pth"), "--recipe", "bot", "--epochs", "2"])
+    args, _ = train.parse(["--resume", str(out / "last.pth"), "--recipe", "bot", "--epochs", "2"])
     assert {**vars(args), "epochs": 1} == {**stored, "resume": args.resume, "command": args.command, "out": str(out)}
 
 

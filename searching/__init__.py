@@ -1,0 +1,1 @@
+"""What search.py is made of. Nothing in it needs torch."""

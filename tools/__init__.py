@@ -1,0 +1,1 @@
+"""Commands for those who work on this project: drawn data sets, experiments, benchmarks."""
