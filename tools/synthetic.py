@@ -34,7 +34,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
+
+import images
 
 WIDTH, HEIGHT = 64, 128  # of the files, as in Market-1501
 SCALE = 2  # supersampling of the drawing
@@ -43,8 +44,14 @@ SPLITS = ("bounding_box_train", "bounding_box_test", "query")
 VIDEO_PARTS = ("bbox_train", "bbox_test", "info")
 STAMP = "synthetic.json"  # what the set was drawn with
 MAX_IDS = 4999  # of odd or of even pids that fit into four digits
-MAX_TRACKLETS = 9999  # of distractors or of junk: tracklets have four digits, too
+MAX_TRACKLETS, MAX_PICTURES = 9999, 999_999  # of distractors or of junk: file names have four digits, and six
 JUNK_SHOT = 1000  # first shot of junk, beyond those of real visits
+NUMBERS = {  # name -> (what it counts, default for a set of pictures, and of tracklets)
+    "num_train_ids": ("people to train on", 300, 100),
+    "num_test_ids": ("people to test on", 100, 50),
+    "num_distractors": ("in the gallery of nobody asked for (pid 0)", 150, 30),
+    "num_junk": ("in the gallery and ignored by scoring (pid -1)", 50, 10),
+}
 README = """Synthetic person re-identification data set, drawn by synthetic.py: nobody in it exists.
 Layout and file names are those of Market-1501: 0002_c1s1_000451_01.jpg is person 2, camera 1, sequence 1, frame 451.
 bounding_box_train: odd pids. query and bounding_box_test: even pids; 0000 are distractors (strangers, background,
@@ -193,19 +200,19 @@ PATTERNS = {
 PATTERN_ODDS = (0.2, 0.14, 0.08, 0.12, 0.1, 0.08, 0.1, 0.06, 0.06, 0.06)
 
 
-def cloth(look, yaw, length, *, open_front=False, straps=False, sling=False):
-    """Texture of a part of the upper clothes: colour at (u across in -1..1, t along in 0..1)."""
+def cloth(look, yaw, length, trunk=False):
+    """Texture of a sleeve or of the trunk's clothes: colour at (u across in -1..1, t along in 0..1)."""
 
     def texture(u, t):
         phi = np.arcsin(u) - yaw
         share = PATTERNS[look.pattern](phi, t * length, look.period)
         colour = mix(look.top, look.second, share)
-        if open_front:
+        if trunk and look.upper == "jacket":  # open in front
             colour = mix(colour, look.second * 0.9 + 0.05, edge(5 * (0.3 + 0.25 * t - np.abs(wrap(phi)))))
-        if straps:
+        if trunk and look.bag == "backpack":
             strap = edge(9 * (0.16 - np.abs(np.abs(wrap(phi)) - 0.6))) * edge(30 * (0.24 - t * length))
             colour = mix(colour, look.bag_colour, strap)
-        if sling:  # one strap from the shoulder across chest and back
+        if trunk and look.bag == "shoulder":  # one strap from the shoulder across chest and back
             strap = edge(7 * (0.14 - np.abs(np.sin(phi) * look.side + 0.8 - 5 * t * length)))
             colour = mix(colour, look.bag_colour, strap)
         return colour
@@ -323,10 +330,8 @@ def trunk_parts(look, lift, yaw):
         end = 0.42 if look.lower == "long skirt" else 0.2
         flare = np.linspace(0.085, 0.11 if end < 0.3 else 0.12, 4) * b
         yield -0.4, [0, hips + 0.04, 0], [0, hips - end, 0], oval(yaw, flare, flare * 0.85), look.bottom, 9
-    texture = cloth(look, yaw, 0.325 - hem, open_front=look.upper == "jacket",
-                    straps=look.bag == "backpack", sling=look.bag == "shoulder")  # fmt: skip
     yield -0.1, [0, top + 0.05, 0.005], [0, top - 0.03, 0], np.array([0.034, 0.036]), look.skin, 1
-    yield 0.0, [0, top, 0], [0, hips + hem, 0], oval(yaw, x, z), texture, 9
+    yield 0.0, [0, top, 0], [0, hips + hem, 0], oval(yaw, x, z), cloth(look, yaw, 0.325 - hem, trunk=True), 9
     if look.scarf:
         yield 0.03, [0, top + 0.025, 0.01], [0, top - 0.025, 0.01], np.array([0.05, 0.062, 0.055]), look.hat_colour, 1
 
@@ -428,8 +433,7 @@ def paint_person(canvas, look, pose, camera, *, feet, size):
     for key, start, end, widths, texture, cap in parts:
         start, end = np.asarray(start) @ turn, np.asarray(end) @ turn  # x to the right, y up, z to the viewer
         placed.append((key + (start[2] + end[2]) / 2, start, end, widths, texture, cap))
-    shadow = size * np.array([0.16, 0.035])
-    paint_shadow(canvas, feet, shadow)
+    paint_shadow(canvas, feet, size * np.array([0.16, 0.035]))
     for _, start, end, widths, texture, cap in sorted(placed, key=lambda part: part[0]):
         start, end = (
             np.array([feet[0] + size * point[0], feet[1] - size * (point[1] * np.cos(camera.pitch) - point[2] * sink)])
@@ -690,81 +694,58 @@ def draw_frame(seed, pid, camid, track, frame, kind="good"):
 # Layout
 
 
-def plan_route(seed, pid, shots):
-    """List of (camid, number of pictures) for the two to five cameras that a person walks through."""
-    rng = generator(ROUTE, seed, pid)
-    camids = rng.permutation(len(CAMERAS))[: rng.integers(2, len(CAMERAS))]
-    return [(int(camid), int(rng.integers(shots[0], shots[1] + 1))) for camid in sorted(camids)]
+class Take(NamedTuple):
+    """One picture, or one tracklet."""
 
-
-def plan_dataset(num_train_ids, num_test_ids, num_distractors, num_junk, seed):
-    """List of (file name below the set's folder, (draw_shot, *its arguments))."""
-    plan = []
-
-    def add(folder, name, frame, *arguments):
-        seed, pid, camid, _, _ = arguments
-        sequence = visit(seed, pid, camid).sequence
-        plan.append((f"{folder}/{name}_c{camid + 1}s{sequence}_{frame:06d}_01.jpg", (draw_shot, *arguments)))
-
-    def add_person(pid, shots, folders):
-        for camid, count in plan_route(seed, pid, shots):
-            first = visit(seed, pid, camid).frame
-            for shot in range(count):
-                folder = folders[min(shot, len(folders) - 1)]
-                add(folder, f"{pid:04d}", first + 25 * shot, seed, pid, camid, shot, "good")
-
-    for index in range(num_train_ids):
-        add_person(2 * index + 1, TRAIN_SHOTS, ("bounding_box_train",))
-    for index in range(num_test_ids):
-        add_person(2 * index + 2, TEST_SHOTS, ("query", "bounding_box_test"))
-    for index in range(num_distractors):
-        kind, camid = ("good", "background", "junk")[index % 3], index // 3 % len(CAMERAS)
-        add("bounding_box_test", "0000", index, seed, STRANGER + index, camid, 0, kind)
-    for index in range(num_junk):
-        pid, camid = 2 * (index % num_test_ids) + 2, index % len(CAMERAS)
-        add("bounding_box_test", "-1", index, seed, pid, camid, JUNK_SHOT + index, "junk")
-    return plan
-
-
-class Tracklet(NamedTuple):
-    folder: str  # bbox_train or bbox_test
-    label: str  # four characters: 0000 a distractor, 00-1 junk, else the pid
+    part: str  # train, query or gallery
+    pid: int  # as the files name it: 0 is a distractor, -1 junk
     camid: int
-    number: int  # no other tracklet of this label and camera has it
-    frames: int
-    query: bool
+    number: int  # from 0: no other of this pid and camera has it
     shown: int  # pid of the person that is drawn
-    track: int  # which walk of theirs
+    track: int  # which picture or walk of theirs
     kind: str  # see draw_shot
 
 
-def plan_video(num_train_ids, num_test_ids, num_distractors, num_junk, seed):
-    """List of Tracklet in the order of the file names. The first of a test person in each camera is a query. One test
-    person in 25, from the third on, is seen once only: a query without a match, as MARS has them, too."""
-    tracklets = []
+def plan_route(seed, pid, least, most):
+    """List of (camid, number of pictures or tracklets) for the two to five cameras that a person walks through."""
+    rng = generator(ROUTE, seed, pid)
+    camids = rng.permutation(len(CAMERAS))[: rng.integers(2, len(CAMERAS))]
+    return [(int(camid), int(rng.integers(least, most + 1))) for camid in sorted(camids)]
 
-    def add(folder, label, camid, number, query, shown, track, kind):
-        rng = generator(LENGTH, seed, shown, camid, track)
-        frames = int(min(4 + rng.exponential(6), 40)) if rng.random() > 0.04 else int(rng.integers(2, 4))
-        tracklets.append(Tracklet(folder, label, camid, number, frames, query, shown, track, kind))
 
-    for index in range(num_train_ids):
-        pid = 2 * index + 1
-        for camid, count in plan_route(seed, pid, TRAIN_TRACKS):
-            for track in range(count):
-                add("bbox_train", f"{pid:04d}", camid, track + 1, False, pid, track, "good")
-    for index in range(num_test_ids):
-        pid, once = 2 * index + 2, index % 25 == 2
-        for camid, count in plan_route(seed, pid, TEST_TRACKS)[: 1 if once else None]:
-            for track in range(1 if once else count):
-                add("bbox_test", f"{pid:04d}", camid, track + 1, track == 0, pid, track, "good")
+def plan_takes(num_train_ids, num_test_ids, num_distractors, num_junk, seed, *, video=False):
+    """List of Take. The first of a test person in each camera is a query. In a video set one test person in 25, from
+    the third on, is seen once only: a query without a match, as MARS has them, too."""
+    takes = []
+    for pid in range(1, 2 * num_train_ids, 2):
+        for camid, count in plan_route(seed, pid, *(TRAIN_TRACKS if video else TRAIN_SHOTS)):
+            takes += [Take("train", pid, camid, number, pid, number, "good") for number in range(count)]
+    for pid in range(2, 2 * num_test_ids + 1, 2):
+        route = plan_route(seed, pid, *(TEST_TRACKS if video else TEST_SHOTS))
+        if video and pid % 50 == 6:
+            route = [(route[0][0], 1)]
+        for camid, count in route:
+            parts = ["query"] + ["gallery"] * (count - 1)
+            takes += [Take(part, pid, camid, number, pid, number, "good") for number, part in enumerate(parts)]
     for index in range(num_distractors):
         kind, camid = ("good", "background", "junk")[index % 3], index // 3 % len(CAMERAS)
-        add("bbox_test", "0000", camid, index + 1, False, STRANGER + index, 0, kind)
+        takes.append(Take("gallery", 0, camid, index, STRANGER + index, 0, kind))
     for index in range(num_junk):
         pid, camid = 2 * (index % num_test_ids) + 2, index % len(CAMERAS)
-        add("bbox_test", "00-1", camid, index + 1, False, pid, JUNK_SHOT + index, "junk")
-    return sorted(tracklets)
+        takes.append(Take("gallery", -1, camid, index, pid, JUNK_SHOT + index, "junk"))
+    return takes
+
+
+def plan_pictures(takes, seed):
+    """{file: (draw_shot, *its arguments)} of a set of pictures, and the content of its other files, {file: bytes}."""
+    folders, plan = dict(zip(("train", "gallery", "query"), SPLITS, strict=True)), {}
+    for part, pid, camid, number, shown, track, kind in takes:
+        where = visit(seed, shown, camid)
+        frame = where.frame + 25 * number if pid > 0 else number
+        label = f"{pid:04d}" if pid >= 0 else "-1"
+        name = f"{label}_c{camid + 1}s{where.sequence}_{frame:06d}_01.jpg"
+        plan[f"{folders[part]}/{name}"] = draw_shot, seed, shown, camid, track, kind
+    return plan, {"readme.txt": README.encode()}
 
 
 def mat_file(name, values):
@@ -777,24 +758,24 @@ def mat_file(name, values):
     return title.ljust(116) + written.getvalue()[116:]
 
 
-def plan_video_files(**sizes):
-    """The plan of a video set, as plan_dataset gives it, and its other files {name below the set's folder: bytes}."""
-    plan, others = [], {"readme.txt": VIDEO_README.encode()}
-    tracklets = plan_video(**sizes)
-    for part in ("train", "test"):
+def plan_tracklets(takes, seed):
+    """What plan_pictures gives, of a set of tracklets."""
+    plan, others = {}, {"readme.txt": VIDEO_README.encode()}
+    for split in ("train", "test"):
         lines, rows, queries = [], [], []
-        for track in tracklets:
-            if track.folder != f"bbox_{part}":
+        for part, pid, camid, number, shown, track, kind in sorted(takes, key=lambda take: take[1:]):
+            if (part == "train") != (split == "train"):
                 continue
-            pid = -1 if track.label == "00-1" else int(track.label)
-            rows.append((len(lines) + 1, len(lines) + track.frames, pid, track.camid + 1))
-            queries += [len(rows)] * track.query
-            for frame in range(track.frames):
-                lines.append(f"{track.label}C{track.camid + 1}T{track.number:04d}F{frame + 1:03d}.jpg")
-                arguments = (draw_frame, sizes["seed"], track.shown, track.camid, track.track, frame, track.kind)
-                plan.append((f"{track.folder}/{track.label}/{lines[-1]}", arguments))
-        others[f"info/{part}_name.txt"] = "".join(line + "\r\n" for line in lines).encode()
-        others[f"info/tracks_{part}_info.mat"] = mat_file(f"track_{part}_info", np.array(rows, np.int32))
+            label = f"{pid:04d}" if pid >= 0 else "00-1"
+            rng, first = generator(LENGTH, seed, shown, camid, track), len(lines) + 1
+            frames = int(min(4 + rng.exponential(6), 40)) if rng.random() > 0.04 else int(rng.integers(2, 4))
+            for frame in range(frames):
+                lines.append(f"{label}C{camid + 1}T{number + 1:04d}F{frame + 1:03d}.jpg")
+                plan[f"bbox_{split}/{label}/{lines[-1]}"] = draw_frame, seed, shown, camid, track, frame, kind
+            rows.append((first, len(lines), pid, camid + 1))
+            queries += [len(rows)] * (part == "query")
+        others[f"info/{split}_name.txt"] = "".join(line + "\r\n" for line in lines).encode()
+        others[f"info/tracks_{split}_info.mat"] = mat_file(f"track_{split}_info", np.array(rows, np.int32))
     others["info/query_IDX.mat"] = mat_file("query_IDX", np.array([queries], np.uint16))
     return plan, others
 
@@ -833,32 +814,37 @@ def count_files(home, parts):
     return {part: sum(path.suffix in kinds for path in (home / part).rglob("*")) for part in parts}
 
 
-def write_set(folder, home, parts, make_plan, sizes, processes):
-    """What write_dataset and write_video_dataset share.
+def write_dataset(folder, *, video=False, seed=0, processes=None, **numbers):
+    """Draw a set of pictures, or of tracklets, into folder and return the number of files in each part.
 
-    home: the folder below the set's that holds the parts. make_plan(**sizes) gives what is drawn and the other files.
+    numbers: those of NUMBERS that are to be others. A finished set of the same kind is reused. A set appears under its
+    name only when it is complete. One of other parameters that this file wrote is replaced; a folder of anyone else
+    raises FileExistsError.
     """
-    folder = Path(folder).resolve()
-    for name in ("num_train_ids", "num_test_ids"):
-        if not 1 <= sizes[name] <= MAX_IDS:
-            raise ValueError(f"{name} is {sizes[name]}: give 1 to {MAX_IDS}, as file names hold four digits of a pid")
+    folder, numbers = Path(folder).resolve(), {name: row[1 + video] for name, row in NUMBERS.items()} | numbers
+    sizes = {**numbers, "seed": seed}
     if min(sizes.values()) < 0:
         raise ValueError(f"negative number in {sizes}: give 0 or more")
+    for name, value in numbers.items():
+        least, most = (1, MAX_IDS) if name.endswith("_ids") else (0, MAX_TRACKLETS if video else MAX_PICTURES)
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}: give {least} to {most}, more do not fit into the file names")
+    home, parts = ("", VIDEO_PARTS) if video else (VERSION_FOLDER, SPLITS)
     wanted = {**sizes, "drawn_by": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}
     found = read_stamp(folder)
     if found and found["parameters"] == wanted and found["files"] == count_files(folder / home, parts):
         return found["files"]
 
-    plan, others = make_plan(**sizes)
+    plan, others = (plan_tracklets if video else plan_pictures)(plan_takes(**sizes, video=video), seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         drawing = Path(temporary, "new")
-        for parent in sorted({(drawing / home / name).parent for name in [*dict(plan), *others]}):
+        for parent in sorted({(drawing / home / name).parent for name in [*plan, *others]}):
             parent.mkdir(parents=True, exist_ok=True)
-        tasks = [(drawing / home / name, arguments) for name, arguments in plan]
-        files = draw_files(tasks, processes or os.cpu_count())
-        for _ in tqdm(files, f"drawing {folder.name}", len(tasks), unit=" images", disable=None):
-            pass
+        tasks = [(drawing / home / name, arguments) for name, arguments in plan.items()]
+        with images.progress(f"drawing {folder.name}", len(tasks)) as bar:
+            for _ in draw_files(tasks, processes or os.cpu_count()):
+                bar.update()
         for name, content in others.items():
             (drawing / home / name).write_bytes(content)
         stamp = {"parameters": wanted, "files": count_files(drawing / home, parts)}
@@ -869,59 +855,28 @@ def write_set(folder, home, parts, make_plan, sizes, processes):
     return stamp["files"]
 
 
-def write_dataset(
-    folder, *, num_train_ids=300, num_test_ids=100, num_distractors=150, num_junk=50, seed=0, processes=None
-):
-    """Draw a set of pictures into folder and return the number of files in each part.
-
-    A finished set of the same kind is reused. A set appears under its name only when it is complete. One of other
-    parameters that this file wrote is replaced; a folder of anyone else raises FileExistsError.
-    """
-
-    def make_plan(**sizes):
-        return plan_dataset(**sizes), {"readme.txt": README.encode()}
-
-    sizes = {"num_train_ids": num_train_ids, "num_test_ids": num_test_ids, "num_distractors": num_distractors}
-    sizes.update(num_junk=num_junk, seed=seed)
-    return write_set(folder, VERSION_FOLDER, SPLITS, make_plan, sizes, processes)
-
-
-def write_video_dataset(
-    folder, *, num_train_ids=100, num_test_ids=50, num_distractors=30, num_junk=10, seed=0, processes=None
-):
-    """write_dataset for a set of tracklets; distractors and junk are counted in tracklets."""
-    for name, value in {"num_distractors": num_distractors, "num_junk": num_junk}.items():
-        if value > MAX_TRACKLETS:
-            raise ValueError(f"{name} is {value}: give 0 to {MAX_TRACKLETS}, as file names hold four digits of it")
-    sizes = {"num_train_ids": num_train_ids, "num_test_ids": num_test_ids, "num_distractors": num_distractors}
-    sizes.update(num_junk=num_junk, seed=seed)
-    return write_set(folder, "", VIDEO_PARTS, plan_video_files, sizes, processes)
+write_video_dataset = functools.partial(write_dataset, video=True)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Draw a synthetic person re-ID data set, as Market-1501 or MARS is.")
+    what = "Draw a synthetic person re-ID data set, as Market-1501 or MARS is."
+    parser = argparse.ArgumentParser("python -m tools.synthetic", description=what)
     parser.add_argument("--video", action="store_true", help="tracklets as MARS has them, not pictures")
     parser.add_argument("--root", default="data", help="folder that holds the data sets")
     parser.add_argument("--name", help="folder of this set below --root; default: synthetic, synthetic-video")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other people under the same cameras")
-    numbers = {
-        "--train-ids": ("num_train_ids", "people to train on; default: 300, of a video set 100"),
-        "--test-ids": ("num_test_ids", "people to test on; default: 100, of a video set 50"),
-        "--distractors": ("num_distractors", "in the gallery of nobody asked for (pid 0); default: 150, tracklets 30"),
-        "--junk": ("num_junk", "in the gallery and ignored by scoring (pid -1); default: 50, tracklets 10"),
-    }
-    for flag, (name, text) in numbers.items():
-        parser.add_argument(flag, type=int, dest=name, metavar="N", help=text)
+    for name, (what, pictures, tracklets) in NUMBERS.items():
+        flag, text = name.replace("num_", "--").replace("_", "-"), f"{what}; default: {pictures}, tracklets {tracklets}"
+        parser.add_argument(flag, type=int, dest=name, metavar="N", default=argparse.SUPPRESS, help=text)
     parser.add_argument("--processes", type=int, help="processes that draw; default: one per core")
-    args = parser.parse_args(argv)
-    folder = Path(args.root, args.name or ("synthetic-video" if args.video else "synthetic"))
-    given = {name: getattr(args, name) for name, _ in numbers.values() if getattr(args, name) is not None}
-    write = write_video_dataset if args.video else write_dataset
+    flags = vars(parser.parse_args(argv))
+    name = flags.pop("name") or ("synthetic-video" if flags["video"] else "synthetic")
+    folder = Path(flags.pop("root"), name)
     try:
-        files = write(folder, **given, seed=args.seed, processes=args.processes)
+        files = write_dataset(folder, **flags)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"synthetic.py: {error}") from None
-    home = folder if args.video else folder / VERSION_FOLDER
+        raise SystemExit(f"error: {error}") from None
+    home = folder if flags["video"] else folder / VERSION_FOLDER
     print(f"{home}: " + ", ".join(f"{count} in {name}" for name, count in files.items()))
 
 

@@ -1,4 +1,4 @@
-"""Tests of synthetic.py: the same bytes from the same seed, the layout, and what happens to folders.
+"""Tests of tools/synthetic.py: the same bytes from the same seed, the layout, and what happens to folders.
 
 python -m pytest tests/tools/test_synthetic.py
 """
@@ -6,7 +6,7 @@ python -m pytest tests/tools/test_synthetic.py
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from tools import synthetic
 
 NAME = re.compile(r"^(-1|\d{4})_c([1-6])s(\d)_(\d{6})_(\d{2})\.jpg$")
 SMALL = {"num_train_ids": 4, "num_test_ids": 3, "num_distractors": 6, "num_junk": 3}
-
-
+ONE = dict.fromkeys(SMALL, 1) | {"processes": 1}
 VIDEO_NAME = re.compile(r"^(\d{4}|00-1)C([1-6])T(\d{4})F(\d{3})\.jpg$")
 VIDEO_ONE = {"num_train_ids": 1, "num_test_ids": 1, "num_distractors": 0, "num_junk": 0, "processes": 1}
 
@@ -56,7 +55,8 @@ def test_same_seed_gives_same_bytes_and_another_seed_other_ones(small, tmp_path)
 
 
 def test_number_of_processes_changes_nothing(tmp_path):
-    names, arguments = zip(*synthetic.plan_dataset(2, 1, 90, 0, 0), strict=True)
+    plan, _ = synthetic.plan_pictures(synthetic.plan_takes(2, 1, 90, 0, 0), 0)
+    names, arguments = zip(*plan.items(), strict=True)
     assert len(names) >= 100  # else draw_files stays in this process
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -107,9 +107,9 @@ def test_layout_identities_and_cameras(small):
 
 def test_default_set_can_be_trained_on_and_matched():
     """Checked on the plan alone: names, no two alike, cameras per person, a match for every query."""
-    plan = synthetic.plan_dataset(300, 100, 150, 50, 0)
-    names = [name for name, _ in plan]
-    assert len(set(names)) == len(names)
+    takes = synthetic.plan_takes(300, 100, 150, 50, 0)
+    names = list(synthetic.plan_pictures(takes, 0)[0])
+    assert len(names) == len(takes)
     cameras = {split: defaultdict(list) for split in synthetic.SPLITS}
     for name in names:
         split, file = name.split("/")
@@ -144,24 +144,22 @@ def test_lookalikes_wear_the_same_colours_and_are_not_the_same():
 
 def test_finished_set_is_reused_and_another_size_replaces_it(tmp_path, monkeypatch):
     folder = tmp_path / "set"
-    sizes = {"num_train_ids": 1, "num_test_ids": 1, "num_distractors": 1, "num_junk": 1, "processes": 1}
-    files = synthetic.write_dataset(folder, **sizes)
+    files = synthetic.write_dataset(folder, **ONE)
     before = digests(folder)
     with monkeypatch.context() as patch:
         patch.setattr(synthetic, "draw_shot", None)  # drawing would fail
-        assert synthetic.write_dataset(folder, **sizes) == files
-    larger = synthetic.write_dataset(folder, **{**sizes, "num_distractors": 2})
+        assert synthetic.write_dataset(folder, **ONE) == files
+    larger = synthetic.write_dataset(folder, **{**ONE, "num_distractors": 2})
     assert larger["bounding_box_test"] == files["bounding_box_test"] + 1
     assert before.items() < digests(folder).items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
 def test_set_that_lost_files_is_drawn_again(tmp_path):
-    sizes = {"num_train_ids": 1, "num_test_ids": 1, "num_distractors": 1, "num_junk": 1, "processes": 1}
-    synthetic.write_dataset(tmp_path / "set", **sizes)
+    synthetic.write_dataset(tmp_path / "set", **ONE)
     before = digests(tmp_path / "set")
     sorted((tmp_path / "set").rglob("*.jpg"))[0].unlink()
-    synthetic.write_dataset(tmp_path / "set", **sizes)
+    synthetic.write_dataset(tmp_path / "set", **ONE)
     assert digests(tmp_path / "set") == before
 
 
@@ -171,8 +169,9 @@ def test_foreign_folder_is_refused_and_left_alone(tmp_path):
     (folder / "holiday.jpg").write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="photos.*not written by synthetic.py.*--name"):
         synthetic.write_dataset(folder, **SMALL)
-    with pytest.raises(SystemExit, match="not written by synthetic.py"):
-        synthetic.main(["--root", str(tmp_path), "--name", "photos"])
+    for flags in ([], ["--video"]):
+        with pytest.raises(SystemExit, match="not written by synthetic.py"):
+            synthetic.main([*flags, "--root", str(tmp_path), "--name", "photos"])
     assert [path.read_bytes() for path in folder.iterdir()] == [b"mine"]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError, match="file"):
@@ -202,11 +201,21 @@ def test_interruption_leaves_no_half_set(tmp_path, monkeypatch, error, older):
     assert [path.name for path in tmp_path.iterdir()] == ["set"] * older
 
 
-@pytest.mark.parametrize("sizes", [{"num_train_ids": 0}, {"num_test_ids": 5000}, {"seed": -1}, {"num_junk": -2}])
-def test_impossible_sizes_are_refused(tmp_path, sizes):
-    ((name, value),) = sizes.items()
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
-        synthetic.write_dataset(tmp_path / "set", **sizes)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train-ids", "0"], "num_train_ids is 0: give 1 to 4999"),
+        (["--test-ids", "5000"], "num_test_ids is 5000: give 1 to 4999"),
+        (["--distractors", "1000000"], "num_distractors is 1000000: give 0 to 999999"),
+        (["--video", "--distractors", "10000"], "num_distractors is 10000: give 0 to 9999,"),
+        (["--video", "--junk", "-2"], "negative number .*'num_junk': -2.*give 0 or more"),
+        (["--seed", "-1"], "negative number .*'seed': -1"),
+    ],
+)
+def test_impossible_numbers_are_refused(tmp_path, monkeypatch, flags, message):
+    monkeypatch.setattr(synthetic, "plan_takes", None)  # refused before anything is planned
+    with pytest.raises(SystemExit, match=message):
+        synthetic.main(["--root", str(tmp_path), *flags])
     assert not any(tmp_path.iterdir())
 
 
@@ -224,7 +233,7 @@ def video(video_root):
 
 
 def read_tracklets(folder, part):
-    """(lines of PART_name.txt, rows of tracks_PART_info.mat), both read without synthetic.py."""
+    """(lines of PART_name.txt, rows of tracks_PART_info.mat), both read without tools/synthetic.py."""
     content = (folder / "info" / f"{part}_name.txt").read_bytes()
     assert content.endswith(b"\r\n") and content.count(b"\n") == content.count(b"\r\n") == content.count(b"\r")
     rows = loadmat(folder / "info" / f"tracks_{part}_info.mat")[f"track_{part}_info"]
@@ -272,22 +281,21 @@ def test_video_files_are_small_jpegs(video):
 
 def test_video_default_set():
     """Checked on the plan alone."""
-    tracklets = synthetic.plan_video(100, 50, 30, 10, 0)
-    assert 8000 <= sum(track.frames for track in tracklets) <= 10000
-    lengths = [track.frames for track in tracklets]
+    takes = synthetic.plan_takes(100, 50, 30, 10, 0, video=True)
+    plan, _ = synthetic.plan_tracklets(takes, 0)
+    assert 8000 <= len(plan) <= 10000
+    lengths = list(Counter(name.partition("F")[0] for name in plan).values())  # up to the number of the frame
+    assert len(lengths) == len(takes)  # no two have one name
     assert min(lengths) == 2 and 20 < max(lengths) <= 40 and 5 <= np.median(lengths) <= 12
-    keys = [(track.folder, track.label, track.camid, track.number) for track in tracklets]
-    assert len(set(keys)) == len(keys)
     cameras = defaultdict(set)
-    for track in tracklets:
-        if track.label not in ("0000", "00-1"):
-            cameras[track.label].add(track.camid)
-    alone = {label for label, seen in cameras.items() if len(seen) == 1}
+    for take in takes:
+        if take.pid > 0:
+            cameras[take.pid].add(take.camid)
+    alone = {pid for pid, seen in cameras.items() if len(seen) == 1}
     assert len(cameras) == 150 and len(alone) == 2
-    assert {track.label for track in tracklets if track.query} == {f"{pid:04d}" for pid in range(2, 101, 2)}
-    in_gallery = {track.label for track in tracklets if track.folder == "bbox_test" and not track.query}
-    assert not in_gallery & alone
-    train = [(track.label, track.camid) for track in tracklets if track.folder == "bbox_train"]
+    assert {take.pid for take in takes if take.part == "query"} == set(range(2, 101, 2))
+    assert not {take.pid for take in takes if take.part == "gallery"} & alone
+    train = [(take.pid, take.camid) for take in takes if take.part == "train"]
     assert 0.2 * len(train) < len(train) - len(set(train))  # several tracklets of a person in a camera
 
 
@@ -378,28 +386,3 @@ def test_video_command(tmp_path, capsys):
     assert digests(folder, "*") == before
     synthetic.main(["--root", str(tmp_path), "--name", "synthetic-video", *sizes])  # pictures, the same numbers
     assert sorted(path.name for path in folder.iterdir()) == [synthetic.VERSION_FOLDER, "synthetic.json"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--train-ids", "0"], "num_train_ids is 0: give 1 to 4999"),
-        (["--test-ids", "5000"], "num_test_ids is 5000: give 1 to 4999"),
-        (["--junk", "-1"], "negative number .*num_junk.*give 0 or more"),
-        (["--distractors", "10000"], "num_distractors is 10000: give 0 to 9999"),
-        (["--seed", "-1"], "negative number .*seed"),
-    ],
-)
-def test_video_command_refuses_impossible_numbers(tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(synthetic, "plan_video_files", None)  # refused before anything is planned
-    with pytest.raises(SystemExit, match=message):
-        synthetic.main(["--video", "--root", str(tmp_path), *flags])
-    assert not any(tmp_path.iterdir())
-
-
-def test_video_foreign_folder_is_refused(tmp_path):
-    (tmp_path / "mars").mkdir()
-    (tmp_path / "mars" / "mine.jpg").write_bytes(b"mine")
-    with pytest.raises(SystemExit, match="not written by synthetic.py"):
-        synthetic.main(["--video", "--root", str(tmp_path), "--name", "mars"])
-    assert (tmp_path / "mars" / "mine.jpg").read_bytes() == b"mine"
