@@ -37,34 +37,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from images import printable
-from pictures import ranked_grid
-from searching.answers import (
-    NO_LABEL,
-    Answers,
-    common_root,
-    counted,
-    is_match,
-    print_table,
-    print_unreadable,
-    tell,
-    write_answers_csv,
-    write_answers_jsonl,
-    write_csv,
-    write_page,
-)
-from searching.extractor import (
-    PROVIDERS,
-    SIZES,
-    Extractor,
-    extract,
-    is_single,
-    list_images,
-    no_images,
-    read_image,
-    stream,
-    to_pixels,
-)
+from images import list_images, printable, read_image
+from searching import answers, sources, threshold
+from searching.answers import counted, tell
+from searching.extractor import PROVIDERS, SIZES, Extractor, collect, extract, is_single, stream, to_pixels
 from searching.gallery import (
     Gallery,
     Index,
@@ -73,34 +49,12 @@ from searching.gallery import (
     check_same_model,
     choose_rows,
     describe,
-    identity,
     top_k,
 )
-from searching.sources import (
-    EXAMPLES,
-    JUNK,
-    LABELS,
-    LINE_BREAK,
-    LISTS,
-    NOBODY,
-    breaks_line,
-    check_names,
-    find_rows,
-    group_tracklets,
-    has_changed,
-    is_below,
-    is_frame,
-    is_gone,
-    merge_known,
-    parse_time,
-    read_name,
-    resolve,
-)
-from searching.threshold import calibrate, import_onnx, store
 
 __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
            "top_k"]  # fmt: skip
-FORMS = ", ".join(f"{name} from {example}" for name, example in EXAMPLES.items())
+FORMS = ", ".join(f"{name} from {example}" for name, example in sources.EXAMPLES.items())
 LINKS = "Below a folder, links to files are followed, links to folders are not; a folder that you name may be a link."
 DRAWN = 20  # queries, and answers per query, in the picture and the printed table
 PAGE = 500  # queries on the HTML page
@@ -197,7 +151,7 @@ class Searcher:
                 unknown = Row._field_defaults.get(name, "")
                 fields[name] = [unknown if value is None else kind(value) for value in values]
         if names is None:
-            fields["path"] = [resolve(image) if isinstance(image, (str, os.PathLike)) else f"#{number}"
+            fields["path"] = [sources.resolve(image) if isinstance(image, (str, os.PathLike)) else f"#{number}"
                               for number, image in enumerate(images, start=self.added)]  # fmt: skip
         rows = [Row(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)]
         self.writable().append(self.embed(images), rows)
@@ -207,7 +161,7 @@ class Searcher:
     def remove(self, names: Iterable[str | os.PathLike]) -> int:
         """Removes all rows of these names or paths, or of one; returns how many were removed."""
         names = {str(name) for name in ([names] if isinstance(names, (str, os.PathLike)) else names)}
-        names |= {resolve(name) for name in names}
+        names |= {sources.resolve(name) for name in names}
         keep = [number for number, row in enumerate(self.gallery.rows) if row.path not in names]
         removed = len(self.gallery) - len(keep)
         if removed:
@@ -269,84 +223,7 @@ def judge(similarity, threshold):
     return Verdict(similarity, similarity >= threshold["similarity"], threshold["similarity"], threshold["fmr"])
 
 
-# ---- who is who, for what is left out and what is right ----
-
-
-def read_ids(paths, labels):
-    """pids and camids (N,) that file names tell; both NO_LABEL where they tell none."""
-    told = [read_name(path.name, labels) for path in paths]
-    pids = [one.get("pid", NO_LABEL) for one in told]
-    camids = [int(one.get("camid", NO_LABEL)) for one in told]
-    return np.array(pids, int), np.array(camids, int)
-
-
-def number_alike(*sides):
-    """Keys for top_k: an array of numbers per side, equal where what stands there is. None is like nothing."""
-    numbers, keys = {}, []
-    for side, values in enumerate(sides):
-        keys.append(np.array([-1 - side if value is None else numbers.setdefault(value, len(numbers))
-                              for value in values], int))  # fmt: skip
-    return keys
-
-
-def same_file(queries, gallery):
-    """Keys for top_k: equal where a query and a gallery image are one file on disk, whatever links lead there."""
-    return number_alike(map(os.path.realpath, queries), map(os.path.realpath, gallery))
-
-
-def follow_link(path):
-    """The path of the file that a link leads to; else the path. (No link leads to its folder: see sources.resolve.)"""
-    return os.path.realpath(path) if os.path.islink(path) else path
-
-
-def follow_links(queries, rows):
-    """The paths of an index's rows, links followed where one can lead to the file of a query: it tells the size and the
-    time of its file, so a million rows need not all be looked at."""
-    sought = {(row.size, row.mtime) for row in queries}
-    return [follow_link(row.path) if (row.size, row.mtime) in sought else row.path for row in rows]
-
-
-def same_person_and_camera(query_ids, gallery_ids):
-    """Keys for top_k; distractors (pid 0), junk and unlabelled images are like nothing else."""
-    return number_alike(*([(int(pid), camid) if pid is not None and pid > 0 else None
-                           for pid, camid in zip(pids, camids, strict=True)]
-                          for pids, camids in (query_ids, gallery_ids)))  # fmt: skip
-
-
-def own_rows(query_rows, query_files, rows, real_paths, members):
-    """Pairs of keys for top_k: equal where a row of the gallery holds a file of the query. query_files: the paths of
-    each; real_paths: of the `rows`, by follow_links; members: the numbers of the `rows` that each row of the gallery is
-    made of. A row that a model of tracklets made tells its first frame, and the tracklet: a folder, or how the names in
-    a folder begin."""
-    wanted = {}
-    for number, (query, paths) in enumerate(zip(query_rows, query_files, strict=True)):
-        paths = {*paths, *map(follow_link, paths)}
-        keys = {key for path in paths for key in (path, (os.path.dirname(path), ""))}
-        if query.tracklet:
-            keys.add((os.path.dirname(query.path), query.tracklet))
-        for key in keys:
-            wanted.setdefault(key, []).append(number)
-    held = [{} for _ in query_rows]  # query -> its rows of the gallery, in order
-    for number, places in enumerate(members):
-        for row, real_path in ((rows[place], real_paths[place]) for place in places):
-            keys = [row.path, real_path]
-            if row.frames > 1:
-                keys.append((row.tracklet, "") if os.path.isabs(row.tracklet) else
-                            (os.path.dirname(row.path), row.tracklet))  # fmt: skip
-            for query in (query for key in keys for query in wanted.get(key, ())):
-                held[query][number] = True
-    most, held = max(map(len, held), default=0), [list(numbers) for numbers in held]
-    return [(np.array([numbers[i] if i < len(numbers) else -1 for numbers in held], int), np.arange(len(members)))
-            for i in range(most)]  # fmt: skip
-
-
-def remark(row):
-    """What the HTML page says below a similarity."""
-    told = [f"camera {row.camid}" if row.camid else "", f"{row.frames} frames" if row.frames > 1 else ""]
-    return ", ".join(part for part in told if part)
-
-
-# ---- python search.py index ----
+# ---- the commands ----
 
 
 def open_extractor(args):
@@ -361,85 +238,42 @@ def open_extractor(args):
     return extractor
 
 
-def plan(index, rows, items, clips):
-    """What is to be done: [(row, its files, its place in the index or None)] of what is new or has changed, and the
-    places of rows that only know more now; those are brought up to date. A row of an image is known by its path, one
-    of a tracklet by what tells tracklets apart, as its first frame may be another one today."""
-    places = {row.path: place for place, row in enumerate(index.rows)}
-    tracklets = {}
-    for place, row in enumerate(index.rows if clips else ()):
-        if row.tracklet:
-            tracklets[identity(row)] = place
-            tracklets.setdefault((row.tracklet, None, ""), place)  # a run that knows less
-    todo, updated, used = [], 0, set()
-    for row, paths in zip(rows, items, strict=True):
-        place = tracklets.get(identity(row), places.get(row.path))
-        place = None if place in used else place
-        used.add(place)
-        old = None if place is None else index.rows[place]
-        if clips and old and old.frames > 1 and not row.tracklet:
-            raise ValueError(f"{index.folder} holds {row.path} as a frame of the tracklet {old.tracklet}, and nothing "
-                             "tells its tracklet now; give --video, --labels or the list as before")  # fmt: skip
-        row = merge_known(row, old)
-        if old is None or (old.size, old.mtime, old.frames) != (row.size, row.mtime, row.frames):
-            todo.append((row, paths, place))
-        elif old != row:
-            index.rows[place], updated = row, updated + 1
-    return todo, updated
+def writable_folder(path, given=None):
+    """The folder, made where it was missing; found out now rather than after the work."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return Path(path)
+    except OSError as error:
+        given = given or f"--out {path}"
+        raise ValueError(f"{given}: cannot write there ({error.strerror}); name another folder") from None
 
 
-def embed_into(index, extractor, todo):
-    """Embeds and stores; a kill costs the last seconds. Returns places of rows whose files are now unreadable, [(path,
-    reason)] of all unreadable files, and the paths of rows whose files changed meanwhile."""
-    pending, read, problems, changed, since = ([], []), set(), [], [], time.monotonic()
+def embed(extractor, rows, title):
+    """Features (n, D) of rows, those n rows, the paths of each, and [(path, reason)] of files that cannot be read. For
+    a model of tracklets, rows of frames become rows of tracklets."""
     clips = extractor.input == "clips"
-
-    def commit():
-        index.append(np.concatenate(pending[0]) if pending[0] else np.empty((0, index.dim)), pending[1])
-        pending[0].clear()
-        pending[1].clear()
-
-    images = [paths if clips else paths[0] for _, paths, _ in todo]
-    for features, good, errors in stream(extractor, images, title="index"):
-        problems += errors
-        new = []
-        for number, place in enumerate(good):
-            row, paths, old = todo[place]
-            if has_changed(paths, row):
-                changed.append(row.path)
-            if old is None:
-                new.append(number)
-                pending[1].append(row)
-            else:
-                index.overwrite(old, features[number], row)
-        pending[0].append(features[new])
-        read.update(good)
-        if time.monotonic() - since > COMMIT:
-            commit()
-            since = time.monotonic()
-    commit()
-    spoilt = [old for place, (_, _, old) in enumerate(todo) if place not in read and old is not None]
-    return spoilt, problems, changed
+    rows, files = sources.group_tracklets(rows, clips)
+    features, places, problems = collect(extractor, files if clips else [row.path for row in rows], title=title)
+    return features, [rows[place] for place in places], [files[place] for place in places], problems
 
 
 def run_index(args):
     if not args.sources:
         return remove_from_index(args)
     extractor = open_extractor(args)
-    rows, problems = find_rows(args.sources, args.labels, args.video, args.prune)
-    items = [[row.path] for row in rows]
-    if extractor.input == "clips":
-        rows, items = group_tracklets(rows)
+    rows, problems = sources.find_rows(args.sources, args.labels, args.video, empty_ok=args.prune)
+    rows, files = sources.group_tracklets(rows, extractor.input == "clips")
     with Index.open(args.index, describe(extractor)) as index:
         before = len(index)
-        todo, updated = plan(index, rows, items, extractor.input == "clips")
+        todo, updated = sources.plan(index, rows, files, extractor.input == "clips")
         new = sum(place is None for _, _, place in todo)
         tell(f"{args.index}: {before} rows; {len(rows)} listed, {new} new, {len(todo) - new} changed, "
              f"{len(rows) - len(todo)} there already")
         start = time.perf_counter()
         try:
             spoilt, more, changed = embed_into(index, extractor, todo)
-            gone = [place for place, row in enumerate(index.rows) if is_gone(row)]
+            gone = [place for place, row in enumerate(index.rows) if sources.is_gone(row)]
             example = index.rows[gone[0]].path if gone else None
             drop = set(spoilt) | (set(gone) if args.prune else set())
             if drop or updated or new < len(todo):
@@ -453,10 +287,9 @@ def run_index(args):
         if gone and not args.prune:
             tell(f"{counted(len(gone), 'row is', 'rows are')} of files that are gone, such as {example}; they stay in "
                  "the index, --prune removes them")
-        print_unreadable(problems + more)
+        answers.print_unreadable(problems + more)
         if changed:
-            told = counted(len(changed), "image", "images")
-            tell(f"{told} changed while being read; the next run reads them again:")
+            tell(f"{counted(len(changed), 'image', 'images')} changed while being read; the next run reads them again:")
             for path in changed:
                 tell(f"  {path}")
         if not len(index) and not drop:
@@ -464,55 +297,61 @@ def run_index(args):
     return 0
 
 
+def embed_into(index, extractor, todo):
+    """Embeds and stores what sources.plan lists; a kill costs the last seconds. Returns places of rows whose files are
+    now unreadable, [(path, reason)] of all unreadable files, and the paths of rows whose files changed meanwhile."""
+    images = [paths if extractor.input == "clips" else paths[0] for _, paths, _ in todo]
+    features, rows, read, problems, changed, since = [], [], set(), [], [], time.monotonic()
+
+    def commit():
+        if rows:
+            index.append(np.stack(features), rows)
+        features.clear()
+        rows.clear()
+
+    for part, places, errors in stream(extractor, images, title="index"):
+        problems += errors
+        read.update(places)
+        for place, feature in zip(places, part, strict=True):
+            row, paths, old = todo[place]
+            if sources.has_changed(paths, row):
+                changed.append(row.path)
+            if old is None:
+                features.append(feature)
+                rows.append(row)
+            else:
+                index.overwrite(old, feature, row)
+        if time.monotonic() - since > COMMIT:
+            commit()
+            since = time.monotonic()
+    commit()
+    spoilt = [old for place, (_, _, old) in enumerate(todo) if place not in read and old is not None]
+    return spoilt, problems, changed
+
+
 def remove_from_index(args):
     """--remove, and --prune without anything to embed."""
     with Index.read(args.index) as there:
         about = there.about
     with Index.open(args.index, about) as index:
-        places, before = [resolve(path) for path in args.remove or ()], len(index)
-        hits = [[is_below(row.path, [place]) or is_frame(place, row) for row in index.rows] for place in places]
-        for given, hit in zip(args.remove or (), hits, strict=True):
-            if not any(hit):
+        removed = set()
+        for given in args.remove or ():
+            place = sources.resolve(given)
+            hit = {number for number, row in enumerate(index.rows)
+                   if sources.is_below(row.path, place) or sources.is_frame(place, row)}  # fmt: skip
+            if not hit:
                 tell(f"{given}: no row of it or below it in {args.index}")
-        keep = [number for number, row in enumerate(index.rows)
-                if not any(hit[number] for hit in hits) and not (args.prune and is_gone(row))]
-        if len(keep) < before:
+            removed |= hit
+        if args.prune:
+            removed |= {number for number, row in enumerate(index.rows) if sources.is_gone(row)}
+        if removed:
             try:
-                index.keep(keep)
+                index.keep([number for number in range(len(index)) if number not in removed])
             except OSError as error:
                 raise ValueError(f"{args.index}: could not write ({error.strerror}); nothing was removed. Removing "
                                  "needs room for a second features.npy") from None
-        tell(f"{args.index}: {before - len(keep)} rows removed, {len(index)} left")
-        return 0 if len(keep) < before or not args.remove else 1
-
-
-# ---- python search.py query ----
-
-
-def query_side(args, index):
-    """Features, rows and lists of files of the queries, and [(path, reason)] of those that cannot be read."""
-    if args.query_index:
-        queries = Index.read(args.query_index)
-        check_same_model(queries.about, index.about, args.query_index)
-        return queries.features, queries.rows, [[row.path] for row in queries.rows], []
-    if not args.model:
-        raise ValueError("--query needs --model, the model that made the index; only --query-index does without")
-    extractor = open_extractor(args)
-    check_same_model(index.about, describe(extractor), args.index)
-    if index.about.get("precision", "fp32") != extractor.precision:
-        tell(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
-             "similarities differ in the third digit")
-    rows, problems = find_rows([args.query], args.labels, args.video)
-    files = [[row.path] for row in rows]
-    if extractor.input == "clips":
-        rows, files = group_tracklets(rows)
-    items = files if extractor.input == "clips" else [row.path for row in rows]
-    features, places = [np.empty((0, extractor.feature_dim), np.float32)], []
-    for part, good, errors in stream(extractor, items, title="query"):
-        features.append(part)
-        places += good
-        problems += errors
-    return np.concatenate(features), [rows[place] for place in places], [files[place] for place in places], problems
+        tell(f"{args.index}: {len(removed)} rows removed, {len(index)} left")
+    return 0 if removed or not args.remove else 1
 
 
 def run_query(args):
@@ -533,56 +372,68 @@ def answer(args, console):
     index = Index.read(args.index)
     if not len(index):
         raise ValueError(f"{args.index} holds no rows; python search.py index puts images into it")
-    queries, query_rows, files, unreadable = query_side(args, index)
-    features, rows, members = index.features, index.rows, None
-    real_paths = follow_links(query_rows, rows)
-    chosen = choose_rows(rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after, before=args.before)
+    queries, query_rows, files, unreadable = embed_queries(args, index)
+    chosen = choose_rows(index.rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after,
+                         before=args.before)  # fmt: skip
     if chosen is not None and not len(chosen):
-        raise ValueError(f"no row of {args.index} passes the filters; {extent(rows)}")
-    searched = len(rows) if chosen is None else len(chosen)
+        raise ValueError(f"no row of {args.index} passes the filters; {extent(index.rows)}")
+    searched = len(index) if chosen is None else len(chosen)
+    features, rows, members, asked, frames = index.features, index.rows, None, query_rows, None
     if args.tracklets in ("gallery", "both"):
         features, rows, members = average_tracklets(features, rows, chosen)
         chosen = None
     if args.tracklets in ("query", "both"):
-        queries, query_rows, frames = average_tracklets(queries, query_rows)
-        files = [[path for place in places for path in files[place]] for places in frames]
-    if args.tracklets or index.about.get("input") == "clips":
-        members = members or [[place] for place in range(len(rows))]
-        leave_out = own_rows(query_rows, files, index.rows, real_paths, members)
-    else:
-        paths = [[row.path for row in side] for side in (query_rows, rows)]
-        real = [list(map(follow_link, paths[0])), real_paths]
-        leave_out = [number_alike(*paths)] + [number_alike(*real)] * (real != paths)
+        queries, asked, frames = average_tracklets(queries, query_rows)
+    leave_out = sources.own_rows(query_rows, files, index.rows, frames, members)
     if args.leave_out_same_camera:
-        leave_out.append(same_person_and_camera(*([[row.pid for row in side], [row.camid for row in side]]
-                                                  for side in (query_rows, rows))))  # fmt: skip
+        leave_out.append(sources.same_person_and_camera(asked, rows))
     start = time.perf_counter()
-    indices, similarities = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
+    found = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
     seconds = time.perf_counter() - start
-    answers = Answers(query_rows, rows, indices, similarities)
-    tell(f"{counted(len(query_rows), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
+    ranked = answers.Answers(asked, rows, *found)
+    tell(f"{counted(len(asked), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
          + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
-    if not len(answers):
-        print_unreadable(unreadable)
+    if not len(ranked):
+        answers.print_unreadable(unreadable)
         raise ValueError("nothing could be ranked: no readable query, or every row left out")
     # files first: a table that is piped into head must not lose them
-    unreadable += write_outputs(args, answers, index, searched, console)
+    notes = [f"{counted(len(ranked), 'query', 'queries')}, {searched:,} gallery rows searched; "
+             f"{index.about.get('arch')}, {index.about.get('model')}; cosine similarity"]  # fmt: skip
+    unreadable += write_outputs(args, ranked, notes, console)
     if "-" not in (args.csv, args.jsonl):
-        print_table([(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
-                     for query, ranked in answers.first(DRAWN)], common_root(query_rows), common_root(rows))
-        if len(answers) > DRAWN:
-            more = counted(len(answers) - DRAWN, "more query", "more queries")
+        shown = ranked.first(DRAWN, DRAWN)
+        answers.print_table(shown, answers.common_root(asked), answers.common_root(rows))
+        if len(ranked) > DRAWN:
+            more = counted(len(ranked) - DRAWN, "more query", "more queries")
             tell(f"... and {more}: --csv, --jsonl and --html show more")
         tell()
     for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
         if path and path != "-":
-            tell(f"{path}: " + (f"the first {most} queries" if most and len(answers) > most else "all queries"))
-    known = [ranked[0][2] for _, ranked in answers if any(match is not None for _, _, match in ranked)]
+            tell(f"{path}: " + (f"the first {most} queries" if most and len(ranked) > most else "all queries"))
+    known = [hits[0][2] for _, hits in ranked if any(match is not None for _, _, match in hits)]
     if known:
         told = counted(len(known), "query", "queries")
         tell(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
-    print_unreadable(unreadable)
+    answers.print_unreadable(unreadable)
     return 0
+
+
+def embed_queries(args, index):
+    """What `embed` gives, of the images of --query or of the rows of --query-index."""
+    if args.query_index:
+        queries = Index.read(args.query_index)
+        check_same_model(queries.about, index.about, args.query_index)
+        return queries.features, queries.rows, [[row.path] for row in queries.rows], []
+    if not args.model:
+        raise ValueError("--query needs --model, the model that made the index; only --query-index does without")
+    extractor = open_extractor(args)
+    check_same_model(index.about, describe(extractor), args.index)
+    if index.about.get("precision", "fp32") != extractor.precision:
+        tell(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
+             "similarities differ in the third digit")
+    rows, missing = sources.find_rows([args.query], args.labels, args.video)
+    *found, problems = embed(extractor, rows, "query")
+    return *found, missing + problems
 
 
 def extent(rows):
@@ -593,51 +444,24 @@ def extent(rows):
             + (f"its times: from {min(times):.15g} to {max(times):.15g}" if times else "no times known"))
 
 
-def write_outputs(args, answers, index, searched, console):
+def write_outputs(args, ranked, notes, console):
     """The files that the flags name; [(path, reason)] of images that could not be drawn."""
     gone = []
     try:
         if args.csv:
-            write_answers_csv(args.csv, answers, console)
+            answers.write_csv(args.csv, ranked, console=console)
         if args.jsonl:
-            write_answers_jsonl(args.jsonl, answers, console)
+            answers.write_jsonl(args.jsonl, ranked, console)
         if args.picture:
-            rows = [(query.path, [(row.path, s, match) for row, s, match in ranked[:DRAWN]])
-                    for query, ranked in answers.first(DRAWN)]
-            gone = undrawable(rows)
-            ranked_grid(rows).save(args.picture, **({"quality": 90, "subsampling": 0} if is_jpeg(args.picture) else {}))
+            gone = answers.write_picture(args.picture, ranked.first(DRAWN, DRAWN))
         if args.html:
-            about = index.about
-            notes = [f"{counted(len(answers), 'query', 'queries')}, {searched:,} gallery rows searched; "
-                     f"{about.get('arch')}, {about.get('model')}; cosine similarity"]
-            notes += [f"the first {PAGE} queries are shown"] * (len(answers) > PAGE)
-            write_page(args.html, (
-                (query.path, [(row.path, s, match, remark(row)) for row, s, match in ranked])
-                for query, ranked in answers.first(PAGE)),
-                title=f"Ranked lists from {args.index}", notes=notes)  # fmt: skip
+            notes += [f"the first {PAGE} queries are shown"] * (len(ranked) > PAGE)
+            answers.write_page(args.html, ranked.first(PAGE), title=f"Ranked lists from {args.index}", notes=notes)
     except BrokenPipeError:  # --csv - into head
         raise
     except (OSError, ValueError, KeyError) as error:  # the last two: Pillow, for a name without a known ending
         raise ValueError(f"could not write the results ({error})") from None
     return gone
-
-
-def is_jpeg(path):
-    return Path(path).suffix.lower() in (".jpg", ".jpeg")
-
-
-def undrawable(rows):
-    """[(path, reason)] of images that are gone or spoilt since they were embedded; the picture says so in its tiles."""
-    reasons = {}
-    for path in {path for query, ranked in rows for path in (query, *(answer[0] for answer in ranked))}:
-        try:
-            read_image(path)
-        except Exception as error:  # as many classes as there are kinds of broken files
-            reasons[path] = f"not drawn: {error}"
-    return sorted(reasons.items())
-
-
-# ---- python search.py verify, calibrate ----
 
 
 def side(path, extractor):
@@ -648,7 +472,7 @@ def side(path, extractor):
         raise ValueError(f"{path} is a folder; verify compares images (with a model of tracklets, folders too)")
     frames = list_images(path)
     if not frames:
-        raise ValueError(no_images(path))
+        raise ValueError(f"{path}: {sources.no_images(path)}")
     return frames
 
 
@@ -656,8 +480,7 @@ def run_verify(args):
     extractor = open_extractor(args)
     sides = [side(path, extractor) for path in args.images]
     features, _, unreadable = extract(extractor, sides)
-    if unreadable:
-        print_unreadable(unreadable)
+    answers.print_unreadable(unreadable)
     if len(features) < 2:
         raise ValueError("verify needs two images that can be read")
     verdict = judge(float(features[0] @ features[1]), extractor.threshold)
@@ -676,8 +499,8 @@ def run_calibrate(args):
     extractor = open_extractor(args)
     if not os.access(Path(args.model).parent, os.W_OK):
         raise ValueError(f"{args.model}: the threshold is stored in this file, and its folder cannot be written to")
-    import_onnx(args.model)  # now, rather than after the work
-    rows, problems = find_rows(args.labelled, args.labels or "market1501", args.video, strict=bool(args.labels))
+    threshold.import_onnx(args.model)  # now, rather than after the work
+    rows, missing = sources.find_rows(args.labelled, args.labels or "market1501", args.video, strict=bool(args.labels))
     strangers = [row.path for row in rows if row.pid is None]
     rows = [row for row in rows if row.pid is not None]
     if not rows:
@@ -686,39 +509,83 @@ def run_calibrate(args):
                          "(person 2, camera 1), or those of --labels mars, or a list with the columns path, pid, camid")
     if strangers:
         tell(f"note: {counted(len(strangers), 'image', 'images')} of unknown persons left out, such as {strangers[0]}")
-    items = [row.path for row in rows]
-    if extractor.input == "clips":
-        rows, items = group_tracklets(rows)
-    features, places = [np.empty((0, extractor.feature_dim), np.float32)], []
-    for part, good, errors in stream(extractor, items, title="calibrate"):
-        features.append(part)
-        places += good
-        problems += errors
-    rows = [rows[place] for place in places]
-    pids, camids = [row.pid for row in rows], [row.camid for row in rows]
-    point = calibrate(np.concatenate(features), pids, camids, args.fmr)
-    equal = point.pop("eer")
+    features, rows, _, problems = embed(extractor, rows, "calibrate")
+    point = threshold.calibrate(features, [row.pid for row in rows], [row.camid for row in rows], args.fmr)
+    equal, persons = point.pop("eer"), len({row.pid for row in rows} - {sources.NOBODY})
     point["dataset"] = args.name or os.path.basename(os.path.abspath(args.labelled[0]))
-    store(args.model, point, extractor.metadata, lambda file: check_stored(file, extractor, point))
+    threshold.store(extractor, point)
     tell(f"compared: {point['compared']}")
     tell(f"pairs: {point['pairs'][0]:,} of one person, {point['pairs'][1]:,} of two, from {len(rows)} "
-         f"{extractor.unit} of {len({row.pid for row in rows} - {NOBODY})} persons; equal error rate {equal:.2%}")
+         f"{extractor.unit} of {persons} persons; equal error rate {equal:.2%}")
     tell(f"threshold {point['similarity']:.4f}: false match rate {point['fmr']:.3g} (asked: at most {args.fmr:g}), "
          f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
-    print_unreadable(problems)
+    answers.print_unreadable(missing + problems)
     return 0
 
 
-def check_stored(file, extractor, point):
-    """Raises ValueError unless the new file gives the features of the old one, to the bit, and the threshold."""
-    new = Extractor(file, "cpu", 2)
-    old = Extractor(extractor.path, "cpu", 2, preprocessing=extractor.preprocessing)
-    pixels = np.random.default_rng(1).integers(0, 256, (2, *extractor.input_size, 3), dtype=np.uint8)
-    if new.threshold != point or not np.array_equal(new(list(pixels)), old(list(pixels))):
-        raise ValueError(f"{extractor.path}: with a threshold it would give other features; it was left as it is")
+def rank_folder(args):
+    """python search.py --model --query --gallery: embeds both sides and ranks, nothing is kept but the results."""
+    out = writable_folder(args.out)
+    (query_rows, missing), (rows, others) = list_side("--query", args), list_side("--gallery", args)
+    extractor = open_extractor(args)
+    start = time.perf_counter()
+    queries, query_rows, files, unreadable = embed(extractor, query_rows, "query")
+    features, rows, _, more = embed(extractor, rows, "gallery")
+    unreadable = [(as_given(path, source), reason) for source, problems in
+                  ((args.query, missing + unreadable), (args.gallery, others + more))
+                  for path, reason in problems]  # fmt: skip
+    count, seconds = len(query_rows) + len(rows) + len(unreadable), time.perf_counter() - start
+    tell(f"images: {len(query_rows)} query, {len(rows)} gallery, {len(unreadable)} unreadable; "
+         f"{count / seconds:.0f} images/s, decoding included")
+
+    leave_out = [*sources.own_rows(query_rows, files, rows), sources.same_person_and_camera(query_rows, rows)]
+    found = top_k(queries, features, min(args.top, max(1, len(rows))), leave_out)
+    shown = [[row._replace(path=as_given(row.path, source)) for row in side]
+             for side, source in ((query_rows, args.query), (rows, args.gallery))]  # fmt: skip
+    ranked, labelled = answers.Answers(*shown, *found), args.labels != "none"
+
+    if len(ranked):
+        try:  # files first: a table that is piped into head must not lose them
+            answers.write_csv(out / "ranked.csv", ranked, ("match",) * labelled)
+            unreadable += answers.write_picture(out / "ranked.jpg", ranked.first(DRAWN, DRAWN))
+        except OSError as error:
+            raise ValueError(f"--out {out}: could not write the results ({error})") from None
+        answers.print_table(ranked.first(DRAWN), args.query, args.gallery)
+        tell()
+        tell(f"{out / 'ranked.csv'}: all {len(ranked)} queries; {out / 'ranked.jpg'}: the first "
+             f"{min(DRAWN, len(ranked))}" + f", {DRAWN} answers each" * (args.top > DRAWN))
+    if args.top > len(rows):
+        tell(f"--top {args.top} is more than the gallery's {len(rows)} readable images; all of them are ranked")
+    if labelled:
+        cameras = {}  # person -> those of the gallery
+        for row in rows:
+            cameras.setdefault(row.pid, set()).add(row.camid)
+        answerable = sum((row.pid or 0) > 0 and bool(cameras.get(row.pid, set()) - {row.camid}) for row in query_rows)
+        hits = sum(bool(match) for _, [(_, _, match)] in ranked.first(len(ranked), 1))
+        tell(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, market1501 protocol)")
+    answers.print_unreadable(unreadable)
+    if not len(ranked):
+        raise ValueError("nothing could be ranked: no readable query, or every gallery image unreadable or left out")
+    return 0
 
 
-# ---- the command ----
+def list_side(flag, args):
+    """Rows of the images that --query or --gallery names, and [(path, reason)] of what is not there. Tracklets that
+    names tell do not count: each image is ranked by itself."""
+    source = args.query if flag == "--query" else args.gallery
+    if sources.is_list(source):
+        raise ValueError(f"{flag} {Path(source)}: this takes a folder or an image; lists are for search.py index, and "
+                         "for search.py query")
+    rows, missing = sources.find_rows([source], args.labels, junk=flag == "--query", where=flag)
+    return [row._replace(tracklet="") for row in rows], missing
+
+
+def as_given(path, source):
+    """A path that lies in the source, or is the source, as the user would write it: sources.resolve followed links."""
+    return str(Path(source + path[len(sources.resolve(source)) :]))
+
+
+# ---- flags ----
 
 
 class Parser(argparse.ArgumentParser):
@@ -743,32 +610,6 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"there is no flag {flag}; {hint}")
 
 
-def find_images(path, flag):
-    """The images that a flag names: one file, or all of a folder; and [(path, reason)] of names that no table holds."""
-    if not os.path.exists(path):  # also for an empty path, which Path takes for the working directory
-        raise ValueError(f"{flag} {path or repr(path)}: no such file or folder")
-    path = Path(path)
-    if path.suffix.lower() in LISTS and not path.is_dir():
-        raise ValueError(f"{flag} {path}: this takes a folder or an image; lists are for search.py index, and for "
-                         "search.py query")
-    images = list_images(path) if path.is_dir() else [path]
-    if not images:
-        raise ValueError(f"{flag} {no_images(path)}")
-    odd = [image for image in images if breaks_line(str(image))]
-    return [image for image in images if image not in odd], [(image, LINE_BREAK) for image in odd]
-
-
-def writable_folder(path, given=None):
-    """The folder, made where it was missing; found out now rather than after the work."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return Path(path)
-    except OSError as error:
-        given = given or f"--out {path}"
-        raise ValueError(f"{given}: cannot write there ({error.strerror}); name another folder") from None
-
-
 def add_model_flags(parser, required=True):
     add = parser.add_argument
     add("--model", required=required, metavar="FILE", help="ONNX file written by export.py; it brings its size and "
@@ -788,9 +629,10 @@ def add_model_flags(parser, required=True):
 
 def add_source_flags(parser, labels="none"):
     add = parser.add_argument
-    add("--labels", choices=list(LABELS), default=labels, help=f"read person, camera, frame and tracklet from file "
-        f"names: {FORMS}; images of person -1 (junk) are left out, and what a list says wins. Names of another form "
-        f"are counted; where none is of it, that is an error (default: {labels or 'market1501, where names are so'})")
+    add("--labels", choices=list(sources.LABELS), default=labels, help="read person, camera, frame and tracklet from "
+        f"file names: {FORMS}; images of person -1 (junk) are left out, and what a list says wins. Names of another "
+        "form are counted; where none is of it, that is an error (default: "
+        f"{labels or 'market1501, where names are so'})")
     add("--video", action="store_true", help="each folder that holds images is a tracklet, where names tell none")
 
 
@@ -807,10 +649,10 @@ def start_parser():
     add("--gallery", required=True, help="folder of person crops, searched with its subfolders, or one image")
     add("--top", type=int, default=10, help="gallery images listed per query; 10 fits a screen, 50 is for "
         f"careful looking; the picture shows {DRAWN} at most (default: %(default)s)")
-    add("--labels", choices=list(LABELS), default="none", help=f"read person and camera from file names: {FORMS}; "
-        "marks right and wrong answers, and leaves out junk (-1) and the query's person under the query's camera, as "
-        "the standard protocol does. Names of another form are counted; where none is of it, that is an error "
-        "(default: %(default)s)")
+    add("--labels", choices=list(sources.LABELS), default="none", help="read person and camera from file names: "
+        f"{FORMS}; marks right and wrong answers, and leaves out junk (-1) and the query's person under the query's "
+        "camera, as the standard protocol does. Names of another form are counted; where none is of it, that is an "
+        "error (default: %(default)s)")
     add("--out", default="runs/search", help="folder for ranked.csv and ranked.jpg, overwritten (default: %(default)s)")
     return parser
 
@@ -871,7 +713,7 @@ def query_parser():
 
 def time_flag(text):
     try:
-        return parse_time(text)
+        return sources.parse_time(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -934,62 +776,6 @@ def parse(parser, argv):
 
 COMMANDS = {"index": (index_parser, run_index), "query": (query_parser, run_query),
             "verify": (verify_parser, run_verify), "calibrate": (calibrate_parser, run_calibrate)}  # fmt: skip
-
-
-def rank_folder(args):
-    """python search.py --model --query --gallery: embeds both sides and ranks, nothing is kept but the results."""
-    labels = None if args.labels == "none" else args.labels
-
-    # ---- what there is, and its features ----
-    out = writable_folder(args.out)
-    (queries, odd), (gallery, others) = find_images(args.query, "--query"), find_images(args.gallery, "--gallery")
-    for flag, paths in (("--query", queries), ("--gallery", gallery)):
-        check_names(paths, args.labels, flag)
-    gallery = [path for path, pid in zip(gallery, read_ids(gallery, args.labels)[0], strict=True) if pid != JUNK]
-    extractor = open_extractor(args)
-    start = time.perf_counter()
-    query_features, queries, unreadable = extract(extractor, queries, title="query")
-    gallery_features, gallery, more = extract(extractor, gallery, title="gallery")
-    unreadable = odd + others + unreadable + more
-    count, seconds = len(queries) + len(gallery) + len(unreadable), time.perf_counter() - start
-    tell(f"images: {len(queries)} query, {len(gallery)} gallery, {len(unreadable)} unreadable; "
-         f"{count / seconds:.0f} images/s, decoding included")
-
-    # ---- ranking ----
-    query_ids, gallery_ids = read_ids(queries, args.labels), read_ids(gallery, args.labels)
-    leave_out = [same_file(queries, gallery), same_person_and_camera(query_ids, gallery_ids)]
-    found = top_k(query_features, gallery_features, min(args.top, max(1, len(gallery))), leave_out)
-    rows = []
-    for query, query_pid, indices, similarities in zip(queries, query_ids[0], *found, strict=True):
-        ranked = [(gallery[g], float(similarity), is_match(query_pid, gallery_ids[0][g]))
-                  for g, similarity in zip(indices, similarities, strict=True) if g >= 0]
-        rows += [(query, ranked)] if ranked else []
-
-    # ---- results ----
-    if rows:
-        try:  # files first: a table that is piped into head must not lose them
-            write_csv(out / "ranked.csv", rows, bool(labels))
-            drawn = [(query, ranked[:DRAWN]) for query, ranked in rows[:DRAWN]]
-            unreadable += undrawable(drawn)
-            picture = ranked_grid(drawn)
-            picture.save(out / "ranked.jpg", quality=90, subsampling=0)
-        except OSError as error:
-            raise ValueError(f"--out {out}: could not write the results ({error})") from None
-        print_table(rows[:DRAWN], args.query, args.gallery)
-        tell()
-        tell(f"{out / 'ranked.csv'}: all {len(rows)} queries; {out / 'ranked.jpg'}: the first "
-             f"{min(DRAWN, len(rows))}" + f", {DRAWN} answers each" * (args.top > DRAWN))
-    if args.top > len(gallery):
-        tell(f"--top {args.top} is more than the gallery's {len(gallery)} readable images; all of them are ranked")
-    if labels:
-        answerable = sum(pid > 0 and ((gallery_ids[0] == pid) & (gallery_ids[1] != camid)).any()
-                         for pid, camid in zip(*query_ids, strict=True))
-        hits = sum(bool(ranked[0][2]) for _, ranked in rows)
-        tell(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, market1501 protocol)")
-    print_unreadable(unreadable)
-    if not rows:
-        raise ValueError("nothing could be ranked: no readable query, or every gallery image unreadable or left out")
-    return 0
 
 
 def main(argv=None):

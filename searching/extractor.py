@@ -13,7 +13,7 @@ A file of another exporter has none; then `preprocessing` says it: {"input_size"
 | clips, mask | float32 (T, 3, H, W), (T,) | a tracklet: a list of images; an image is a tracklet of one frame |
 | bytes | uint8 (h, w, 3), as it is | an image; the graph resizes and normalises, images of one size run together |
 
-Pixels are made as in training, by decode.py: Pillow, RGB, BILINEAR to (H, W), the whole image. What is refused there,
+Pixels are made as in training, by images.py: Pillow, RGB, BILINEAR to (H, W), the whole image. What is refused there,
 such as huge images and 16-bit grey, is listed like other files that cannot be read.
 Letters: N images, D feature size, H W image size, B batch, T frames of a tracklet.
 """
@@ -37,9 +37,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
-from tqdm import tqdm
 
-from images import read_image, resize
+from images import progress, read_image, resize
 
 # Keys that the metadata of a model has to have, and the values that this file can work with.
 NEEDED = ("schema", "arch", "input_size", "mean", "std", "colour_order", "resize", "feature_dim", "l2_normalised",
@@ -48,7 +47,6 @@ FIXED = {"schema": (1, 2), "colour_order": ("RGB",), "resize": ("Pillow BILINEAR
          "input": ("images", "clips", "bytes"), "precision": ("fp32", "fp16", "int8")}  # fmt: skip
 SIZES = ("input_size", "mean", "std")  # what is to be said about a file without metadata
 PROVIDERS = ("cpu", "cuda", "tensorrt")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 AHEAD = 2**24  # pixels of images of full size, for 'bytes', in one call of the model: 50 MB, twice that waits decoded
 DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
 PIECE = 8  # rows of a batch that a CPU computes at once: their maps stay in its caches, which 32 overflow
@@ -68,28 +66,6 @@ def to_pixels(image, size=None):
     if not image.size:
         raise ValueError(f"an image of shape {image.shape} has no pixels; a box of a tracker may lie outside its frame")
     return resize(Image.fromarray(image), size)
-
-
-def list_images(folder):
-    """The image files below a folder, sorted by their path in it; nothing hidden (.name, ._name, .folder/). Links to
-    files are followed, those that lead nowhere listed all the same; links to folders are not walked into."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(parent, folder)
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                path = name if inside == "." else f"{inside}/{name}".replace(os.sep, "/")
-                found.append((path, os.path.join(parent, name)))
-    return [Path(path) for _, path in sorted(found)]
-
-
-def no_images(folder):
-    """What to say of a folder in which list_images found nothing."""
-    with os.scandir(folder) as entries:
-        linked = sorted(entry.name for entry in entries if entry.is_symlink() and entry.is_dir())
-    return (f"{folder}: no image in or below this folder ({' '.join(sorted(SUFFIXES))})"
-            + (f"; links to folders, such as {linked[0]}, are not walked into: name those folders" if linked else ""))
 
 
 def spread(count, most):
@@ -333,7 +309,7 @@ def read_metadata(session, path, preprocessing=None):
     check_sizes(metadata, path)
     check_graph(session, path, metadata)
     if not metadata.get("weights_sha256"):  # by which an index knows the model that made it
-        metadata["weights_sha256"] = hash_file(path).hexdigest()
+        metadata["weights_sha256"] = hash_file(path)
     return metadata
 
 
@@ -348,12 +324,9 @@ def check_threshold(threshold, path):
 
 
 def hash_file(path, before=b""):
-    """A SHA-256 object of these bytes and then the file's."""
-    digest = hashlib.sha256(before)
+    """The SHA-256 of these bytes and then the file's, as text."""
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest
+        return hashlib.file_digest(file, lambda: hashlib.sha256(before)).hexdigest()
 
 
 def check_graph(session, path, metadata):
@@ -384,20 +357,21 @@ def describe_foreign(session, path, preprocessing):
     """Metadata of a file that another exporter wrote: nothing is guessed, the graph confirms what the user says."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = inputs[0].shape if inputs else []
+    problem = ""
     if len(outputs) != 1:
         told = ", ".join(f"{value.name} {value.shape}" for value in outputs)
-        raise ValueError(f"{path} was not written by export.py, and its graph gives {len(outputs)} outputs ({told}); "
-                         "nothing says which are the features: export it with that output alone")
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(shape) != 4:
-        told = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
-        raise ValueError(f"{path} was not written by export.py, and its graph takes {told or 'nothing'}; such a file "
-                         "is read where it takes one float32 batch of images (B, 3, H, W)")
-    if shape[1] != 3:
+        problem = (f"gives {len(outputs)} outputs ({told}); nothing says which are the features: export it with that "
+                   "output alone")  # fmt: skip
+    elif len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(shape) != 4:
+        told = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs) or "nothing"
+        problem = f"takes {told}; such a file is read where it takes one float32 batch of images (B, 3, H, W)"
+    elif shape[1] != 3:
         layout = "which is channels-last: export it with channels first" if shape[3] == 3 else "not three channels"
-        raise ValueError(f"{path} was not written by export.py, and its graph takes {shape}, {layout}, (B, 3, H, W)")
-    if isinstance(shape[0], int):
-        raise ValueError(f"{path} was not written by export.py, and its graph takes batches of {shape[0]} only; export "
-                         "it with any batch (a dynamic first axis)")
+        problem = f"takes {shape}, {layout}, (B, 3, H, W)"
+    elif isinstance(shape[0], int):
+        problem = f"takes batches of {shape[0]} only; export it with any batch (a dynamic first axis)"
+    if problem:
+        raise ValueError(f"{path} was not written by export.py, and its graph {problem}")
     missing = [key for key in SIZES if not (preprocessing or {}).get(key)]
     if missing:
         size = " ".join(str(n) for n in shape[2:]) if all(isinstance(n, int) for n in shape[2:]) else "HEIGHT WIDTH"
@@ -413,7 +387,7 @@ def describe_foreign(session, path, preprocessing):
     return {"schema": 1, "foreign": True, "arch": "unknown network", **sizes, "colour_order": "RGB",
             "resize": "Pillow BILINEAR", "feature_dim": None, "l2_normalised": False, "distance": "cosine",
             "threshold": None, "input": "images",
-            "precision": "fp32", "dataset": None, "weights_sha256": digest.hexdigest()}  # fmt: skip
+            "precision": "fp32", "dataset": None, "weights_sha256": digest}  # fmt: skip
 
 
 # ---- the class ----
@@ -580,26 +554,25 @@ def stream(extractor, images, *, skip=True, title=None):
     normalising run ahead in threads. title: of a progress bar."""
     weigh = count_pixels if extractor.input == "bytes" else None
     lists = cut_lists(images, extractor.list_size, weigh, AHEAD)
-    with tqdm(total=len(images), desc=title, unit=f" {extractor.unit}", disable=None if title else True) as bar:
+    with progress(title, len(images), extractor.unit, hidden=not title) as bar:
         start = 0
         for prepared in work_ahead(extractor.prepare, lists, extractor.decoders):
-            rows = [(start + place, row) for place, (row, _) in enumerate(prepared) if row is not None]
-            places, errors = [place for place, _ in rows], [pair for _, pairs in prepared for pair in pairs]
+            errors = [pair for _, pairs in prepared for pair in pairs]
             if errors and not skip:
                 raise errors[0][1]
-            features = np.empty((0, extractor.feature_dim), np.float32)
-            if rows:
-                features = extractor.run([row for _, row in rows])
-                good = has_length_1(features)
-                for place, feature in zip(np.array(places)[~good].tolist(), features[~good], strict=True):
-                    name = name_of(images[place], place)
-                    error = ValueError(f"{extractor.path} gives it a feature of length {np.linalg.norm(feature):g}, "
-                                       "which cannot be ranked")  # fmt: skip
-                    if not skip:
-                        raise ValueError(f"{name}: {error}")
-                    errors.append((name, error))
-                features, places = features[good], [place for place, fine in zip(places, good, strict=True) if fine]
-            yield features, places, [(image, reason(error)) for image, error in errors]
+            places = [place for place, (row, _) in enumerate(prepared, start) if row is not None]
+            rows = [row for row, _ in prepared if row is not None]
+            features = extractor.run(rows) if rows else np.empty((0, extractor.feature_dim), np.float32)
+            good = has_length_1(features)
+            for place, feature in zip(np.array(places)[~good].tolist(), features[~good], strict=True):
+                name = name_of(images[place], place)
+                error = ValueError(f"{extractor.path} gives it a feature of length {np.linalg.norm(feature):g}, which "
+                                   "cannot be ranked")  # fmt: skip
+                if not skip:
+                    raise ValueError(f"{name}: {error}")
+                errors.append((name, error))
+            told = [(image, str(error) or type(error).__name__) for image, error in errors]
+            yield features[good], [place for place, fine in zip(places, good, strict=True) if fine], told
             start += len(prepared)
             bar.update(len(prepared))
 
@@ -610,16 +583,18 @@ def name_of(image, place):
     return first if isinstance(first, (str, os.PathLike)) else f"number {place}, from 0"
 
 
-def reason(error):
-    return str(error) or type(error).__name__
+def collect(extractor, images, *, skip=True, title=None):
+    """All that `stream` yields, in one: features (N, D), the places of those N in images, [(image, reason)]."""
+    features, places, unreadable = [np.empty((0, extractor.feature_dim), np.float32)], [], []
+    for part, good, errors in stream(extractor, images, skip=skip, title=title):
+        features.append(part)
+        places += good
+        unreadable += errors
+    return np.concatenate(features), places, unreadable
 
 
 def extract(extractor, images, *, skip=True, title=None):
     """Features (N, D) of the readable images, those N images, and [(image, reason)] of the others; without skip the
     first unreadable one raises."""
-    features, read, unreadable = [np.empty((0, extractor.feature_dim), np.float32)], [], []
-    for part, places, errors in stream(extractor, images, skip=skip, title=title):
-        features.append(part)
-        read += [images[place] for place in places]
-        unreadable += errors
-    return np.concatenate(features), read, unreadable
+    features, places, unreadable = collect(extractor, images, skip=skip, title=title)
+    return features, [images[place] for place in places], unreadable

@@ -1,4 +1,4 @@
-"""A gallery of features, in memory or as a folder on disk, and exact search in it. NumPy alone.
+"""A gallery of features, in memory or as a folder on disk, and exact search in it. No torch.
 
     gallery = Gallery(1024)                                         # in memory
     gallery = Index.open("shop.index", about)                       # a folder, made where it is missing, to write into
@@ -38,6 +38,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from images import lock, replacing
+
+FILES = "features.npy", "items.csv", "index.json", "replacing"  # of an index; the last while rows are removed
 HEAD = 128  # bytes before the rows in features.npy
 QUERY_BLOCK, GALLERY_BLOCK = 1024, 8192  # at the least
 LARGEST = 2**17  # rows of a block for few queries; the library's matrix product is faster where blocks are large
@@ -272,12 +275,14 @@ def read_header(data, dim):
     return shape[0]
 
 
-def write_rows(file, rows):
-    """Lines of items.csv. Names that are not valid UTF-8 keep their bytes."""
+def to_lines(rows):
+    """Lines of items.csv, as bytes. Names that are not valid UTF-8 keep their bytes."""
     def plain(value):
         return "" if value is None else int(value) if isinstance(value, float) and value.is_integer() else value
 
-    csv.writer(file, lineterminator="\n").writerows(map(plain, row) for row in rows)
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(map(plain, row) for row in rows)
+    return lines.getvalue().encode("utf-8", "surrogateescape")
 
 
 def parse_row(fields):
@@ -286,17 +291,9 @@ def parse_row(fields):
                int(mtime))  # fmt: skip
 
 
-def replace_file(path, data):
-    """Writes a small file so that a kill or a full disk leaves the old one or the new one."""
-    partial = Path(f"{path}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def is_leftover(name):
+    """Whether a killed process was writing a file of an index under this name; .partial: one of an earlier version."""
+    return name.startswith(FILES) and name.endswith((".tmp", ".partial"))
 
 
 class Index(Gallery):
@@ -305,37 +302,34 @@ class Index(Gallery):
     @classmethod
     def read(cls, folder):
         """To search in. ValueError where it is no index, or one that cannot be read."""
-        return cls(folder, None, False)
+        return cls(folder)
 
     @classmethod
     def open(cls, folder, about):
         """To write into; made where the folder is missing or empty. about: what made the features, see describe;
         ValueError where the index says otherwise."""
-        return cls(folder, about, True)
+        return cls(folder, about)
 
-    def __init__(self, folder, about, write):
+    def __init__(self, folder, about=None):
         self.folder, self.lock, self.file = Path(folder), None, None
-        self.paths = [self.folder / name for name in ("features.npy", "items.csv", "index.json", "replacing")]
-        if write:
-            self.claim()
-        elif not self.folder.is_dir():
-            what = "is a file, and an index is a folder" if self.folder.exists() else "no such folder"
-            raise ValueError(f"{folder}: {what}; python search.py index makes an index")
+        self.data, self.items, self.description, self.marker = (self.folder / name for name in FILES)
         try:
-            if write:
-                self.create(about)
-                self.finish_replacing()
-            self.about = json.loads(self.paths[2].read_text(encoding="utf-8"))
+            if about is not None:
+                self.claim(about)
+            elif not self.folder.is_dir():
+                what = "is a file, and an index is a folder" if self.folder.exists() else "no such folder"
+                raise ValueError(f"{self.folder}: {what}; python search.py index makes an index")
+            self.about = json.loads(self.description.read_text(encoding="utf-8"))
             if self.about["schema"] != 1:
                 raise ValueError(f"schema {self.about['schema']}, this search.py reads 1")
             if type(self.about["feature_dim"]) is not int or self.about["feature_dim"] < 1:
                 raise ValueError(f"feature_dim is {self.about['feature_dim']!r} in index.json")
             super().__init__(self.about["feature_dim"])
             if about is not None:
-                check_same_model(self.about, about, folder)
-                check_same_precision(self.about, about, folder)
+                check_same_model(self.about, about, self.folder)
+                check_same_precision(self.about, about, self.folder)
             self.load()
-            if write:
+            if about is not None:
                 self.trim()
         except FileNotFoundError as error:
             self.close()
@@ -351,58 +345,39 @@ class Index(Gallery):
             self.close()
             raise
 
-    def claim(self):
-        """The folder, made where it is missing, and the right to write into it."""
+    def claim(self, about):
+        """The right to write into the folder, which is made where it is missing, and so are its files, with no row."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.check_free()  # before anything is put there
-            self.acquire()
+            self.lock = lock(self.folder / "lock")
+            if not self.lock:
+                raise ValueError(f"{self.folder}: another process writes into it; wait until it is done")
+            if not self.description.exists():  # made last: a folder that has it has the others
+                self.data.write_bytes(header(0, about["feature_dim"]))
+                self.items.write_bytes(TITLE)
+                with replacing(self.description) as file:
+                    file.write(json.dumps({"schema": 1, **about}, indent=1).encode())
+            self.finish_removal()
         except (FileExistsError, NotADirectoryError):
             raise ValueError(f"{self.folder} is a file, or lies in one; an index is a folder: name another") from None
         except OSError as error:
-            raise self.no_room(error) from None
-
-    def no_room(self, error):
-        return OSError(f"{self.folder}: cannot be written to ({error.strerror}); make room, or name another folder")
+            raise OSError(f"{self.folder}: cannot be written to ({error.strerror}); make room, or name another "
+                          "folder") from None  # fmt: skip
 
     def check_free(self):
         """ValueError unless the folder holds an index, nothing, or what is left where a creation was interrupted: no
         rows. index.json is looked for last, since another process may just make it."""
-        features, items, description, _ = self.paths
-        ours = {"features.npy", "items.csv", "index.json", "index.json.partial", "lock"}
-        strangers, problem = sorted(set(os.listdir(self.folder)) - ours), ""
+        ours, problem = {*FILES[:3], "lock"}, ""
+        strangers = sorted(name for name in os.listdir(self.folder) if name not in ours and not is_leftover(name))
         if strangers:
             problem = f"is no index and not empty (it holds {strangers[0]}); name a new folder"
-        elif (features.exists() and features.stat().st_size > HEAD) or (
-                items.exists() and not TITLE.startswith(items.read_bytes())):  # fmt: skip
+        elif (self.data.exists() and self.data.stat().st_size > HEAD) or (
+                self.items.exists() and not TITLE.startswith(self.items.read_bytes())):  # fmt: skip
             problem = ("holds features.npy or items.csv with rows, but index.json, which tells what made them, is "
                        "missing; bring it back, or name a new folder")  # fmt: skip
-        if problem and not description.exists():
+        if problem and not self.description.exists():
             raise ValueError(f"{self.folder} {problem}")
-
-    def create(self, about):
-        """The three files with no row, in this order: a folder with index.json has the others. Under the lock."""
-        features, items, description, _ = self.paths
-        if description.exists():
-            return
-        try:
-            features.write_bytes(header(0, about["feature_dim"]))
-            items.write_bytes(TITLE)
-            replace_file(description, json.dumps({"schema": 1, **about}, indent=1).encode())
-        except OSError as error:
-            raise self.no_room(error) from None
-
-    def acquire(self):
-        """One process at a time writes. Where the system has no such locks (Windows), nobody checks."""
-        self.lock = open(self.folder / "lock", "w")
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self.close()
-                raise ValueError(f"{self.folder}: another process writes into it; wait until it is done") from None
 
     def close(self):
         """Lets others write. Features that were handed out stay readable."""
@@ -421,32 +396,36 @@ class Index(Gallery):
         """Reads items.csv up to its last whole line that has its row of features. Both files have to be of one time:
         a process that removes rows may just put new ones in place."""
         for _ in range(100):
-            if self.paths[3].exists() and not self.lock:  # a process is at it, or was killed in the middle
-                with contextlib.suppress(ValueError):
-                    self.acquire()
-                    self.finish_replacing()
-                    self.lock.close()
-                    self.lock = None
-            self.file = open(self.paths[0], "rb")
-            told = self.file.read(HEAD)  # before the lines: a process that writes adds to them first
-            with open(self.paths[1], "rb") as items:
-                data = items.read()
+            if self.marker.exists() and not self.lock:  # a process is at it, or was killed in the middle
+                if claimed := lock(self.folder / "lock"):
+                    with claimed:
+                        self.finish_removal()
+            self.file = open(self.data, "rb")
+            head = self.file.read(HEAD)  # before the lines: a process that writes adds to them first
+            with open(self.items, "rb") as items:
+                lines = items.readlines()
                 same = all(os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-                           for file, path in zip((self.file, items), self.paths, strict=False))  # fmt: skip
-            if same and not self.paths[3].exists():
+                           for file, path in ((self.file, self.data), (items, self.items)))  # fmt: skip
+            if same and not self.marker.exists():
                 break
             self.file.close()
             time.sleep(0.05)
         else:
             raise ValueError(f"{self.folder} is being changed by another process; try again")
-        data = data[: data.rfind(b"\n") + 1]
-        stored = os.fstat(self.file.fileno()).st_size - HEAD
-        if not told.startswith(b"\x93NUMPY\x01\x00") or not data.startswith(TITLE):
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()  # it was being written
+        if not head.startswith(b"\x93NUMPY\x01\x00") or lines[:1] != [TITLE]:
             raise ValueError("features.npy or items.csv is not what index wrote")
-        promised = read_header(told, self.dim)
-        lines = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
-        next(lines)
-        self.rows = [parse_row(fields) for fields in lines][: stored // (4 * self.dim)]
+        promised = read_header(head, self.dim)
+        stored = (os.fstat(self.file.fileno()).st_size - HEAD) // (4 * self.dim)
+        table, used = csv.reader(line.decode("utf-8", "surrogateescape") for line in lines), 1
+        next(table)
+        for fields in table:
+            row = parse_row(fields)
+            if len(self.rows) < stored:
+                self.rows.append(row)
+                used = table.line_num
+        self.items_end = sum(map(len, lines[:used]))
         lost = promised - len(self.rows)  # above 0 by no kill of ours
         if lost > 0:
             warnings.warn(f"{self.folder}: the last {lost:,} of {promised:,} rows are gone, features.npy or "
@@ -454,21 +433,12 @@ class Index(Gallery):
 
     def trim(self):
         """Cuts off what was begun and not finished, of both files; the header then tells the number of rows."""
-        lines = io.StringIO()
-        if self.paths[1].read_bytes().count(b"\n") != len(self.rows) + 1 or not self.ends_whole():
-            csv.writer(lines, lineterminator="\n").writerow(Row._fields)
-            write_rows(lines, self.rows)
-            replace_file(self.paths[1], lines.getvalue().encode("utf-8", "surrogateescape"))
-        with open(self.paths[0], "r+b") as file:
+        if self.items.stat().st_size > self.items_end:
+            os.truncate(self.items, self.items_end)
+        with open(self.data, "r+b") as file:
             file.truncate(HEAD + 4 * self.dim * len(self.rows))
             file.write(header(len(self.rows), self.dim))
             os.fsync(file.fileno())
-        self.items_end = self.paths[1].stat().st_size
-
-    def ends_whole(self):
-        with open(self.paths[1], "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
 
     @property
     def features(self):
@@ -479,77 +449,76 @@ class Index(Gallery):
 
     def store(self, features, rows):
         """Features, lines, header, in this order. OSError (a full disk) where it fails, and nothing was added."""
-        count = len(self.rows)
-        lines = io.StringIO()
-        write_rows(lines, rows)
+        count, lines = len(self.rows), to_lines(rows)
         try:
-            with open(self.paths[0], "r+b") as file:
+            with open(self.data, "r+b") as file:
                 file.seek(HEAD + 4 * self.dim * count)
                 file.write(features.tobytes())
                 file.flush()
                 os.fsync(file.fileno())  # before the lines that promise them
-                with open(self.paths[1], "r+b") as items:
+                with open(self.items, "r+b") as items:
                     items.seek(self.items_end)
-                    items.write(lines.getvalue().encode("utf-8", "surrogateescape"))
+                    items.write(lines)
                     items.flush()
                     os.fsync(items.fileno())
-                    self.items_end = items.tell()
                 file.seek(0)
                 file.write(header(count + len(rows), self.dim))
         except OSError:
             with contextlib.suppress(OSError):
-                os.truncate(self.paths[1], self.items_end)
-                os.truncate(self.paths[0], HEAD + 4 * self.dim * count)
+                self.trim()
             raise
+        self.items_end += len(lines)
 
     def overwrite(self, number, feature, row):
         """One row anew, of a file that changed. items.csv follows with `keep`: killed before that, it tells the old
         time of the file, so the row is made once more."""
-        with open(self.paths[0], "r+b") as file:
+        with open(self.data, "r+b") as file:
             file.seek(HEAD + 4 * self.dim * number)
             file.write(check_features(feature[None], self.dim).tobytes())
         self.rows[number] = row
 
     def keep(self, numbers):
         """Removes all rows but those with these ascending numbers; items.csv says what rows says now."""
-        features, items, _, marker = self.paths
-        rows, new = [self.rows[number] for number in numbers], [Path(f"{path}.new") for path in self.paths[:2]]
-        lines = io.StringIO()
-        csv.writer(lines, lineterminator="\n").writerow(Row._fields)
-        write_rows(lines, rows)
-        text = lines.getvalue().encode("utf-8", "surrogateescape")
+        rows = [self.rows[number] for number in numbers]
+        lines = TITLE + to_lines(rows)
         if len(rows) == len(self.rows):
-            replace_file(items, text)
+            with replacing(self.items) as file:
+                file.write(lines)
         else:
-            try:
-                with open(new[0], "wb") as file:
-                    file.write(header(len(rows), self.dim))
-                    old = self.features
-                    for start in range(0, len(numbers), GALLERY_BLOCK):
-                        file.write(old[np.asarray(numbers[start : start + GALLERY_BLOCK], int)].tobytes())
-                    file.flush()
-                    os.fsync(file.fileno())
-                replace_file(new[1], text)
-                replace_file(marker, b"features.npy.new and items.csv.new are complete\n")
-            except OSError:
-                for path in new:
-                    path.unlink(missing_ok=True)
-                raise
-            self.finish_replacing()
+            self.write_removal(numbers, lines)
+            self.finish_removal()
             self.file.close()
-            self.file = open(features, "rb")
-        self.rows, self.items_end = rows, len(text)
+            self.file = open(self.data, "rb")
+        self.rows, self.items_end = rows, len(lines)
 
-    def finish_replacing(self):
+    def write_removal(self, numbers, lines):
+        """Both files anew beside the old ones, without the rows that go, then the marker. OSError: nothing is left."""
+        old, new = self.features, [Path(f"{path}.new") for path in (self.data, self.items)]
+        try:
+            with replacing(new[0]) as file:
+                file.write(header(len(numbers), self.dim))
+                for start in range(0, len(numbers), GALLERY_BLOCK):
+                    file.write(old[np.asarray(numbers[start : start + GALLERY_BLOCK], int)].tobytes())
+            with replacing(new[1]) as file:
+                file.write(lines)
+            with replacing(self.marker) as file:
+                file.write(b"features.npy.new and items.csv.new are complete\n")
+        except OSError:
+            for path in new:
+                path.unlink(missing_ok=True)
+            raise
+
+    def finish_removal(self):
         """Puts files in place that are complete; does away with those that are not. For whoever has the lock."""
-        new = [Path(f"{path}.new") for path in self.paths[:2]]
-        if self.paths[3].exists():
-            for path, target in zip(new, self.paths, strict=False):
-                with contextlib.suppress(FileNotFoundError):  # in place already
-                    os.replace(path, target)
-            self.paths[3].unlink(missing_ok=True)
-        for path in (*new, *(Path(f"{path}.partial") for path in (*self.paths, *new))):
-            path.unlink(missing_ok=True)
+        complete = self.marker.exists()
+        for path in (self.data, self.items):
+            new = Path(f"{path}.new")
+            if complete and new.exists():  # else in place already
+                os.replace(new, path)
+            new.unlink(missing_ok=True)
+        self.marker.unlink(missing_ok=True)
+        for name in filter(is_leftover, os.listdir(self.folder)):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def describe(extractor):

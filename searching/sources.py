@@ -38,7 +38,9 @@ import stat
 import warnings
 from datetime import UTC, datetime
 
-from searching.extractor import SUFFIXES, list_images, no_images
+import numpy as np
+
+from images import SUFFIXES, is_image, list_images
 from searching.gallery import Row, identity
 
 LABELS = {  # matches the start of a file name
@@ -133,30 +135,39 @@ def read_list(path):
         except csv.Error as error:
             raise ValueError(f"{path}, line 1: {error}") from None
         check_columns(titles, path)
-        found = []
-        while True:
-            try:
-                line = next(lines, None)
-                if line is None:
-                    return found
-                told = {key: line[key] for key in COLUMNS[1:] if line.get(key)}
-                if not line["path"]:
-                    raise ValueError("the path is empty")
-                if "pid" in told:
-                    told["pid"] = int(told["pid"])
-                if "time" in told:
-                    told["time"] = parse_time(told["time"])
-                for key in ("camid", "tracklet"):
-                    if "\n" in told.get(key, "") or "\r" in told.get(key, ""):
-                        raise ValueError(f"{key} {told[key]!r} holds a line break")
-            except (ValueError, csv.Error) as error:  # the latter for a field of more than 131,072 characters
-                number = lines.line_num + isinstance(error, csv.Error)  # a line that cannot be cut is not counted
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            found.append((os.path.join(folder, line["path"]), told))
+        try:
+            return [(os.path.join(folder, line["path"]), read_fields(line)) for line in lines]
+        except (ValueError, csv.Error) as error:  # the latter for a field of more than 131,072 characters
+            number = lines.line_num + isinstance(error, csv.Error)  # a line that cannot be cut is not counted
+            raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def breaks_line(path):
-    return "\n" in path or "\r" in path
+def read_fields(line):
+    """{column: value} of a line of a list, but its path. ValueError where one is not what the column holds."""
+    if not line["path"]:
+        raise ValueError("the path is empty")
+    told = {key: line[key] for key in COLUMNS[1:] if line.get(key)}
+    for key in ("camid", "tracklet"):
+        if breaks_line(told.get(key, "")):
+            raise ValueError(f"{key} {told[key]!r} holds a line break")
+    kinds = {"pid": int, "time": parse_time}
+    return {key: kinds.get(key, str)(value) for key, value in told.items()}
+
+
+def breaks_line(text):
+    return "\n" in text or "\r" in text
+
+
+def is_list(path):
+    return os.path.splitext(path)[1].lower() in LISTS and not os.path.isdir(path)
+
+
+def no_images(folder):
+    """What to say of a folder in which list_images found nothing."""
+    with os.scandir(folder) as entries:
+        linked = sorted(entry.name for entry in entries if entry.is_symlink() and entry.is_dir())
+    return (f"no image in or below this folder ({' '.join(SUFFIXES)})"
+            + (f"; links to folders, such as {linked[0]}, are not walked into: name those folders" if linked else ""))
 
 
 def resolve(path):
@@ -167,71 +178,78 @@ def resolve(path):
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def find_paths(source, video, empty_ok=False):
+def find_paths(source, video, empty_ok=False, where=""):
     """[(absolute path, {column: value})] of one source. FileNotFoundError or ValueError where there is nothing;
     empty_ok: but for a folder without images."""
-    source = str(source)
+    name = f"{where} {source or repr(source)}".lstrip()
     if not os.path.exists(source):
-        raise FileNotFoundError(f"{source or repr(source)}: no such file or folder")
+        raise FileNotFoundError(f"{name}: no such file or folder")
     if os.path.isdir(source):
-        paths = [str(path) for path in list_images(resolve(source))]
+        paths = list_images(resolve(source))
         if not paths and not empty_ok:
-            raise ValueError(no_images(source))
+            raise ValueError(f"{name}: {no_images(source)}")
         return [(path, {"tracklet": os.path.dirname(path)} if video else {}) for path in paths]
     if not os.path.isfile(source):
-        raise ValueError(f"{source} is neither a folder nor a file, but a device or a pipe")
-    if os.path.splitext(source)[1].lower() not in LISTS:
+        raise ValueError(f"{name} is neither a folder nor a file, but a device or a pipe")
+    if not is_list(source):
         return [(resolve(source), {})]
-    found, folders = read_list(source), {}
+    found = read_list(source)
     if not found:
-        raise ValueError(f"{source}: this list is empty")
-    for folder in {os.path.dirname(path) for path, _ in found}:
-        folders[folder] = os.path.realpath(folder)
+        raise ValueError(f"{name}: this list is empty")
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path, _ in found}}
     return [(os.path.join(folders[os.path.dirname(path)], os.path.basename(path)), told) for path, told in found]
 
 
-def find_rows(sources, labels="none", video=False, empty_ok=False, strict=True):
-    """Rows of all images of the sources, each path once, junk left out; and [(path, reason)] of files that are not
-    there. The time is None where nothing tells it. Raises as find_paths does, and where `labels` reads no name and a
-    list does not tell every person; not strict: no name has to be of that form."""
+def find_rows(sources, labels="none", video=False, *, empty_ok=False, strict=True, junk=False, where=""):
+    """Rows of all images of the sources, each path once; and [(path, reason)] of files that are not there. The time is
+    None where nothing tells it. Raises as find_paths does, and where `labels` reads no name and a list does not tell
+    every person; not strict: no name has to be of that form. junk: is kept. where: the flag that names the sources."""
     found = {}  # path -> what folders, names and lists tell of it, the best last
-    for source in sources:
-        is_list = os.path.splitext(str(source))[1].lower() in LISTS and not os.path.isdir(source)
-        for path, told in find_paths(source, video, empty_ok):
+    for source in map(str, sources):
+        place = 2 if is_list(source) else 0
+        for path, told in find_paths(source, video, empty_ok, where):
             known = found.setdefault(path, [{}, read_name(os.path.basename(path), labels), {}])
-            place = 2 if is_list else 0
             known[place] = {**told, **known[place]}
     if strict:
-        check_names(found, labels, known={path for path, (_, _, by_list) in found.items() if "pid" in by_list})
+        check_names(found, labels, where, {path for path, (_, _, by_list) in found.items() if "pid" in by_list})
     rows, missing = [], []
     for path, (by_folder, by_name, by_list) in found.items():
         told = {**by_folder, **by_name, **by_list}
-        if told.get("pid") == JUNK:
+        if told.get("pid") == JUNK and not junk:
             continue
-        if breaks_line(path):
-            missing.append((path, LINE_BREAK))
-            continue
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError) as error:  # the latter for a path with a zero byte
-            missing.append((path, getattr(error, "strerror", None) or str(error)))
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            missing.append((path, "not a file" + ", but a folder" * stat.S_ISDIR(status.st_mode)))
-            continue
-        rows.append(Row(path, **told, size=status.st_size, mtime=status.st_mtime_ns))
+        status = look_at(path)
+        if isinstance(status, str):
+            missing.append((path, status))
+        else:
+            rows.append(Row(path, **told, size=status.st_size, mtime=status.st_mtime_ns))
     return rows, missing
 
 
-def group_tracklets(rows):
-    """Rows of frames -> (rows of tracklets, the paths of each): for models that take whole tracklets. Rows without a
-    tracklet are one of a single frame."""
+def look_at(path):
+    """What os.stat tells of an image file, or as text why it cannot be listed."""
+    if breaks_line(path):
+        return LINE_BREAK
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # the latter for a path with a zero byte
+        return getattr(error, "strerror", None) or str(error)
+    return status if stat.S_ISREG(status.st_mode) else "not a file" + ", but a folder" * stat.S_ISDIR(status.st_mode)
+
+
+def group_tracklets(rows, tracklets=True):
+    """Rows of frames -> (rows of tracklets, the paths of each), for models that take whole tracklets: rows without a
+    tracklet are one of a single frame. Without tracklets: rows as they are, a path each."""
+    if not tracklets:
+        return rows, [[row.path] for row in rows]
     groups = {}
     for row in rows:
         groups.setdefault(identity(row) or row.path, []).append(row)
-    tracklets = [frames[0]._replace(frames=len(frames), size=sum(row.size for row in frames),
-                                    mtime=max(row.mtime for row in frames)) for frames in groups.values()]  # fmt: skip
-    return tracklets, [[row.path for row in frames] for frames in groups.values()]
+    merged = [frames[0]._replace(frames=len(frames), size=sum(row.size for row in frames),
+                                 mtime=max(row.mtime for row in frames)) for frames in groups.values()]  # fmt: skip
+    return merged, [[row.path for row in frames] for frames in groups.values()]
+
+
+# ---- what an index holds, beside what is there now ----
 
 
 def merge_known(row, old=None):
@@ -256,24 +274,96 @@ def has_changed(paths, row):
     return (sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)) != (row.size, row.mtime)
 
 
-def is_below(path, places):
-    """Whether a path is one of the absolute paths `places`, or lies below one that is a folder."""
-    return any(path == place or path.startswith(place + os.sep) for place in places)
+def is_below(path, place):
+    """Whether a path is the absolute path `place`, or lies below it where that is a folder."""
+    return path == place or path.startswith(place + os.sep)
+
+
+def whereabouts(row):
+    """(folder, how names begin) of the frames of a stored tracklet, which is a folder or told by names in one."""
+    return (row.tracklet, "") if os.path.isabs(row.tracklet) else (os.path.dirname(row.path), row.tracklet)
 
 
 def is_frame(path, row):
-    """Whether an absolute path names a frame of a stored tracklet. The row tells its first frame, and the tracklet: a
-    folder, or how the names of its frames begin."""
-    folder, name = os.path.split(path)
-    if row.frames == 1 or os.path.splitext(name)[1].lower() not in SUFFIXES:
-        return False
-    if os.path.isabs(row.tracklet):
-        return folder == row.tracklet
-    rest = name[len(row.tracklet) :]
-    return folder == os.path.dirname(row.path) and name.startswith(row.tracklet) and not rest[:1].isdigit()
+    """Whether an absolute path names a frame of a stored tracklet, whose row tells its first frame."""
+    (folder, start), name = whereabouts(row), os.path.basename(path)
+    cut = start and name[len(start) :][:1].isdigit()  # _c1s1 of _c1s12
+    return (row.frames > 1 and is_image(name) and os.path.dirname(path) == folder and name.startswith(start)
+            and not cut)  # fmt: skip
 
 
 def is_gone(row):
     """Whether the file of a row, or the folder of a tracklet, is no longer there; no file belongs to other names."""
     path = row.tracklet if row.frames > 1 and os.path.isabs(row.tracklet) else row.path
     return os.path.isabs(path) and not os.path.exists(path)
+
+
+def plan(index, rows, files, tracklets):
+    """What is to be done: [(row, its files, its place in the index or None)] of what is new or has changed, and how
+    many rows only know more now; those are brought up to date. A row of an image is known by its path, one of a
+    tracklet by what tells tracklets apart, as its first frame may be another one today."""
+    places, known = {row.path: place for place, row in enumerate(index.rows)}, {}
+    for place, row in enumerate(index.rows if tracklets else ()):
+        if row.tracklet:
+            known[identity(row)] = place
+            known.setdefault((row.tracklet, None, ""), place)  # a run that knows less
+    todo, updated, used = [], 0, set()
+    for row, paths in zip(rows, files, strict=True):
+        place = known.get(identity(row), places.get(row.path))
+        place = None if place in used else place
+        used.add(place)
+        old = None if place is None else index.rows[place]
+        if tracklets and old and old.frames > 1 and not row.tracklet:
+            raise ValueError(f"{index.folder} holds {row.path} as a frame of the tracklet {old.tracklet}, and nothing "
+                             "tells its tracklet now; give --video, --labels or the list as before")  # fmt: skip
+        row = merge_known(row, old)
+        if old is None or (old.size, old.mtime, old.frames) != (row.size, row.mtime, row.frames):
+            todo.append((row, paths, place))
+        elif old != row:
+            index.rows[place], updated = row, updated + 1
+    return todo, updated
+
+
+# ---- who is left out of a ranking: pairs of keys for gallery.top_k, equal where a query must not find a row ----
+
+
+def follow_link(path):
+    """The path of the file that a link leads to; else the path. (No link leads to its folder: see resolve.)"""
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+def own_rows(query_rows, files, rows, queries=None, gallery=None):
+    """Equal where a row of the gallery holds a file of the query, or is the tracklet that one is a frame of. files: the
+    paths of each of query_rows. queries, gallery: numbers of the rows that each of them is made of; None: one each."""
+    wanted = {}
+    for number, places in enumerate(queries or zip(range(len(query_rows)))):
+        for row, paths in ((query_rows[place], files[place]) for place in places):
+            paths = {*paths, *map(follow_link, paths)}
+            keys = paths | {(os.path.dirname(path), "") for path in paths}
+            if row.tracklet:
+                keys.add(whereabouts(row))
+            for key in keys:
+                wanted.setdefault(key, []).append(number)
+    sought = {(row.size, row.mtime) for row in query_rows}  # of a million rows, few links need to be followed
+    held = {}  # query -> its rows of the gallery
+    for number, places in enumerate(gallery or zip(range(len(rows)))):
+        for row in (rows[place] for place in places):
+            keys = [row.path]
+            if (row.size, row.mtime) in sought:
+                keys.append(follow_link(row.path))
+            if row.frames > 1:
+                keys.append(whereabouts(row))
+            for key in keys:
+                for query in wanted.get(key, ()):
+                    held.setdefault(query, set()).add(number)
+    ours = np.full((max(map(len, held.values()), default=0), len(queries or query_rows)), -1)
+    for query, numbers in held.items():
+        ours[: len(numbers), query] = sorted(numbers)
+    return [(keys, np.arange(len(gallery or rows))) for keys in ours]
+
+
+def same_person_and_camera(query_rows, rows):
+    """Equal where person and camera are; distractors (pid 0), junk and unlabelled images are like nothing else."""
+    numbers = {}
+    return [np.array([numbers.setdefault((row.pid, row.camid), len(numbers)) if (row.pid or 0) > 0 else nothing
+                      for row in side], int) for side, nothing in ((query_rows, -1), (rows, -2))]  # fmt: skip

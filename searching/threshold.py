@@ -1,7 +1,7 @@
 """The same person or not: from labelled features to a threshold that stands in the model's file.
 
     point = calibrate(features, pids, camids, fmr=0.001)            # features (N, D) of length 1
-    store("best.onnx", point | {"dataset": "shop"})                 # read back as Extractor("best.onnx").threshold
+    store(extractor, point | {"dataset": "shop"})                   # in its file; read back as extractor.threshold
 
 Two images are taken for one person where their cosine is at least point["similarity"]. The false match rate (FMR) is
 the share of pairs of two persons that are taken for one, the false non-match rate (FNMR) that of pairs of one person
@@ -17,16 +17,17 @@ so does the file.
 """
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
+
+from images import replacing
+from searching.extractor import Extractor
+from searching.sources import JUNK, NOBODY
 
 BINS = 2**16  # of similarities from -1 to 1: thresholds have that resolution, the rates at a threshold are exact
 BLOCK = 1024
 LEAST = 10  # impostor pairs accepted at the rate wanted, below which it would be a guess
-JUNK, NOBODY = -1, 0
 
 
 def describe_pairs(pids, camids):
@@ -98,25 +99,31 @@ def import_onnx(path):
     return onnx
 
 
-def store(path, threshold, metadata, check):
-    """Writes `threshold` into the metadata of an ONNX file, which is replaced in one step, when check(new file) has not
-    raised. metadata: what an Extractor knows of it, for a file that says nothing, or not the hash of its weights."""
-    onnx, partial = import_onnx(path), Path(f"{path}.partial")
+def store(extractor, threshold):
+    """Writes `threshold` into the metadata of the extractor's file, which is replaced in one step, and only where the
+    new one gives the same features. A file that says nothing, or not the hash of its weights, is told that too."""
+    path, onnx = extractor.path, import_onnx(extractor.path)
     try:
         model = onnx.load(path, load_external_data=False)
         properties = {entry.key: entry.value for entry in model.metadata_props}
-        document = json.loads(properties["reid"]) if "reid" in properties else metadata
+        document = json.loads(properties["reid"]) if "reid" in properties else extractor.metadata
         if not document.get("weights_sha256"):  # else the file would be another one from now on
-            document["weights_sha256"] = metadata["weights_sha256"]
+            document["weights_sha256"] = extractor.metadata["weights_sha256"]
         onnx.helper.set_model_props(model, properties | {"reid": json.dumps(document | {"threshold": threshold})})
-        partial.write_bytes(model.SerializeToString())
-        shutil.copymode(path, partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        check(partial)
-        os.replace(partial, path)
+        with replacing(path) as file:
+            file.write(model.SerializeToString())
+            file.flush()
+            shutil.copymode(path, file.name)
+            check_stored(file.name, extractor, threshold)
     except OSError as error:
         raise OSError(f"{path}: no threshold could be stored in it ({error.strerror or error}); it was left as it is. "
                       "Writing it anew needs room for a second one beside it") from None
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def check_stored(file, extractor, threshold):
+    """Raises ValueError unless the new file gives the features of the old one, to the bit, and the threshold."""
+    new = Extractor(file, "cpu", 2)
+    old = Extractor(extractor.path, "cpu", 2, preprocessing=extractor.preprocessing)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, *extractor.input_size, 3), dtype=np.uint8)
+    if new.threshold != threshold or not np.array_equal(new(list(pixels)), old(list(pixels))):
+        raise ValueError(f"{extractor.path}: with a threshold it would give other features; it was left as it is")

@@ -123,7 +123,7 @@ def test_no_rows():
 
 
 def test_import_brings_neither_torch_nor_matplotlib():
-    code = "import sys, visualize; assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    code = "import sys, pictures; assert not {'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parent, check=True)
 
 
@@ -264,8 +264,8 @@ def test_maps_grid_other_sizes_and_no_images():
 
 
 def test_maps_are_drawn_where_matplotlib_is_missing():
-    code = ("import sys; sys.modules['matplotlib'] = sys.modules['torch'] = None; import numpy as np, visualize; "
-            "visualize.maps_grid(['a'], np.zeros((1, 160, 64, 3), np.uint8), np.zeros((1, 5, 2)), "
+    code = ("import sys; sys.modules['matplotlib'] = sys.modules['torch'] = None; import numpy as np, pictures; "
+            "pictures.maps_grid(['a'], np.zeros((1, 160, 64, 3), np.uint8), np.zeros((1, 5, 2)), "
             "[np.zeros((1, 5, 2))], [np.full((1, 4, 4), [0, 0, 40, 64])])")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], cwd=Path(pictures.__file__).parent, check=True)
 

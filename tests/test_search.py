@@ -29,6 +29,7 @@ from tiny_onnx import (
 )
 
 import search
+from searching import answers, sources
 
 
 @pytest.fixture
@@ -146,16 +147,15 @@ def test_command_with_one_query_and_odd_names(model, market, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("query_pid, gallery_pid, match", [
-    (1, 1, True), (1, 2, False), (1, 0, False), (0, 0, None), (-1, 5, None), (search.NO_LABEL, search.NO_LABEL, None),
-    (1, search.NO_LABEL, None),
+    (1, 1, True), (1, 2, False), (1, 0, False), (0, 0, None), (-1, 5, None), (None, None, None), (1, None, None),
 ])  # fmt: skip
 def test_is_match(query_pid, gallery_pid, match):
-    assert search.is_match(query_pid, gallery_pid) is match
+    assert answers.is_match(query_pid, gallery_pid) is match
 
 
 def test_more_queries_than_are_drawn(model, tmp_path, capsys, monkeypatch):
-    drawn, draw = [], search.ranked_grid
-    monkeypatch.setattr(search, "ranked_grid", lambda rows: drawn.extend(rows) or draw(rows))
+    drawn, draw = [], answers.ranked_grid
+    monkeypatch.setattr(answers, "ranked_grid", lambda rows: drawn.extend(rows) or draw(rows))
     for pid in range(23):
         person(pid).save(tmp_path / f"{pid:02d}.png")
     assert search.main(command(model, tmp_path, tmp_path, tmp_path / "out", "--top", "22")) == 0
@@ -464,14 +464,14 @@ def test_a_gallery_that_changes_while_it_is_read(model, tmp_path, capsys, monkey
     crops.mkdir()
     for number in range(4):
         person(number).save(crops / f"{number}.png")
-    def find_then_change(*arguments):
-        found = find(*arguments)
+    def find_then_change(*arguments, **flags):
+        found = find(*arguments, **flags)
         (crops / "0.png").unlink()
         person(9).save(crops / "1.png")
         return found
 
-    find = search.find_rows
-    monkeypatch.setattr(search, "find_rows", find_then_change)
+    find = sources.find_rows
+    monkeypatch.setattr(sources, "find_rows", find_then_change)
     assert search.main(index(model, folder, crops)) == 0
     printed = capsys.readouterr().out
     assert f"{crops / '0.png'}: " in printed and "No such file" in printed
@@ -860,7 +860,7 @@ def test_control_characters_in_names_do_not_reach_the_terminal(model, tmp_path, 
         assert search.main(argv) == 0
         out, err = capfd.readouterr()
         assert ("such as a\\x1b[31mred.png; they tell no person" in err) == (labels[0] in argv)
-        assert clean(out, err) and f"e\\nline.png: {search.LINE_BREAK}" in out
+        assert clean(out, err) and f"e\\nline.png: {sources.LINE_BREAK}" in out
         assert all(f"{crops}/broken {name}: cannot identify" in out for name in SHOWN)
         if argv[0] != "index":
             assert all(f"\n{name} " in out for name in [*SHOWN, "caf\\xe9 \u3000.png"])
@@ -997,7 +997,7 @@ def test_calibrate_a_file_of_another_exporter(tmp_path, capsys):
 
 def test_calibrate_without_onnx_says_so_before_the_work(model, market, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.setattr(search, "find_rows", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(sources, "find_rows", lambda *_: pytest.fail("it began"))
     argv = ["calibrate", "--model", str(model), "--labelled", str(market[1])]
     assert "the package onnx is needed" in fails(capsys, argv, 1)
 

@@ -1,6 +1,6 @@
 """Tests of extractor.py: pixels, features beside a slow reference, what is refused, what is said of it.
 
-python -m pytest tests/test_extractor.py
+python -m pytest tests/searching/test_extractor.py
 """
 
 import hashlib
@@ -101,20 +101,6 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match="8192 x 8193 pixels are more"):
         extractor.read_image(tmp_path / "bomb.png", (H, W))
-
-
-def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
-    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "i.gif"]
-    others = [".hidden.jpg", "._a.jpeg", "Thumbs.db", "notes.txt", ".cache/i.jpg", "sub/.git/j.png", "noextension"]
-    for name in names + others:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "sub")  # a link to a folder, whatever it is called
-    found = [path.relative_to(tmp_path).as_posix() for path in extractor.list_images(tmp_path)]
-    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "i.gif", "sub-x/h.jpg", "sub/c.png",
-                     "sub/deep/d.bmp"]  # fmt: skip
 
 
 @pytest.mark.parametrize("count, most, chosen", [(5, 0, [0, 1, 2, 3, 4]), (3, 4, [0, 1, 2]), (4, 4, [0, 1, 2, 3]),

@@ -1,6 +1,6 @@
 """Tests of gallery.py: exact ranking beside a full sort, and an index that stays whole whatever happens.
 
-python -m pytest tests/test_gallery.py
+python -m pytest tests/searching/test_gallery.py
 """
 
 import os
@@ -296,10 +296,11 @@ def test_a_kill_while_rows_are_removed(stage, reader, tmp_path, monkeypatch):
 
 def test_files_that_were_being_written_are_cleared_away(tmp_path):
     Index.open(tmp_path / "i", ABOUT).close()
-    for name in ("items.csv.partial", "items.csv.new.partial", "replacing.partial", "features.npy.new"):
+    for name in ("items.csv.partial", "items.csv.new.partial", "replacing.partial", "features.npy.new",
+                 "index.json.1234.tmp", "features.npy.new.1234.tmp", "items.csv.bak"):  # fmt: skip
         (tmp_path / "i" / name).write_text("half")
     Index.open(tmp_path / "i", ABOUT).close()
-    assert sorted(os.listdir(tmp_path / "i")) == ["features.npy", "index.json", "items.csv", "lock"]
+    assert sorted(os.listdir(tmp_path / "i")) == ["features.npy", "index.json", "items.csv", "items.csv.bak", "lock"]
 
 
 APPEND_FOREVER = """
@@ -320,7 +321,7 @@ with Index.open({folder!r}, ABOUT) as index:
 
 def test_kill_minus_nine_at_any_moment(tmp_path):
     """A process that appends and removes without end is killed again and again; rows are never lost, doubled, mixed."""
-    code = APPEND_FOREVER.format(path=[str(REPOSITORY), str(Path(__file__).parent)],
+    code = APPEND_FOREVER.format(path=[str(REPOSITORY), str(REPOSITORY / "tests"), str(Path(__file__).parent)],
                                  folder=str(tmp_path / "i"))  # fmt: skip
     for wait in (0.0, 0.003, 0.011, 0.023, 0.037):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -370,8 +371,8 @@ def test_a_disk_that_is_full_when_the_lines_are_written(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
-        for path in index.paths[:2]:  # not only hidden, but gone
-            assert path.stat().st_size == {"features.npy": galleries.HEAD + 5 * 4 * DIM}.get(path.name, index.items_end)
+        assert index.data.stat().st_size == galleries.HEAD + 5 * 4 * DIM  # not only hidden, but gone
+        assert index.items.stat().st_size == index.items_end
         index.append(*long_rows(5))
     with Index.read(tmp_path / "i") as index:
         assert [row.pid for row in index.rows] == list(range(6))
@@ -426,7 +427,8 @@ def test_features_without_index_json_are_left_alone(gone, tmp_path):
 
 @pytest.mark.parametrize("left", [{}, {"features.npy": b""}, {"features.npy": galleries.header(0, 99)},
                                   {"features.npy": galleries.header(0, DIM), "items.csv": b"path,pid"},
-                                  {"items.csv": galleries.TITLE, "index.json.partial": b"{", "lock": b""}])  # fmt: skip
+                                  {"items.csv": galleries.TITLE, "index.json.partial": b"{", "lock": b""},
+                                  {"items.csv": galleries.TITLE, "index.json.77.tmp": b"{", "lock": b""}])  # fmt: skip
 def test_an_interrupted_creation_goes_on(left, tmp_path):
     for name, data in left.items():
         (tmp_path / name).write_bytes(data)
@@ -445,7 +447,7 @@ def test_places_that_cannot_become_an_index(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(galleries, "replace_file", full)
+    monkeypatch.setattr(galleries, "replacing", full)
     with pytest.raises(OSError, match="i: cannot be written to .No space left on device.; make room"):
         Index.open(tmp_path / "i", ABOUT)
     monkeypatch.undo()

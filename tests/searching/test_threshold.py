@@ -1,6 +1,6 @@
 """Tests of threshold.py: pairs and rates by hand and beside metrics.verification; storing them in a file.
 
-python -m pytest tests/test_threshold.py
+python -m pytest tests/searching/test_threshold.py
 """
 
 import os
@@ -124,12 +124,12 @@ def test_store_changes_nothing_but_the_threshold(tmp_path):
     path = write_model(tmp_path / "m.onnx")
     os.chmod(path, 0o640)
     before, images = Extractor(path, "cpu"), [person(1), person(2)]
-    threshold.store(path, POINT, before.metadata, lambda new: Extractor(new, "cpu"))
+    threshold.store(before, POINT)
     after = Extractor(path, "cpu")
     assert after.threshold == POINT and after.metadata == METADATA | {"threshold": POINT}
     assert after(images).tobytes() == before(images).tobytes()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640 and os.listdir(tmp_path) == ["m.onnx"]
-    threshold.store(path, POINT | {"fmr": 0.01}, after.metadata, lambda new: None)
+    threshold.store(after, POINT | {"fmr": 0.01})
     assert Extractor(path, "cpu").threshold["fmr"] == 0.01
 
 
@@ -137,17 +137,24 @@ def test_store_leaves_the_file_where_something_fails(tmp_path, monkeypatch):
     path = write_model(tmp_path / "m.onnx")
     data = path.read_bytes()
 
-    def refuse(new):
-        assert {entry.key for entry in onnx.load(new).metadata_props} == {"reid"}
-        raise ValueError("not the same")
+    embed, run = Extractor(path, "cpu"), Extractor.run
 
-    with pytest.raises(ValueError, match="not the same"):
-        threshold.store(path, POINT, METADATA, refuse)
+    def drift(self, rows):
+        stored = {entry.key for entry in onnx.load(self.path).metadata_props}
+        assert stored == {"reid"}
+        features = run(self, rows)
+        return features if self.threshold is None else features[:, ::-1]
+
+    monkeypatch.setattr(Extractor, "run", drift)
+    with pytest.raises(ValueError, match="m.onnx: with a threshold it would give other features; it was left as it is"):
+        threshold.store(embed, POINT)
+    monkeypatch.undo()
+    assert path.read_bytes() == data and os.listdir(tmp_path) == ["m.onnx"]
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="m.onnx: no threshold could be stored in it .No space left on device"):
-        threshold.store(path, POINT, METADATA, lambda new: None)
+        threshold.store(embed, POINT)
     assert path.read_bytes() == data and os.listdir(tmp_path) == ["m.onnx"]

@@ -1,6 +1,6 @@
 """Tests of answers.py: one page that holds everything, whatever files are called.
 
-python -m pytest tests/test_pages.py
+python -m pytest tests/searching/test_answers.py
 """
 
 import base64
@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_onnx import person
 
 from searching import answers
+from searching.gallery import Row
 
 
 class Page(HTMLParser):
@@ -48,8 +49,8 @@ def images(tmp_path):
 
 
 def test_a_page_holds_everything(images, tmp_path):
-    q, a, b, c = images
-    rows = [(q, [(a, 0.93, True, "camera 3"), (b, 0.5, False, ""), (c, -0.25, None, "")]), (a, [])]
+    q, a, b, c = map(Row, map(str, images))
+    rows = [(q, [(a._replace(camid="3"), 0.93, True), (b, 0.5, False), (c, -0.25, None)]), (a, [])]
     answers.write_page(tmp_path / "page.html", rows, title="Ranked", notes=["2 queries"])
     page = Page(tmp_path / "page.html")
     assert [i["alt"] for i in page.all("img")] == ["q.png", "a.png", "b.png", "c.png", "a.png"]
@@ -73,18 +74,19 @@ def test_names_are_escaped(tmp_path):
     paths = [os.path.join(tmp_path, name) for name in names] + [os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")]
     for path in paths:
         person(1).save(path)
-    rows = [(path, [(path, 0.5, None, "<b>")]) for path in paths]
+    rows = [(Row(path), [(Row(path, camid="<b>", frames=3), 0.5, None)]) for path in paths]
     answers.write_page(tmp_path / "page.html", rows, title="<i>", notes=["<u> & co"])
     page = Page(tmp_path / "page.html")
     assert not {"script", "i", "u"} & {tag for tag, _ in page.tags}
     assert [image["alt"] for image in page.all("img")][::2] == [*names, "caf\\xe9.png"]
     assert all(li["title"] for li in page.all("li"))
-    assert "<b>" in page.text and "<u> & co" in page.text
+    assert "camera <b>, 3 frames" in page.text and "<u> & co" in page.text
 
 
 def test_images_that_are_gone_leave_a_place(images, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
-    rows = [(tmp_path / "gone.png", [(tmp_path / "text.jpg", 0.5, True, ""), (images[0], 0.4, True, "")])]
+    gone, text, q = (Row(str(path)) for path in (tmp_path / "gone.png", tmp_path / "text.jpg", images[0]))
+    rows = [(gone, [(text, 0.5, True), (q, 0.4, True)])]
     answers.write_page(tmp_path / "page.html", rows, title="x")
     page = Page(tmp_path / "page.html")
     assert len(page.all("img")) == 1 and page.text.count("image cannot be read") == 2
