@@ -11,10 +11,12 @@ mean right and wrong are also told apart by their lightness, for readers who do 
 maps_grid, heat and the frames of regions. NumPy and Pillow; matplotlib only for curves.
 """
 
+import contextlib
 import itertools
 import json
 import math
 import textwrap
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,15 @@ HEAT = np.array([(13, 8, 135), (76, 2, 161), (126, 3, 168), (170, 35, 149), (204
                  (248, 149, 64), (253, 196, 39), (240, 249, 33)])  # fmt: skip
 REGIONS = (250, 232, 70), (86, 180, 233), (213, 80, 20), (60, 25, 135)  # frames, from the lightest to the darkest
 PAPER, MAT, INK, FAINT = (255, 255, 255), (238, 238, 238), (30, 30, 30), (95, 95, 95)
+TILE, FRAME = (96, 192), 4  # of a ranked list, in pixels: an image (W, H), and the frame around it
+MARGIN, HEADER, GAP = 15, 27, 21  # around a ranked list, above its first row, between the query and the answers
+STEP = TILE[0] + 2 * FRAME + 10, TILE[1] + 2 * FRAME + 54  # (x, y) from tile to tile; below is room for two lines
+HEIGHT, SMALL = 320, 12  # of an image in maps_grid, in pixels, and of the letters below
+
+
+@lru_cache
+def font(size):
+    return ImageFont.load_default(size=size)
 
 
 def fit(image, size):
@@ -39,75 +50,54 @@ def fit(image, size):
     return tile
 
 
-def shorten(text, font, width):
+def shorten(text, size, width):
     """text, with its middle left out where it is wider than width pixels: both ends of a file name tell most."""
-    if font.getlength(text) <= width:
-        return text
-    for keep in range(len(text) - 1, 1, -1):
-        short = text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
-        if font.getlength(short) <= width:
-            return short
-    return "…"
+    cuts = [f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}" for keep in range(len(text) - 1, 1, -1)]
+    return next((short for short in (text, *cuts) if font(size).getlength(short) <= width), "…")
 
 
-class Layout:
-    """Where things stand in a ranked list, in pixels. column 0 is the query, column 1 the best gallery image."""
-
-    def __init__(self, columns, scale):
-        self.tile = round(64 * scale), round(128 * scale)  # (W, H)
-        self.frame = max(2, round(3 * scale))
-        self.number_font = ImageFont.load_default(size=max(10, round(11 * scale)))
-        self.name_font = ImageFont.load_default(size=max(8, round(7 * scale)))
-        self.space, self.gap, self.margin = round(7 * scale), round(14 * scale), round(10 * scale)
-        self.header = round(18 * scale)
-        self.step_x = self.tile[0] + 2 * self.frame + self.space
-        self.step_y = self.tile[1] + 2 * self.frame + round(36 * scale)
-        self.width = 2 * self.margin + (columns + 1) * self.step_x - self.space + (self.gap if columns else 0)
-
-    def corner(self, row, column):
-        """(x, y) of the outer corner of a frame."""
-        x = self.margin + column * self.step_x + (self.gap if column else 0)
-        return x, self.margin + self.header + row * self.step_y
+def corner(row, column):
+    """(x, y) of the outer corner of a frame in a ranked list. Column 0 is the query, column 1 the best answer."""
+    return MARGIN + column * STEP[0] + (GAP if column else 0), MARGIN + HEADER + row * STEP[1]
 
 
-def ranked_grid(rows, *, scale=1.5):
+def ranked_grid(rows):
     """A ranked list as a PIL image. rows: [(query path, [(gallery path, similarity, match), ...]), ...]; match is True,
-    False or None (unknown). Gallery lists may differ in length. A tile is 64 x 128 pixels times scale; that of a file
-    which cannot be read, or no longer, says so."""
+    False or None (unknown). Gallery lists may differ in length. The tile of a file which cannot be read, or no longer,
+    says so."""
     if not rows:
         raise ValueError("ranked_grid got no rows: give at least one (query path, [(gallery path, similarity, match)])")
     columns = max(len(ranked) for _, ranked in rows)
-    at = Layout(columns, scale)
-    picture = Image.new("RGB", (at.width, 2 * at.margin + at.header + len(rows) * at.step_y), PAPER)
-    draw = ImageDraw.Draw(picture)
+    size = corner(0, columns)[0] + TILE[0] + 2 * FRAME + MARGIN, corner(len(rows), 0)[1] + MARGIN
+    picture = Image.new("RGB", size, PAPER)
     for column in range(columns + 1):
-        x, y = at.corner(0, column)
+        x, y = corner(0, column)
         heading = str(column) if column else "query"
-        draw.text((x + at.frame + at.tile[0] / 2, y - at.frame), heading, INK, at.number_font, anchor="md")
+        ImageDraw.Draw(picture).text((x + FRAME + TILE[0] / 2, y - FRAME), heading, INK, font(16), anchor="md")
     for row, (query, ranked) in enumerate(rows):
-        draw_tile(picture, draw, at, (row, 0), query, QUERY)
+        draw_tile(picture, corner(row, 0), query, QUERY)
         for column, (path, similarity, match) in enumerate(ranked, start=1):
-            draw_tile(picture, draw, at, (row, column), path, FRAMES[match], f"{similarity:.3f}")
+            draw_tile(picture, corner(row, column), path, FRAMES[match], f"{similarity:.3f}")
     return picture
 
 
-def draw_tile(picture, draw, at, place, path, colour, number=None):
-    """One framed image with its number and its file name under it; place is (row, column)."""
-    x, y = at.corner(*place)
-    width, height = at.tile[0] + 2 * at.frame, at.tile[1] + 2 * at.frame
+def draw_tile(picture, corner, path, colour, number=""):
+    """One image in a frame, whose corner is (x, y), and under it a number and the file name."""
+    (x, y), draw = corner, ImageDraw.Draw(picture)
+    width, height = TILE[0] + 2 * FRAME, TILE[1] + 2 * FRAME
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    middle, below = x + width / 2, y + height + at.frame
+    middle, below = x + width / 2, y + height + FRAME
     try:
         with Image.open(path) as image:
-            picture.paste(fit(image, at.tile), (x + at.frame, y + at.frame))
+            picture.paste(fit(image, TILE), (x + FRAME, y + FRAME))
     except Exception:  # as many classes as there are kinds of broken files
-        picture.paste(MAT, (x + at.frame, y + at.frame, x + width - at.frame, y + height - at.frame))
+        picture.paste(MAT, (x + FRAME, y + FRAME, x + width - FRAME, y + height - FRAME))
         told = "image\ncannot\nbe read"
-        draw.text((middle, y + height / 2), told, FAINT, at.number_font, anchor="mm", align="center")
+        draw.text((middle, y + height / 2), told, FAINT, font(16), anchor="mm", align="center")
     if number:
-        draw.text((middle, below), number, INK, at.number_font, anchor="ma")
-        below += at.number_font.size * 1.2
-    draw.text((middle, below), shorten(Path(path).name, at.name_font, width), FAINT, at.name_font, anchor="ma")
+        draw.text((middle, below), number, INK, font(16), anchor="ma")
+        below += 16 * 1.2
+    draw.text((middle, below), shorten(Path(path).name, 10, width), FAINT, font(10), anchor="ma")
 
 
 def stretch(values):
@@ -140,14 +130,14 @@ def draw_frame(draw, box, colour):
     draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=3)
 
 
-def draw_number(draw, x, y, number, font):
+def draw_number(draw, x, y, number):
     """The number of a region (from 0) on its colour; (x, y) is the middle of the upper edge."""
-    colour, half = REGIONS[number], round(0.5 * font.size)
-    draw.rectangle((x - half, y, x + half, y + round(1.2 * font.size)), fill=colour, outline=rim(colour))
-    draw.text((x + 0.5, y + 0.65 * font.size), str(number + 1), rim(colour), font, anchor="mm")
+    colour, size = REGIONS[number], SMALL
+    draw.rectangle((x - size // 2, y, x + size // 2, y + round(1.2 * size)), fill=colour, outline=rim(colour))
+    draw.text((x + 0.5, y + 0.65 * size), str(number + 1), rim(colour), font(size), anchor="mm")
 
 
-def region_tile(image, boxes, scale, overhang, font):
+def region_tile(image, boxes, scale, overhang):
     """image with frames. boxes (R, 4): top, left, bottom, right in pixels of the network; scale: pixels drawn for one;
     overhang (x, y): how much of the surroundings is shown on each side, as regions may reach outside."""
     tile = Image.new("RGB", (image.width + 2 * overhang[0], image.height + 2 * overhang[1]), MAT)
@@ -159,7 +149,7 @@ def region_tile(image, boxes, scale, overhang, font):
     for frame, colour in zip(frames, REGIONS, strict=False):
         draw_frame(draw, frame, colour)
     for number, (left, top, right, _) in enumerate(frames):  # side by side: regions may lie on one another
-        draw_number(draw, left + round((right - left) * (number + 0.5) / len(REGIONS)), top, number, font)
+        draw_number(draw, left + round((right - left) * (number + 0.5) / len(REGIONS)), top, number)
     return tile
 
 
@@ -171,8 +161,8 @@ def overhang_of(regions, size, scale):
     return x, y
 
 
-def maps_grid(names, images, activation, attention=(), regions=(), *, height=320):
-    """What a network looks at, as a PIL image with one row per image, drawn `height` pixels high.
+def maps_grid(names, images, activation, attention=(), regions=()):
+    """What a network looks at, as a PIL image with one row per image, drawn HEIGHT pixels high.
 
     names: N file names; images (N, H, W, 3), bytes as the network sees them; activation (N, h, w) in 0..1; attention:
     for each stage (N, h, w), of any range, stretched map by map; regions: for each stage (N, R, 4), R up to 4: top,
@@ -181,67 +171,57 @@ def maps_grid(names, images, activation, attention=(), regions=(), *, height=320
     if not len(images):
         raise ValueError("maps_grid got no images: give at least one")
     size = images.shape[1:3]
-    scale, width = height / size[0], round(size[1] * height / size[0])
-    font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
+    scale, width = HEIGHT / size[0], round(size[1] * HEIGHT / size[0])
     x_over, y_over = overhang_of(regions, size, scale) if len(regions) else (0, 0)
-    headings = ["query", *(f"attention {i + 1}" for i in range(len(attention)))]
-    headings += [*(f"regions {i + 1}" for i in range(len(regions))), "activation"]
+    headings = ["query", *(f"attention {i + 1}" for i in range(len(attention))),
+                *(f"regions {i + 1}" for i in range(len(regions))), "activation"]  # fmt: skip
     widths = [width + 2 * x_over * heading.startswith("regions") for heading in headings]
-    margin, gap, header, step = 16, 14, 26, height + 2 * y_over + 30
+    margin, gap, header, step = 16, 14, 26, HEIGHT + 2 * y_over + 30
     middles = [margin + sum(widths[:i]) + gap * i + widths[i] // 2 for i in range(len(widths))]
     total = 2 * margin + sum(widths) + gap * (len(widths) - 1)
-    notes = legend_lines(len(attention), len(regions), small, total - 2 * margin)
-    foot = margin + header + len(images) * step + 6
-    picture = Image.new("RGB", (total, foot + round(1.4 * small.size * (len(notes) + 1.5)) + margin), PAPER)
+    notes, foot = legend(total - 2 * margin, len(attention) > 0, len(regions) > 0), margin + header + len(images) * step
+    picture = Image.new("RGB", (total, foot + 6 + notes.height + margin), PAPER)
+    picture.paste(notes, (margin, foot + 6))
     draw = ImageDraw.Draw(picture)
     for middle, heading in zip(middles, headings, strict=True):
-        draw.text((middle, margin), heading, INK, font, anchor="ma")
+        draw.text((middle, margin), heading, INK, font(15), anchor="ma")
     for row, (name, pixels) in enumerate(zip(names, images, strict=True)):
-        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+        image = Image.fromarray(pixels).resize((width, HEIGHT), Image.Resampling.LANCZOS)
         maps = [stage[row] for stage in attention]
-        tiles = [(image, shorten(Path(name).name, small, width))]
+        tiles = [(image, shorten(Path(name).name, SMALL, width))]
         tiles += [(overlay(image, stretch(values)), f"{values.min():.2f} to {values.max():.2f}") for values in maps]
-        tiles += [(region_tile(image, stage[row], scale, (x_over, y_over), small), "") for stage in regions]
+        tiles += [(region_tile(image, stage[row], scale, (x_over, y_over)), "") for stage in regions]
         tiles.append((overlay(image, activation[row]), ""))
         top = margin + header + row * step + y_over  # of the images; what surrounds a region tile begins above
         for middle, (tile, text) in zip(middles, tiles, strict=True):
-            picture.paste(tile, (middle - tile.width // 2, top + (height - tile.height) // 2))
-            draw.text((middle, top + height + 5), text, FAINT, small, anchor="ma")
-    draw_legend(picture, draw, (margin, foot), notes, small, len(regions) > 0)
+            picture.paste(tile, (middle - tile.width // 2, top + (HEIGHT - tile.height) // 2))
+            draw.text((middle, top + HEIGHT + 5), text, FAINT, font(SMALL), anchor="ma")
     return picture
 
 
-def legend_lines(num_attention, num_regions, font, width):
-    """The notes under maps_grid, broken into lines of at most `width` pixels."""
-    notes = []
-    if num_attention:
-        notes.append("attention: soft attention of each stage, mean over channels; each map is stretched from its "
-                     "lowest value to its highest, which stand below it")  # fmt: skip
-    if num_regions:
-        notes.append("regions: the parts that the local branch cuts out at each stage; outside the image it sees zeros")
+def legend(width, with_attention, with_regions):
+    """What stands under maps_grid, as a PIL image: the scale of heat, the numbers of regions, and notes."""
+    notes = ["attention: soft attention of each stage, mean over channels; each map is stretched from its lowest value "
+             "to its highest, which stand below it"] * with_attention  # fmt: skip
+    notes += ["regions: the parts that the local branch cuts out at each stage; outside the image it sees zeros"] \
+        * with_regions  # fmt: skip
     notes.append("activation: how strongly the last features answer, from the lowest to the highest in each image")
-    lines = []
+    small, lines = font(SMALL), []
     for note in notes:
-        lines += textwrap.wrap(note, int(0.9 * width / font.getlength(note) * len(note)))  # 0.9: letters differ
-    return lines
-
-
-def draw_legend(picture, draw, corner, notes, font, with_regions):
-    """The scale of heat, the numbers of the regions, then the notes, from `corner` down."""
-    x, y = corner
-    draw.text((x, y), "low", INK, font)
-    x += round(font.getlength("low")) + 6
-    middle_grey, ramp = Image.new("RGB", (120, font.size), (128, 128, 128)), np.linspace(0, 1, 120)[None]
-    picture.paste(overlay(middle_grey, ramp), (x, y + 2))
-    draw.text((x + 126, y), "high", INK, font)
+        lines += textwrap.wrap(note, int(0.9 * width / small.getlength(note) * len(note)))  # 0.9: letters differ
+    picture = Image.new("RGB", (width, round(1.4 * SMALL * (len(lines) + 1.5))), PAPER)
+    draw, x = ImageDraw.Draw(picture), round(small.getlength("low")) + 6
+    draw.text((0, 0), "low", INK, small)
+    grey, ramp = Image.new("RGB", (120, SMALL), (128, 128, 128)), np.linspace(0, 1, 120)[None]
+    picture.paste(overlay(grey, ramp), (x, 2))
+    draw.text((x + 126, 0), "high", INK, small)
     if with_regions:
-        x += 200
-        draw.text((x, y), "regions", INK, font)
-        x += round(font.getlength("regions")) + 16
+        draw.text((x + 200, 0), "regions", INK, small)
         for number in range(len(REGIONS)):
-            draw_number(draw, x + 20 * number, y, number, font)
-    for line, note in enumerate(notes):
-        draw.text((corner[0], y + 1.4 * font.size * (line + 1.5)), note, FAINT, font)
+            draw_number(draw, x + 216 + round(small.getlength("regions")) + 20 * number, 0, number)
+    for number, line in enumerate(lines):
+        draw.text((0, 1.4 * SMALL * (number + 1.5)), line, FAINT, small)
+    return picture
 
 
 def read_log(log_jsonl):
@@ -261,36 +241,47 @@ def read_log(log_jsonl):
     return [records[epoch] for epoch in sorted(records)]
 
 
-# Those of recipe.LOSSES, as log.jsonl names them: torch stays out of this file
+# Those of training.recipes.LOSSES, as log.jsonl names them: torch stays out of this file
 LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "arcface", "cosface")
+
+
+@contextlib.contextmanager
+def drawing(path, size, widths=(1,)):
+    """Axes side by side, of these relative widths, to draw on; they are written as a PNG when the block ends."""
+    from matplotlib.figure import Figure  # not pyplot: it keeps global state and may want a display
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for axes in figure.axes:
+        tidy(axes)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def tidy(axes):
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def training_curves(log_jsonl, path):
     """Writes a PNG, by epoch: losses, learning rate, and rank-1 and mAP of each target where it was evaluated."""
-    from matplotlib.figure import Figure  # not pyplot: it keeps global state and may want a display
-    from matplotlib.ticker import MaxNLocator
-
     records = read_log(log_jsonl)
     epochs = [r["epoch"] for r in records]
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 0.7, 1))
     parts = [name for name in LOSS_PARTS if name in records[-1]]
-    left.plot(epochs, [r["loss"] for r in records], color="black", marker=".", label="weighted sum")
-    for name in parts if len(parts) > 1 else ():
-        left.plot(epochs, [r.get(name) for r in records], marker=".", linewidth=1, label=name)
-    left.set(title="training loss", xlabel="epoch", ylabel="loss")
-    if len(parts) > 1:
-        left.set_yscale("log")  # center is counted in hundreds, cross entropy in ones
-        left.legend(frameon=False)
-    if all("lr" in r for r in records):
-        middle.plot(epochs, [r["lr"] for r in records], color="black", marker=".")
-    middle.set(title="learning rate", xlabel="epoch", ylabel="rate", ylim=(0, None))
-    plot_scores(right, records)
-    right.set(title="retrieval", xlabel="epoch", ylabel="%", ylim=(0, 100), xlim=left.get_xlim())
-    for axes in (left, middle, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        tidy(axes)
-    figure.savefig(path, dpi=120, format="png")
+    with drawing(path, (13, 3.8), (1, 0.7, 1)) as (left, middle, right):
+        left.plot(epochs, [r["loss"] for r in records], color="black", marker=".", label="weighted sum")
+        left.set(title="training loss", xlabel="epoch", ylabel="loss")
+        if len(parts) > 1:
+            for name in parts:
+                left.plot(epochs, [r.get(name) for r in records], marker=".", linewidth=1, label=name)
+            left.set_yscale("log")  # center is counted in hundreds, cross entropy in ones
+            left.legend(frameon=False)
+        if all("lr" in r for r in records):
+            middle.plot(epochs, [r["lr"] for r in records], color="black", marker=".")
+        middle.set(title="learning rate", xlabel="epoch", ylabel="rate", ylim=(0, None))
+        plot_scores(right, records)
+        right.set(title="retrieval", xlabel="epoch", ylabel="%", ylim=(0, 100), xlim=left.get_xlim())
+        for axes in (left, middle, right):
+            axes.locator_params("x", integer=True, steps=[1, 2, 5, 10])
 
 
 def plot_scores(axes, records):
@@ -315,40 +306,27 @@ def plot_scores(axes, records):
     axes.legend(frameon=False)
 
 
-def tidy(axes):
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def cmc_curves(curves, path):
     """Writes a PNG of cumulative match characteristics. curves: name -> (R,), share of queries with a hit by rank r."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, cmc in curves.items():
-        percent = [100 * float(value) for value in cmc]
-        axes.plot(range(1, len(cmc) + 1), percent, marker=".", label=f"{name}: {percent[0]:.1f} at rank 1")
-    axes.set(title="CMC", xlabel="rank", ylabel="queries with a hit so far, %", ylim=(None, 100.5), xlim=(0.5, None))
-    axes.legend(loc="lower right", frameon=False)
-    tidy(axes)
-    figure.savefig(path, dpi=120, format="png")
+    with drawing(path, (6, 4.2)) as (axes,):
+        for name, cmc in curves.items():
+            percent = [100 * float(value) for value in cmc]
+            axes.plot(range(1, len(cmc) + 1), percent, marker=".", label=f"{name}: {percent[0]:.1f} at rank 1")
+        axes.set(title="CMC", xlabel="rank", ylabel="queries with a hit so far, %", ylim=(None, 100.5),
+                 xlim=(0.5, None))  # fmt: skip
+        axes.legend(loc="lower right", frameon=False)
 
 
 def roc_curve(fpr, tpr, num_impostor, path):
     """Writes a PNG of a ROC with a logarithmic false positive rate, down to one pair out of num_impostor."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
     measured = fpr > 0
-    axes.plot(fpr[measured], 100 * tpr[measured], color="black")
-    for rate in (1e-4, 1e-3, 1e-2, 1e-1):
-        if rate * num_impostor >= 1:
-            value = 100 * tpr[fpr <= rate][-1]
-            axes.plot(rate, value, "o", color="black")
-            axes.annotate(f"{value:.1f}", (rate, value), (4, -4), textcoords="offset points", va="top", color="gray")
-    axes.set(title="ROC", xlabel="false positive rate (pairs of two persons)", ylabel="true positive rate, %",
-             xscale="log", xlim=(max(1 / num_impostor, 1e-6), 1), ylim=(0, 100.5))  # fmt: skip
-    tidy(axes)
-    figure.savefig(path, dpi=120, format="png")
+    with drawing(path, (6, 4.2)) as (axes,):
+        axes.plot(fpr[measured], 100 * tpr[measured], color="black")
+        for rate in (1e-4, 1e-3, 1e-2, 1e-1):
+            if rate * num_impostor >= 1:
+                value = 100 * tpr[fpr <= rate][-1]
+                axes.plot(rate, value, "o", color="black")
+                axes.annotate(f"{value:.1f}", (rate, value), (4, -4), textcoords="offset points", va="top",
+                              color="gray")  # fmt: skip
+        axes.set(title="ROC", xlabel="false positive rate (pairs of two persons)", ylabel="true positive rate, %",
+                 xscale="log", xlim=(max(1 / num_impostor, 1e-6), 1), ylim=(0, 100.5))  # fmt: skip

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from images import printable, read_image
-from pictures import FRAMES, INK, MAT, QUERY, fit, ranked_grid
+from pictures import FRAMES, INK, MAT, QUERY, TILE, fit, ranked_grid
 
 DETAILS = ("pid", "camid", "time", "tracklet")  # of a gallery row, in the files
 VERDICTS = {True: "right", False: "wrong", None: "unknown"}
@@ -152,7 +152,6 @@ def write_picture(path, answers):
 # ---- one HTML page ----
 
 
-TILE = 96, 192  # pixels, as they are shown
 STYLE = Template("""
 body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; color: $ink; background: #fff; }
 h1 { font-size: 1.3rem; margin: 0 0 .3rem; } h1, h2, p { overflow-wrap: anywhere; }

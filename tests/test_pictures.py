@@ -35,12 +35,12 @@ def test_frames_stand_at_the_expected_places(tmp_path):
     """Along a line through the middle of each row of tiles: frame, image, frame for each tile, left to right."""
     image = blue_image(tmp_path / "0001_c1s1_000001_00.png")
     rows = [(image, [(image, 0.9, True), (image, 0.8, False), (image, 0.7, None)]), (image, [(image, 0.5, False)])]
-    picture = pictures.ranked_grid(rows, scale=1)
+    picture = pictures.ranked_grid(rows)
     assert picture.mode == "RGB"
     first_y = [y for y in range(picture.height) if BLACK in runs(picture, y) and (0, 0, 255) in runs(picture, y)]
     tops = [y for y in first_y if y - 1 not in first_y]
-    assert len(tops) == 2 and len(first_y) == 2 * 128  # two rows of tiles of 128 pixels
-    kinds = [[colour_kind(colour) for colour in runs(picture, top + 64)] for top in tops]
+    assert len(tops) == 2 and len(first_y) == 2 * 192  # two rows of tiles of 192 pixels
+    kinds = [[colour_kind(colour) for colour in runs(picture, top + 96)] for top in tops]
     assert kinds[0] == ["black", "blue", "black", "green", "blue", "green",
                         "red", "blue", "red", "grey", "blue", "grey"]  # fmt: skip
     assert kinds[1] == ["black", "blue", "black", "red", "blue", "red"]
@@ -48,14 +48,14 @@ def test_frames_stand_at_the_expected_places(tmp_path):
 
 def test_frame_surrounds_the_tile(tmp_path):
     image = blue_image(tmp_path / "a.png")
-    picture = pictures.ranked_grid([(image, [(image, 0.5, True)])], scale=1)
+    picture = pictures.ranked_grid([(image, [(image, 0.5, True)])])
     green = [(x, y) for x in range(picture.width) for y in range(picture.height) if picture.getpixel((x, y)) == GREEN]
     left, right = min(x for x, _ in green), max(x for x, _ in green)
     top, bottom = min(y for _, y in green), max(y for _, y in green)
-    assert right - left + 1 > 64 and bottom - top + 1 > 128
+    assert right - left + 1 > 96 and bottom - top + 1 > 192
     inside = picture.crop((left, top, right + 1, bottom + 1))
     counts = {colour: count for count, colour in inside.getcolors()}
-    assert set(counts) == {GREEN, (0, 0, 255)} and counts[(0, 0, 255)] == 64 * 128
+    assert set(counts) == {GREEN, (0, 0, 255)} and counts[(0, 0, 255)] == 96 * 192
     for corner in ((left, top), (right, top), (left, bottom), (right, bottom)):
         assert picture.getpixel(corner) == GREEN
 
@@ -94,14 +94,13 @@ def test_other_image_modes_are_drawn(mode, tmp_path):
 
 def test_what_cannot_be_read_leaves_a_tile_that_says_so(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
-    Image.new("RGB", (64, 128), (9, 99, 199)).save(tmp_path / "a.png")
+    Image.new("RGB", pictures.TILE, (9, 99, 199)).save(tmp_path / "a.png")
     ranked = [(tmp_path / name, 0.5, True) for name in ("text.jpg", "a.png")]
-    picture = pictures.ranked_grid([(tmp_path / "gone.png", ranked)], scale=1)
-    at = pictures.Layout(2, 1)
+    picture = pictures.ranked_grid([(tmp_path / "gone.png", ranked)])
     tiles = []
     for column in range(3):
-        x, y = (edge + at.frame for edge in at.corner(0, column))
-        tiles.append(np.asarray(picture.crop((x, y, x + 64, y + 128))))
+        x, y = (edge + pictures.FRAME for edge in pictures.corner(0, column))
+        tiles.append(np.asarray(picture.crop((x, y, x + 96, y + 192))))
     assert (tiles[2] == (9, 99, 199)).all()
     for tile in tiles[:2]:  # a pale tile with words on it
         pale = (tile == pictures.MAT).all(axis=2)
@@ -111,10 +110,10 @@ def test_what_cannot_be_read_leaves_a_tile_that_says_so(tmp_path):
 def test_shorten_keeps_both_ends():
     font = ImageFont.load_default(size=12)
     name = "0002_c1s1_000451_03.jpg"
-    assert pictures.shorten(name, font, 1000) == name
-    short = pictures.shorten(name, font, 80)
+    assert pictures.shorten(name, 12, 1000) == name
+    short = pictures.shorten(name, 12, 80)
     assert font.getlength(short) <= 80 and short[:2] == "00" and short[-2:] == "pg" and "…" in short
-    assert font.getlength(name) > 80 and pictures.shorten(name, font, 1) == "…"
+    assert font.getlength(name) > 80 and pictures.shorten(name, 12, 1) == "…"
 
 
 def test_no_rows():

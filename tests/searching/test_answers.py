@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tiny_onnx import person
 
+from pictures import TILE
 from searching import answers
 from searching.gallery import Row
 
@@ -58,7 +59,7 @@ def test_a_page_holds_everything(images, tmp_path):
     for image in page.all("img"):
         data = image["src"].removeprefix("data:image/jpeg;base64,")
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert picture.size == answers.TILE
+            assert picture.size == TILE
     text = " ".join(" ".join(page.text).split())
     for words in ("2 queries", "1. 0.930 right camera 3", "2. 0.500 wrong", "3. -0.250 c.png", "1. q.png", "2. a.png"):
         assert words in text
