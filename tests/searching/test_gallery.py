@@ -5,6 +5,7 @@ python -m pytest tests/searching/test_gallery.py
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from tiny_onnx import person, slow_feature
 
 from searching import gallery as galleries
 from searching.gallery import Gallery, Index, Row
@@ -537,3 +539,31 @@ def test_a_folder_of_other_things_is_no_place_for_an_index(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         Index.read(tmp_path / "nowhere")
     assert os.listdir(tmp_path / "crops") == ["a.jpg"]
+
+
+def test_an_index_of_an_earlier_version_is_read_searched_and_added_to(tmp_path):
+    """tests/fixtures/index-before, made before searching/ was a folder: search.py index crops list.csv. What that
+    version left in the middle of its work is cut off and cleared away too."""
+    folder = shutil.copytree(REPOSITORY / "tests" / "fixtures" / "index-before", tmp_path / "i")
+    with Index.read(folder) as index:
+        told = [(os.path.basename(row.path), *row[1:6], row.size) for row in index.rows]
+        assert told[0] == ("0000_c3s1_000004_01.png", 0, "3", 4.0, "", 1, 19098)
+        assert told[2] == ("0001_c2s1_000003_01.png", 1, "2", 3.0, "0001_c2s1", 1, 19087)
+        assert told[5:] == [("plain, 名.png", None, "", 1.7e9, "", 1, 19107),
+                            ("list.png", 7, "door", 1777638600.0, "visit", 1, 19104)]  # fmt: skip
+        query = slow_feature(person(1, 9)).astype(np.float32)[None]
+        indices, similarities = galleries.top_k(query, index.features, 3)
+        assert indices.tolist() == [[1, 2, 0]]
+        np.testing.assert_allclose(similarities, [[0.999859, 0.999771, 0.589754]], atol=1e-5)  # what it gave then
+        about, before = index.about, np.array(index.features)
+    (folder / "items.csv.new.partial").write_text("half")
+    (folder / "features.npy.new").write_bytes(b"half")
+    with open(folder / "items.csv", "a") as file:
+        file.write("/data/shop/crops/0003_c1s1_00")
+    with Index.open(folder, about) as index:
+        index.append(query, [Row("/data/shop/new.png")])
+        index.keep([1, 2, 3, 7])
+    with Index.read(folder) as index:
+        assert [os.path.basename(row.path)[:7] for row in index.rows] == ["0001_c1", "0001_c2", "0002_c1", "new.png"]
+        assert np.array_equal(index.features, np.concatenate([before[1:4], query]))
+    assert sorted(os.listdir(folder)) == ["features.npy", "index.json", "items.csv", "lock"]
