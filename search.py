@@ -41,16 +41,7 @@ from images import list_images, printable, read_image
 from searching import answers, sources, threshold
 from searching.answers import counted, tell
 from searching.extractor import PROVIDERS, SIZES, Extractor, collect, extract, is_single, stream, to_pixels
-from searching.gallery import (
-    Gallery,
-    Index,
-    Row,
-    average_tracklets,
-    check_same_model,
-    choose_rows,
-    describe,
-    top_k,
-)
+from searching.gallery import Gallery, Index, Row, average_tracklets, check_same_model, choose_rows, describe, top_k
 
 __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
            "top_k"]  # fmt: skip
@@ -301,13 +292,12 @@ def embed_into(index, extractor, todo):
     """Embeds and stores what sources.plan lists; a kill costs the last seconds. Returns places of rows whose files are
     now unreadable, [(path, reason)] of all unreadable files, and the paths of rows whose files changed meanwhile."""
     images = [paths if extractor.input == "clips" else paths[0] for _, paths, _ in todo]
-    features, rows, read, problems, changed, since = [], [], set(), [], [], time.monotonic()
+    new, read, problems, changed, since = [], set(), [], [], time.monotonic()
 
     def commit():
-        if rows:
-            index.append(np.stack(features), rows)
-        features.clear()
-        rows.clear()
+        if new:
+            index.append(np.stack([feature for feature, _ in new]), [row for _, row in new])
+        new.clear()
 
     for part, places, errors in stream(extractor, images, title="index"):
         problems += errors
@@ -317,8 +307,7 @@ def embed_into(index, extractor, todo):
             if sources.has_changed(paths, row):
                 changed.append(row.path)
             if old is None:
-                features.append(feature)
-                rows.append(row)
+                new.append((feature, row))
             else:
                 index.overwrite(old, feature, row)
         if time.monotonic() - since > COMMIT:

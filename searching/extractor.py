@@ -77,9 +77,7 @@ def count_pixels(image):
     """Of a path, PIL image or array; the file is not decoded. 0 for what is none of them or cannot be read, which is
     told when it is read."""
     try:
-        if isinstance(image, (str, os.PathLike)):
-            if not stat.S_ISREG(os.stat(image).st_mode):
-                return 0
+        if isinstance(image, (str, os.PathLike)) and stat.S_ISREG(os.stat(image).st_mode):
             with Image.open(image) as file:
                 return file.width * file.height
         return image.width * image.height if isinstance(image, Image.Image) else image.shape[0] * image.shape[1]
@@ -313,16 +311,6 @@ def read_metadata(session, path, preprocessing=None):
     return metadata
 
 
-def check_threshold(threshold, path):
-    """A threshold as it is; ValueError unless it is None or what search.py calibrate stores."""
-    names = ("similarity", "fmr", "fnmr")
-    values = [threshold.get(name) for name in names] if isinstance(threshold, dict) else [None]
-    if threshold is not None and not all(type(x) in (int, float) and math.isfinite(x) for x in values):
-        raise ValueError(f"{path}: its metadata has the threshold {threshold!r}, not numbers named "
-                         f"{', '.join(names)}; calibrate it again")
-    return threshold
-
-
 def hash_file(path, before=b""):
     """The SHA-256 of these bytes and then the file's, as text."""
     with open(path, "rb") as file:
@@ -331,26 +319,25 @@ def hash_file(path, before=b""):
 
 def check_graph(session, path, metadata):
     """Raises ValueError where the graph is not what the metadata says."""
-    free, image = None, [3, *metadata["input_size"]]
-    wanted = {
+    free, image = "any", [3, *metadata["input_size"]]
+    inputs = {
         "images": [("images", "tensor(float)", [free, *image])],
         "clips": [("clips", "tensor(float)", [free, free, *image]), ("mask", "tensor(float)", [free, free])],
         "bytes": [("bytes", "tensor(uint8)", [free, free, free, 3])],
     }[metadata.get("input", "images")]
-    wanted_outputs = [("features", "tensor(float)", [free, metadata["feature_dim"]])]
+    outputs = [("features", "tensor(float)", [free, metadata["feature_dim"]])]
 
     def told(values):  # axes of any length have a name, or nothing
         return [(v.name, v.type, [n if isinstance(n, int) else free for n in v.shape]) for v in values]
 
-    graph = told(session.get_inputs()), told(session.get_outputs())
-    if graph != (wanted, wanted_outputs):
-        def show(values):
-            return ", ".join(f"{name} {kind} {['any' if n is free else n for n in shape]}"
-                             for name, kind, shape in values)  # fmt: skip
+    def show(values):
+        return ", ".join(f"{name} {kind} {shape}" for name, kind, shape in values)
 
+    graph = told(session.get_inputs()), told(session.get_outputs())
+    if graph != (inputs, outputs):
         raise ValueError(f"{path}: the graph maps {show(graph[0])} to {show(graph[1])}, its metadata says "
                          f"input_size {metadata['input_size']}, feature_dim {metadata['feature_dim']}, any batch: "
-                         f"{show(wanted)} to {show(wanted_outputs)}")
+                         f"{show(inputs)} to {show(outputs)}")
 
 
 def describe_foreign(session, path, preprocessing):
@@ -414,6 +401,7 @@ class Extractor:
         self.mean, self.std = tuple(self.metadata["mean"]), tuple(self.metadata["std"])
         self.distance = self.metadata["distance"]
         self.input = self.metadata.get("input", "images")  # schema 1 knows nothing else
+        self.unit = "tracklets" if self.input == "clips" else "images"  # what it counts, in words
         self.precision = self.metadata.get("precision", "fp32")
         self.names = [value.name for value in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
@@ -451,12 +439,12 @@ class Extractor:
     @property
     def threshold(self):
         """Checked where it is asked for: to calibrate anew, or to search, takes none."""
-        return check_threshold(self.metadata.get("threshold"), self.path)
-
-    @property
-    def unit(self):
-        """What it counts, in words."""
-        return "tracklets" if self.input == "clips" else "images"
+        threshold, names = self.metadata.get("threshold"), ("similarity", "fmr", "fnmr")
+        values = [threshold.get(name) for name in names] if isinstance(threshold, dict) else [None]
+        if threshold is not None and not all(type(x) in (int, float) and math.isfinite(x) for x in values):
+            raise ValueError(f"{self.path}: its metadata has the threshold {threshold!r}, not numbers named "
+                             f"{', '.join(names)}; calibrate it again")
+        return threshold
 
     @property
     def list_size(self):

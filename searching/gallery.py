@@ -326,8 +326,7 @@ class Index(Gallery):
                 raise ValueError(f"feature_dim is {self.about['feature_dim']!r} in index.json")
             super().__init__(self.about["feature_dim"])
             if about is not None:
-                check_same_model(self.about, about, self.folder)
-                check_same_precision(self.about, about, self.folder)
+                check_same_model(self.about, about, self.folder, to_add=True)
             self.load()
             if about is not None:
                 self.trim()
@@ -526,12 +525,13 @@ def describe(extractor):
     told = extractor.metadata
     return {"model": os.path.basename(extractor.path), "weights_sha256": told.get("weights_sha256"),
             "arch": told["arch"], "dataset": told.get("dataset"), "precision": extractor.precision,
-            "input": extractor.input,
-            "feature_dim": extractor.feature_dim, "distance": extractor.distance}  # fmt: skip
+            "input": extractor.input, "feature_dim": extractor.feature_dim,
+            "distance": extractor.distance}  # fmt: skip
 
 
-def check_same_model(index, model, where):
-    """Raises ValueError unless an index (its `about`) holds features of this model, or of the other index."""
+def check_same_model(index, model, where, *, to_add=False):
+    """Raises ValueError unless an index (its `about`) holds features of this model, or of the other index; to_add: and
+    unless they are of one precision, not of fp32 where the model gives int8, or the like."""
     ours, theirs = index.get("weights_sha256"), model.get("weights_sha256")
     if ours is None or ours != theirs or index["feature_dim"] != model["feature_dim"]:
         raise ValueError(
@@ -539,11 +539,7 @@ def check_same_model(index, model, where):
             f"features, weights {ours}), not by {model.get('model')} ({model.get('arch')}, {model['feature_dim']} "
             f"features, weights {theirs}). Features of two models cannot be compared: give that model, or index the "
             "images anew into another folder")
-
-
-def check_same_precision(index, model, where):
-    """Raises ValueError where an index holds features of fp32 and the model gives int8, or the like."""
     ours, theirs = index.get("precision", "fp32"), model.get("precision", "fp32")
-    if ours != theirs:
+    if to_add and ours != theirs:
         raise ValueError(f"{where} holds features of {ours}, {model.get('model')} gives {theirs}: their similarities "
                          "differ in the third digit. Add to it with the file that made it, or index anew")

@@ -29,6 +29,7 @@ are followed, each an image under its own name, and links to folders are not wal
 link that leads nowhere is listed as a file that cannot be read.
 """
 
+import contextlib
 import csv
 import difflib
 import math
@@ -91,18 +92,14 @@ def check_names(paths, labels, where="", known=()):
 
 def parse_time(text):
     """A number, or a date and time in ISO 8601 as seconds since 1970. ValueError for anything else."""
-    try:
-        time = float(text)
-        if math.isfinite(time):
-            return time
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no time: give a number (frame, or seconds since 1970) or a date and time such "
-                         "as 2026-05-01T14:30:00+02:00") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    raise ValueError(f"{text!r} is no time: give a number (frame, or seconds since 1970) or a date and time such as "
+                     "2026-05-01T14:30:00+02:00")
 
 
 def check_columns(titles, path):
