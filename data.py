@@ -1,11 +1,17 @@
-"""Data sets, images and video: the table of them, and checks of what was found.
+"""Data sets, images and video: the table of them, every parser, the checks of what was found, and every sampler.
 
-    splits = load_dataset("market1501", root="data")        # .train .query .gallery: sorted lists of Item
-    python data.py --check market1501 mars --root data      # what is there, and what is wrong with it
+    splits = load_dataset("market1501", root="data")         # .train .query .gallery: sorted lists of Item
+    labels, pids = relabel(splits.train)                     # (N,) 0..num_ids-1 for the classifier
+    batches = epoch_batches(labels, 64, 4, seed=1, epoch=0)  # rows of `labels`, 16 persons x 4 images each
+    python data.py --check market1501 mars --root data       # what is there, and what is wrong with it
 
-An Item is a tracklet of one or more image files; an image is a tracklet of one. A data set is a row of the table at the
-end of this file; a variant, such as the hand-drawn boxes of CUHK03, is a row of its own. py reads the folders,
-DATASETS.md says where each set comes from.
+A data set is a row of the table DATASETS, with a parser: a function of folder and number of the split. A variant, such
+as the hand-drawn boxes of CUHK03, is a row of its own. DATASETS.md says where each comes from, and its protocol.
+
+P x K batches are of Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", arXiv 1703.07737.
+Where this differs from deep-person-reid: a rule of names is for the name alone, not for the path; every listing is
+sorted; random splits are drawn by a generator of their own and need no file; who is nobody is told per data set (0 is a
+person in VIPeR); a query that nothing can match is told and left out; the number of batches of an epoch is exact.
 """
 
 import argparse
@@ -13,7 +19,7 @@ import contextlib
 import csv
 import difflib
 import hashlib
-import io
+import importlib
 import itertools
 import json
 import os
@@ -21,21 +27,21 @@ import random
 import re
 import shutil
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image
 
-from images import read_opened
+from images import SUFFIXES, is_image, printable, progress, read_image
 
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
-SAMPLING = ("evenly", "random", "all")
+SAMPLING = ("evenly", "random", "all")  # of frames
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -56,21 +62,36 @@ class Splits(NamedTuple):
     gallery: list[Item]
 
 
+def pids_of(items):
+    return {item.pid for item in items}
+
+
 def some(names, limit=5):
     """The first few of many names, for a message."""
     return ", ".join(map(str, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+@contextlib.contextmanager
+def explained(before="", after="", kinds=(FileNotFoundError, ValueError)):
+    """Raises errors of these kinds again, with more around their text: FileNotFoundError, or else ValueError."""
+    try:
+        yield
+    except kinds as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{before}{error}{after}") from error
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading folders and files
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LITTER = ("thumbs.db", "desktop.ini")  # of file managers
+ANOTHER_FORM = (AttributeError, LookupError, TypeError, ValueError)  # raised where a file holds what nobody expected
 
 
-def is_image(entry):
-    """Whether an entry of a folder is an image file, or a link to one."""
-    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+def within(folder, inner, names):
+    """The folder `inner` of an archive; the one around it where folders of these names lie directly there."""
+    flat = not (folder / inner).is_dir() and any((folder / name).is_dir() for name in names)
+    return folder if flat else folder / inner
 
 
 def list_folder(folder, wanted):
@@ -85,107 +106,108 @@ def list_folder(folder, wanted):
     return names
 
 
-def list_images(folder):
-    """Sorted names of the image files directly in `folder`; ValueError where there are none."""
-    names = list_folder(folder, is_image)
-    if not names:
-        raise ValueError(f"no images in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return names
-
-
-def list_folders(folder, pattern=""):
-    """Sorted names of the folders in `folder` that begin like `pattern`; ValueError where there are none."""
+def find_folders(folder, pattern=""):
+    """(path, match) of the folders in `folder` whose names begin like `pattern`, sorted; ValueError without any."""
     names = list_folder(folder, lambda entry: re.match(pattern, entry.name) and entry.is_dir())
     if not names:
         raise ValueError(f"no folders in {folder}" + (f" with names such as {pattern}" if pattern else ""))
-    return names
+    return [(folder / name, re.match(pattern, name)) for name in names]
 
 
-def match_names(folder, names, pattern):
-    """(name, match) of the names that begin like `pattern`; a line tells which do not, ValueError where none does."""
-    pattern = re.compile(pattern, re.IGNORECASE)
-    matches = [(name, pattern.match(name)) for name in names]
-    strangers = [name for name, match in matches if match is None]
+def find_images(folder, pattern=""):
+    """(path, match) of the images directly in `folder` whose names begin like `pattern`, sorted.
+
+    A line tells of images that are named otherwise; ValueError where all are, or where there is none.
+    """
+    names = list_folder(folder, lambda entry: is_image(entry.name) and entry.is_file())
+    if not names:
+        raise ValueError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
+    rule = re.compile(pattern, re.IGNORECASE)
+    matches = {name: rule.match(name) for name in names}
+    strangers = [name for name, match in matches.items() if match is None]
     if len(strangers) == len(names):
-        raise ValueError(f"{folder}: no image is named by the data set's rule, {pattern.pattern}: {some(strangers)}")
+        raise ValueError(f"{folder}: no image is named by the data set's rule, {pattern}: {some(strangers)}")
     if strangers:
         print(f"{folder}: {len(strangers)} images left out, not named by the data set's rule: {some(strangers)}")
-    return [(name, match) for name, match in matches if match]
+    return [(os.path.join(folder, name), match) for name, match in matches.items() if match]
 
 
-def camera_from_one(match):
-    return int(match[2]) - 1
+def by_name(folder, pattern, first_camera=1):
+    """An item for each image in `folder` whose name begins like `pattern` -> (person, camera), without person -1, junk.
+
+    Cameras are numbered from first_camera; all images are of camera 0 where the pattern finds none.
+    """
+    items = []
+    for path, match in find_images(folder, pattern):
+        camid = int(match[2]) - first_camera if match.re.groups > 1 else 0
+        items.append(Item((path,), int(match[1]), camid))
+    return [item for item in items if item.pid != -1]
 
 
-def by_name(folder, pattern, camid=camera_from_one, junk=()):
-    """An item for each image in `folder` whose name begins like `pattern` -> (pid, ...), without pids in `junk`."""
-    found = match_names(folder, list_images(folder), pattern)
-    return [
-        Item((os.path.join(folder, name),), int(match[1]), camid(match))
-        for name, match in found
-        if int(match[1]) not in junk
-    ]
-
-
-def tracklet(folder, pattern, pid, camid):
+def tracklet(folder, pattern, pid, camid=0):
     """The images in `folder` as one item; `pattern` finds the number of the frame, which makes the order."""
-    frames = match_names(folder, list_images(folder), pattern)
-    frames = sorted(frames, key=lambda frame: (int(frame[1][1] or 0), frame[0]))
-    return Item(tuple(os.path.join(folder, name) for name, _ in frames), pid, camid)
+    frames = sorted((int(match[1] or 0), path) for path, match in find_images(folder, pattern))
+    return Item(tuple(path for _, path in frames), pid, camid)
+
+
+def tracklets(folder, views, person, pattern, pids):
+    """Those of these persons in each view; `person` makes the name of a folder out of a number."""
+    return [
+        tracklet(folder / view / person.format(pid), pattern, pid, camid)
+        for camid, view in enumerate(views) for pid in sorted(pids)
+    ]  # fmt: skip
+
+
+def in_views(folder, views, read):
+    """The items that `read` finds in each of these folders; the place of the folder is their camera."""
+    return [item._replace(camid=camid) for camid, view in enumerate(views) for item in read(folder / view)]
 
 
 def read_lines(path):
-    """(line number from 1, text) of the lines of a text file that hold anything; CRLF or LF."""
+    """(line number from 1, text) of the lines of a text file that hold anything."""
     if not path.is_file():
         raise FileNotFoundError(f"not found: {path}")
-    content = path.read_bytes()
     try:
-        lines = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
+        number = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {number}: not encoded in UTF-8, save it anew so ({error})") from error
-    lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty: get it anew")
     return lines
 
 
-def read_mat(path, name):
-    """The variable `name` of a MATLAB file (version 5) as numpy gives it."""
+def reader_of(path, module):
+    """The module that reads the file `path`, from a package that few data sets need."""
     if not path.is_file():
         raise FileNotFoundError(f"not found: {path}")
     try:
-        from scipy.io import loadmat
+        return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{path} is read with scipy, which is not installed: pip install scipy") from error
-    try:
+        package = module.partition(".")[0]
+        raise ImportError(f"{path} is read with {package}, which is not installed: pip install {package}") from error
+
+
+def read_mat(path, name, integers=True):
+    """The variable `name` of a MATLAB file (version 5), as int64 or as numpy gives it: there unsigned numbers wrap
+    around below zero."""
+    loadmat = reader_of(path, "scipy.io").loadmat
+    with explained(f"{path} is broken or no MATLAB file, get it anew: ", kinds=Exception):  # scipy has a dozen types
         content = loadmat(path)
-    except Exception as error:  # scipy raises a dozen types for broken files
-        raise ValueError(f"{path} is broken or no MATLAB file, get it anew: {error}") from error
     if name not in content:
         names = [key for key in sorted(content) if not key.startswith("__")]
         raise ValueError(f"{path} has no variable {name}, only {', '.join(names) or 'none'}: is it the right file?")
-    if not isinstance(content[name], np.ndarray):
-        raise ValueError(f"{path}: {name} is no array but a {type(content[name]).__name__}: is it the right file?")
-    return content[name]
-
-
-def integers(array):
-    """A MATLAB array of whole numbers of any type as int64: unsigned ones would wrap around below zero."""
+    array = content[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: {name} is no array but a {type(array).__name__}: is it the right file?")
+    if not integers:
+        return array
     with np.errstate(invalid="ignore"):  # NaN
         whole = array.astype(np.int64) if array.dtype.kind in "biuf" else None
     if whole is None or not np.array_equal(whole, array):
-        raise ValueError(f"whole numbers are expected, not {array.dtype} {array.shape}: is it the right file?")
+        raise ValueError(f"{path}: {name} is {array.dtype} {array.shape}, no whole numbers: is it the right file?")
     return whole
-
-
-def read_integers(path, name):
-    """The variable `name` of a MATLAB file as int64 of any shape."""
-    array = read_mat(path, name)
-    try:
-        return integers(array)
-    except ValueError as error:
-        raise ValueError(f"{path}, {name}: {error}") from error
 
 
 def require_files(source, paths):
@@ -202,16 +224,6 @@ def require_files(source, paths):
 # Protocols: who is trained on, who is searched
 
 
-def halve(pids, number):
-    """Random half of the persons for training (the smaller one where they are odd), by a generator of its own.
-
-    Of Python's generator only random() is used: its sequence for a seed is promised to stay the same.
-    """
-    draw = random.Random(number).random
-    order = sorted(sorted(set(pids)), key=lambda _: draw())
-    return set(order[: len(order) // 2])
-
-
 def across_views(items, train, test, query_camid=0):
     """Train items of both views; queries are the test persons in one view, the gallery shows them in the other."""
     return Splits(
@@ -221,10 +233,21 @@ def across_views(items, train, test, query_camid=0):
     )
 
 
-def paired(views):
-    """(items, persons) of those who are seen in both of two views."""
-    persons = {item.pid for item in views[0]} & {item.pid for item in views[1]}
-    return [item for view in views for item in view if item.pid in persons], persons
+def random_halves(items, split, directions=1):
+    """Trained on a random half of the persons; of two directions, an odd split swaps the views of the one before.
+
+    Of Python's generator only random() is used: its sequence for a seed is promised to stay the same.
+    """
+    draw = random.Random(split // directions).random
+    order = sorted(sorted(pids_of(items)), key=lambda _: draw())
+    train, test = order[: len(order) // 2], order[len(order) // 2 :]
+    return across_views(items, set(train), set(test), split % directions)
+
+
+def paired(items):
+    """The items of those who are seen in both of two views."""
+    seen = {(item.pid, item.camid) for item in items}
+    return [item for item in items if (item.pid, 1 - item.camid) in seen]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -232,24 +255,21 @@ def paired(views):
 
 MARKET_NAME = r"(-1|\d{4})_c([1-6])(?!\d)"  # 0002_c1s1_000451_03.jpg; ends differ, 18 real files end in .jpg.jpg
 DUKE_NAME = r"(\d{4})_c([1-8])(?!\d)"  # 0019_c1_f0051230.jpg
+MARKET_PARTS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
 
 
-def parse_named(folder, split, *, parts, pattern, inner="", camid=camera_from_one, junk=()):
+def parse_named(folder, split, *, parts, pattern, inner="", first_camera=1):
     """Images in the folders `parts` of each split, below `inner` where that is there.
 
     Train images may be missing: who tests a network does without, and training stops at the empty split.
     """
-    names = [name for part in parts for name in part]
-    flat = not (folder / inner).is_dir() and any((folder / name).is_dir() for name in names)
-    base = folder if flat else folder / inner
-    missing = [name for name in names if not (base / name).is_dir()]
-    tested = [name for part in parts[1:] for name in part]
-    if any(name in tested for name in missing) or (missing and not tested):
-        raise FileNotFoundError(f"not found: {', '.join(str(base / name) for name in missing)}")
-    found = []
+    base, tested, found = within(folder, inner, itertools.chain(*parts)), any(parts[1:]), []
+    missing = [[str(base / name) for name in part if not (base / name).is_dir()] for part in parts]
+    if any(missing[tested:]):
+        raise FileNotFoundError(f"not found: {', '.join(itertools.chain(*missing))}")
     for part in parts:
         try:
-            found.append([item for name in part for item in by_name(base / name, pattern, camid, junk)])
+            found.append([item for name in part for item in by_name(base / name, pattern, first_camera)])
         except (FileNotFoundError, ValueError) as error:
             if found or not tested:
                 raise
@@ -258,69 +278,38 @@ def parse_named(folder, split, *, parts, pattern, inner="", camid=camera_from_on
     return Splits(*found)
 
 
-MARKET_PARTS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
-parse_market1501 = partial(
-    parse_named, parts=MARKET_PARTS, pattern=MARKET_NAME, inner="Market-1501-v15.09.15", junk={-1}
-)
-
-
-def parse_market1501_boxes(folder):
-    """The boxes drawn by hand, of all persons: several per person and camera, which multi-query pools."""
-    return parse_market1501(folder, 0, parts=((), ("gt_bbox",), ())).query
+parse_market1501 = partial(parse_named, parts=MARKET_PARTS, pattern=MARKET_NAME, inner="Market-1501-v15.09.15")
+parse_cuhk03_np = partial(parse_named, parts=MARKET_PARTS, pattern=r"(\d{4})_c([12])(?!\d)")
 
 
 def parse_occluded_reid(folder, split):
     """Whole bodies are searched for with occluded ones; a folder is a person."""
-    base = folder / "Occluded_REID" if (folder / "Occluded_REID").is_dir() else folder
-    views = []
-    for camid, view in enumerate(("occluded_body_images", "whole_body_images")):
-        names = list_folders(base / view, r"\d+$")
-        views.append([
-            Item((str(base / view / name / image),), int(name), camid)
-            for name in names for image in list_images(base / view / name)
-        ])  # fmt: skip
-    return Splits([], *views)
+    views, splits = ("occluded_body_images", "whole_body_images"), Splits([], [], [])
+    for camid, view in enumerate(views):
+        for images, person in find_folders(within(folder, "Occluded_REID", views) / view, r"\d+$"):
+            splits[camid + 1].extend(Item((path,), int(person[0]), camid) for path, _ in find_images(images))
+    return splits
 
 
 def parse_cuhk02(folder, split):
     """Five pairs of cameras with people of their own: four to train on, the fifth to test."""
-    views = []
-    for pair in range(1, 6):
-        for view in (1, 2):
-            images = by_name(folder / "Dataset" / f"P{pair}" / f"cam{view}", r"(\d+)_", lambda _: 0)
-            views.append([Item(i.paths, pair * 10000 + i.pid, (pair - 1) * 2 + view - 1) for i in images])
-    return Splits([item for view in views[:8] for item in view], views[8], views[9])
+    views = [f"P{pair}/cam{view}" for pair in range(1, 6) for view in (1, 2)]
+    items = in_views(folder / "Dataset", views, partial(by_name, pattern=r"(\d+)_"))
+    items = [item._replace(pid=(item.camid // 2 + 1) * 10000 + item.pid) for item in items]
+    test = {pid for pid in pids_of(items) if pid >= 50000}
+    return across_views(items, pids_of(items) - test, test, query_camid=8)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Parsers: two views, and random halves of the persons
-
-
-def two_views(folder, pattern):
-    """Items of the images in the folders cam_a (camera 0) and cam_b (camera 1)."""
-    return [by_name(folder / name, pattern, lambda _, c=camid: c) for camid, name in enumerate(("cam_a", "cam_b"))]
-
-
-def parse_viper(folder, split):
-    """The angle behind the number differs between the views. An odd split is the one before with the views swapped."""
-    items, persons = paired(two_views(folder / "VIPeR", r"(\d{3})_\d"))
-    train = halve(persons, split // 2)
-    return across_views(items, train, persons - train, split % 2)
+def parse_pairs(folder, split, *, pattern, inner="", directions=1):
+    """Persons who are in both folders, cam_a and cam_b."""
+    items = in_views(folder / inner, ("cam_a", "cam_b"), partial(by_name, pattern=pattern))
+    return random_halves(paired(items), split, directions)
 
 
 def parse_cuhk01(folder, split):
-    """0001003.png: person 1, image 3; images 1 and 2 are of one view, 3 and 4 of the other. Directions as in VIPeR."""
-    items = by_name(folder / "campus", r"(\d{4})(\d{3})\.", lambda match: (int(match[2]) - 1) // 2)
-    persons = {item.pid for item in items}
-    train = halve(persons, split // 2)
-    return across_views(items, train, persons - train, split % 2)
-
-
-def parse_prid450s(folder, split):
-    """Queries are of view a. The folders also hold masks, which are named otherwise."""
-    items, persons = paired(two_views(folder, r"img_(\d+)\.png$"))
-    train = halve(persons, split)
-    return across_views(items, train, persons - train)
+    """0001003.png: person 1, image 3; images 1 and 2 are of one view, 3 and 4 of the other."""
+    images = by_name(folder / "campus", r"(\d{4})(\d{3})\.")  # each as of a camera of its own
+    return random_halves([item._replace(camid=item.camid // 2) for item in images], split, directions=2)
 
 
 PRID_SHARED = range(1, 201)  # the persons under both cameras; beyond, a number is another person in each view
@@ -328,25 +317,21 @@ PRID_SHARED = range(1, 201)  # the persons under both cameras; beyond, a number 
 
 def parse_prid(folder, split):
     """Single shots: 100 persons are searched among themselves and the 549 whom camera b alone saw."""
-    views = two_views(folder / "prid_2011" / "single_shot", r"person_(\d{4})\.")
-    items = [item for view in views for item in view if item.pid in PRID_SHARED]
-    persons = {item.pid for item in items}
-    train = halve(persons, split)
-    found = across_views(items, train, persons - train)
-    return found._replace(gallery=found.gallery + [item for item in views[1] if item.pid not in PRID_SHARED])
+    read = partial(by_name, pattern=r"person_(\d{4})\.")
+    items = in_views(folder / "prid_2011" / "single_shot", ("cam_a", "cam_b"), read)
+    found = random_halves([item for item in items if item.pid in PRID_SHARED], split)
+    strangers = [item for item in items if item.pid not in PRID_SHARED and item.camid == 1]
+    return found._replace(gallery=found.gallery + strangers)
 
 
 def parse_ilids(folder, split):
     """QMUL's i-LIDS. No cameras are known, so each image counts as one; two of each test person are drawn."""
     items = by_name(folder / "i-LIDS_Pedestrian" / "Persons", r"(\d{4})(\d{3})\.")
-    images_of = defaultdict(list)
-    for item in items:
-        images_of[item.pid].append(item)
-    train = halve(images_of, split)
+    train, *test = random_halves(items, split)
     draw = random.Random(1000 + split).random
-    pairs = [sorted(images, key=lambda _: draw())[:2] for pid, images in sorted(images_of.items()) if pid not in train]
+    persons = itertools.groupby(sorted(itertools.chain(*test)), key=lambda item: item.pid)
+    pairs = [sorted(images, key=lambda _: draw())[:2] for _, images in persons]
     pairs = [pair for pair in pairs if len(pair) == 2]
-    train = [item for item in items if item.pid in train]
     return Splits(train, [first for first, _ in pairs], [second for _, second in pairs])
 
 
@@ -358,25 +343,18 @@ def parse_msmt17(folder, split):
     return Splits(*(read_msmt17_list(folder, part) for part in Splits._fields))
 
 
-def parse_msmt17_validation(folder):
-    """More images of the train persons, which the standard protocol leaves aside."""
-    return read_msmt17_list(folder, "val")
-
-
 def read_msmt17_list(folder, part):
     """`0000/0000_000_01_0303morning_0015_0.jpg 0` per line: the third field of the name is the camera."""
-    versions = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}
-    present = [name for name in versions if (folder / name).is_dir()]
-    if not present:
-        raise FileNotFoundError(f"not found: {' or '.join(str(folder / name) for name in versions)}")
-    base, images = folder / present[0], versions[present[0]][part not in ("train", "val")]
-    path, items, prefix = base / f"list_{part}.txt", [], f"{base / images}{os.sep}"
+    first = (folder / "MSMT17_V1").is_dir()
+    version, *images = ("MSMT17_V1", "train", "test") if first else ("MSMT17_V2", "mask_train_v2", "mask_test_v2")
+    path, prefix = folder / version / f"list_{part}.txt", folder / version / images[part not in ("train", "val")]
+    items = []
     for number, line in read_lines(path):
         name, _, pid = line.rpartition(" ")
         fields = name.rpartition("/")[2].split("_")
         if not (len(fields) > 3 and fields[2].isdecimal() and pid.isdecimal()):
             raise ValueError(f"{path}, line {number}: {line!r} is not of the form 0000/0000_000_01_..._0.jpg 0")
-        items.append(Item((prefix + name,), int(pid), int(fields[2]) - 1))
+        items.append(Item((os.path.join(prefix, name),), int(pid), int(fields[2]) - 1))
     require_files(path, [item.paths[0] for item in items])
     return items
 
@@ -385,11 +363,9 @@ def parse_grid(folder, split):
     """Ten splits in features_and_partitions.mat; 775 people of the gallery, all of number 0, have no query."""
     base = folder / "underground_reid"
     mat = base / "features_and_partitions.mat"
-    trials = read_mat(mat, "trainIdxAll").ravel()
-    try:
-        train = set(integers(trials[split].ravel()[0][2]).ravel().tolist())  # the third field of the struct
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{mat}: split {split} of trainIdxAll has no list of persons: {error}") from error
+    trials = read_mat(mat, "trainIdxAll", integers=False).ravel()
+    with explained(f"{mat}: split {split} of trainIdxAll has no list of persons: ", kinds=ANOTHER_FORM):
+        train = {int(pid) for pid in trials[split].ravel()[0][2].ravel()}  # the third field of the struct
     probe, gallery = (by_name(base / name, r"(\d{4})_(\d)_") for name in ("probe", "gallery"))
     return Splits(
         [item for item in probe + gallery if item.pid in train],
@@ -398,151 +374,136 @@ def parse_grid(folder, split):
     )
 
 
+def parse_cuhk03(folder, split, *, boxes):
+    """The new split of 767 / 700 persons (Zhong et al., CVPR 2017); boxes: detected or labeled."""
+    items, config = read_cuhk03(folder, boxes), folder / f"cuhk03_new_protocol_config_{boxes}.mat"
+    filelist = read_mat(config, "filelist", integers=False).ravel()
+    names = [str(np.ravel(cell)[0]) if np.size(cell) else "" for cell in filelist]
+    parts = [read_mat(config, f"{part}_idx").ravel() - 1 for part in Splits._fields]  # counted from 1
+    if any(len(rows) and not 0 <= rows.min() <= rows.max() < len(names) for rows in parts):
+        raise ValueError(f"{config}: an index points outside of the {len(names)} names in filelist, get the file anew")
+    absent = [names[row] for rows in parts for row in rows if names[row] not in items]
+    if absent:
+        raise FileNotFoundError(
+            f"not found: {len(absent)} of the images in {config}: {some(absent)}. Delete {folder / f'images_{boxes}'}, "
+            "and they are written anew from cuhk-03.mat"
+        )
+    return Splits(*([items[names[row]] for row in rows] for rows in parts))
+
+
+def parse_cuhk03_classic(folder, split, *, boxes):
+    """The first 20 splits, of 1,367 / 100 persons: all images of the latter are both query and gallery."""
+    items = read_cuhk03(folder, boxes).values()
+    with open_cuhk03(folder / CUHK03_MAT) as file:
+        test = {1000 * int(pair) + int(person) for pair, person in file[file["testsets"][0, split]][()].T}
+    searched = [item for item in items if item.pid in test]
+    return Splits([item for item in items if item.pid not in test], searched, searched)
+
+
+CUHK03_MAT = "cuhk03_release/cuhk-03.mat"
 CUHK03_NAME = r"([1-5])_(\d{3})_([12])_(\d{2})\.png$"  # pair of cameras, person of that pair, view, image
 
 
-def parse_cuhk03(folder, split, *, boxes, classic):
-    """Zhong's new split of 767 / 700 persons, or the classic 20 splits of 1,367 / 100; boxes detected or labeled.
+def read_cuhk03(folder, boxes):
+    """Name -> item of each image of images_detected or images_labeled, which are written there once.
 
-    The images lie in a MATLAB file, and are written once into images_detected or images_labeled beside it. A pid is
-    1000 * pair of cameras + person, for persons are numbered anew in each pair.
+    A pid is 1000 * pair of cameras + person, for persons are numbered anew in each pair.
     """
-    mat, images = folder / "cuhk03_release" / "cuhk-03.mat", folder / f"images_{boxes}"
+    images, items = folder / f"images_{boxes}", {}
     if not images.is_dir():
-        extract_cuhk03(mat, boxes, images)
-    of_name = {}
-    for name, match in match_names(images, list_images(images), CUHK03_NAME):
-        of_name[name] = Item((str(images / name),), 1000 * int(match[1]) + int(match[2]), int(match[3]) - 1)
-    if classic:
-        test = {1000 * pair + person for pair, person in read_cuhk03_test_set(mat, split)}
-        items = list(of_name.values())
-        searched = [item for item in items if item.pid in test]
-        return Splits([item for item in items if item.pid not in test], searched, searched)
-    config = folder / f"cuhk03_new_protocol_config_{boxes}.mat"
-    names = [str(np.ravel(cell)[0]) if np.size(cell) else "" for cell in read_mat(config, "filelist").ravel()]
-    parts = [read_integers(config, f"{part}_idx").ravel() - 1 for part in ("train", "query", "gallery")]  # from 1
-    if any(len(rows) and not 0 <= rows.min() <= rows.max() < len(names) for rows in parts):
-        raise ValueError(f"{config}: an index points outside of the {len(names)} names in filelist, get the file anew")
-    listed = [[names[row] for row in rows] for rows in parts]
-    absent = [name for part in listed for name in part if name not in of_name]
-    if absent:
-        raise FileNotFoundError(
-            f"not found: {len(absent)} of the images in {config}: {some(absent)}. Delete {images}, and they are "
-            "written anew from cuhk-03.mat"
-        )
-    return Splits(*([of_name[name] for name in part] for part in listed))
+        extract_cuhk03(folder / CUHK03_MAT, boxes, images)
+    for path, match in find_images(images, CUHK03_NAME):
+        items[os.path.basename(path)] = Item((path,), 1000 * int(match[1]) + int(match[2]), int(match[3]) - 1)
+    return items
 
 
 @contextlib.contextmanager
 def open_cuhk03(mat):
     """The HDF5 file that MATLAB 7.3 wrote, where every axis is reversed and a cell is a reference."""
-    if not mat.is_file():
-        raise FileNotFoundError(f"not found: {mat}")
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(f"{mat} is read with h5py, which is not installed: pip install h5py") from error
-    try:
-        with h5py.File(mat, "r") as file:
-            yield file
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:  # h5py has them all
-        if isinstance(error, OSError) and error.errno is not None and "HDF5" not in str(error):
-            raise  # of the disk that is written to
-        raise ValueError(f"{mat} is broken or another file, get it anew: {error}") from error
+    h5py = reader_of(mat, "h5py")
+    kinds = (*ANOTHER_FORM, RuntimeError, OSError)  # h5py has them all
+    with explained(f"{mat} is broken or another file, get it anew: ", kinds=kinds), h5py.File(mat, "r") as file:
+        yield file
 
 
-def read_cuhk03_test_set(mat, split):
-    """(pair, person) of the 100 test persons of a classic split."""
+def images_in_cuhk03(mat, boxes):
+    """Yields (PAIR_PERSON_VIEW_IMAGE.png, pixels (H, W, 3)) of all images of cuhk-03.mat."""
     with open_cuhk03(mat) as file:
-        return [tuple(map(int, row)) for row in file[file["testsets"][0, split]][()].T]
+        for pair, reference in enumerate(file[boxes][0], 1):
+            cells = file[reference][()].T  # (persons, 10): five images of one view, then five of the other
+            for (person, image), cell in np.ndenumerate(cells):
+                name = f"{pair}_{person + 1:03}_{image // 5 + 1}_{image + 1:02}.png"
+                pixels = file[cell][()]
+                if pixels.shape == (2,):  # MATLAB's empty cell is a vector of two zeros
+                    continue
+                if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != np.uint8:
+                    raise ValueError(f"{boxes}, {name}: {pixels.dtype} {pixels.shape} is no image in colour")
+                yield name, pixels.transpose(2, 1, 0)
 
 
-def extract_cuhk03(mat, boxes, images):
-    """Writes the images of cuhk-03.mat as PAIR_PERSON_VIEW_IMAGE.png; all of them, or none where it is interrupted."""
-    temporary = images.with_name(f"{images.name}.{os.getpid()}.tmp")
+def extract_cuhk03(mat, boxes, folder):
+    """Writes the images of cuhk-03.mat into `folder`: all of them, or none where it is interrupted."""
+    beside = {"dir": folder.parent, "prefix": f"{folder.name}.", "suffix": ".tmp", "ignore_cleanup_errors": True}
     try:
-        with open_cuhk03(mat) as file:
-            temporary.mkdir(parents=True)
-            for pair, reference in enumerate(file[boxes][0], 1):
-                cells = file[reference][()].T  # (persons, 10): five images of one view, then five of the other
-                for person, row in enumerate(tqdm(cells, f"{images.name}, pair {pair}", disable=None), 1):
-                    for image, cell in enumerate(row, 1):
-                        pixels = file[cell][()]
-                        if pixels.shape == (2,):  # MATLAB's empty cell is a vector of two zeros
-                            continue
-                        name = f"{pair}_{person:03}_{1 if image <= 5 else 2}_{image:02}.png"
-                        if pixels.ndim != 3 or len(pixels) != 3 or pixels.dtype != np.uint8:
-                            raise ValueError(f"{boxes}, {name}: {pixels.dtype} {pixels.shape} is no image in colour")
-                        Image.fromarray(pixels.transpose(2, 1, 0)).save(temporary / name)
-            if not any(temporary.iterdir()):
-                raise ValueError(f"no image in {boxes}")
-        os.replace(temporary, images)
+        with tempfile.TemporaryDirectory(**beside) as temporary, progress(folder.name, None) as bar:
+            images = Path(temporary, folder.name)
+            images.mkdir()
+            for name, pixels in images_in_cuhk03(mat, boxes):
+                Image.fromarray(pixels).save(images / name)
+                bar.update()
+            if not any(images.iterdir()):
+                raise ValueError(f"{mat}: no image in {boxes}, get it anew")
+            os.replace(images, folder)
     except OSError:
-        if not images.is_dir():  # else another process was faster
+        if not folder.is_dir():  # else another process was faster
             raise
-    finally:
-        done = images.is_dir()  # then what killed processes left goes too
-        for abandoned in [temporary, *(images.parent.glob(f"{images.name}.*.tmp") if done else ())]:
-            shutil.rmtree(abandoned, ignore_errors=True)
+    for abandoned in sorted(folder.parent.glob(f"{folder.name}.*.tmp")):  # by processes that were killed
+        shutil.rmtree(abandoned, ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Parsers: video
 
 
-MARS_NAME = re.compile(r"(\d{4}|00-1)C[1-6]T\d{4}F\d{3,4}\.jpg", re.IGNORECASE)
-
-
 def parse_mars(folder, split):
-    """Tracklets are runs of lines in the lists of names; rows of the .mat files are first line, last line, pid, camera.
-
-    Junk, -1, is left out; the gallery is what is no query. 140 of the 1,980 queries have no match.
-    """
-    parts = {}
-    for part in ("train", "test"):
-        names = folder / "info" / f"{part}_name.txt"
-        prefix = f"{folder / f'bbox_{part}'}{os.sep}"
-        lines = []
-        for number, name in read_lines(names):
-            if not MARS_NAME.fullmatch(name):
-                raise ValueError(f"{names}, line {number}: {name!r} is not of the form 0001C1T0001F001.jpg")
-            lines.append(f"{prefix}{name[:4]}{os.sep}{name}")
-        require_files(names, lines)
-        mat = folder / "info" / f"tracks_{part}_info.mat"
-        rows = read_integers(mat, f"track_{part}_info")
-        if rows.ndim != 2 or rows.shape[1] != 4:
-            raise ValueError(f"{mat}: rows of 4 numbers are expected, not {rows.shape}: is it the right file?")
-        wrong = (rows[:, 0] < 1) | (rows[:, 0] > rows[:, 1]) | (rows[:, 1] > len(lines))
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise ValueError(
-                f"{mat}, row {row + 1}: lines {rows[row, 0]} to {rows[row, 1]} are no part of the {len(lines)} lines "
-                f"of {names}: get both anew"
-            )
-        parts[part] = []
-        for first, last, pid, camera in rows.tolist():
-            if mixed := [line for line in lines[first - 1 : last] if not tells_mars(line, pid, camera)]:
-                raise ValueError(f"{mat}: a tracklet of person {pid}, camera {camera} holds {some(mixed)}")
-            frames = sorted(lines[first - 1 : last], key=lambda line: (len(line), line))  # F999 before F1000
-            parts[part].append(Item(tuple(frames), pid, camera - 1))
+    """Junk, -1, is left out; the gallery is what is no query. 140 of the 1,980 queries have no match."""
+    train, test = (read_mars_tracklets(folder, part) for part in ("train", "test"))
     mat = folder / "info" / "query_IDX.mat"
-    rows, count = set(read_integers(mat, "query_IDX").ravel().tolist()), len(parts["test"])
-    if not rows or not 1 <= min(rows) <= max(rows) <= count:
+    rows = set(read_mat(mat, "query_IDX").ravel().tolist())
+    if not rows or not 1 <= min(rows) <= max(rows) <= len(test):
         found = f"{min(rows)} to {max(rows)}" if rows else "none"
-        raise ValueError(f"{mat} numbers test tracklets from 1 to {count}; found {found}: get the file anew")
-    test = [(item, number in rows) for number, item in enumerate(parts["test"], 1) if item.pid != -1]
-    return Splits(parts["train"], [item for item, query in test if query], [item for item, query in test if not query])
+        raise ValueError(f"{mat} numbers test tracklets from 1 to {len(test)}; found {found}: get the file anew")
+    query = [item for number, item in enumerate(test, 1) if number in rows and item.pid != -1]
+    gallery = [item for number, item in enumerate(test, 1) if number not in rows and item.pid != -1]
+    return Splits(train, query, gallery)
 
 
-def tells_mars(path, pid, camera):
-    """Whether the file's name, 0001C1T0001F001.jpg, tells this person and camera; 00-1 is -1."""
-    name = os.path.basename(path)
-    return name.startswith(f"{'00-1' if pid == -1 else f'{pid:04}'}C{camera}")
+def read_mars_tracklets(folder, part):
+    """Runs of lines in the list of names; rows of the .mat file are first line, last line, pid, camera."""
+    listed, mat = folder / "info" / f"{part}_name.txt", folder / "info" / f"tracks_{part}_info.mat"
+    names = [name for _, name in read_lines(listed)]
+    rows = read_mat(mat, f"track_{part}_info")
+    if rows.ndim != 2 or rows.shape[1] != 4:
+        raise ValueError(f"{mat}: rows of 4 numbers are expected, not {rows.shape}: is it the right file?")
+    items, prefix = [], f"{folder / f'bbox_{part}'}{os.sep}"
+    for number, (first, last, pid, camera) in enumerate(rows.tolist(), 1):
+        who = f"{'00-1' if pid == -1 else f'{pid:04}'}C{camera}"
+        rule = re.compile(rf"{who}T\d{{4}}F\d{{3,4}}\.jpg", re.IGNORECASE)
+        frames = names[first - 1 : last] if 1 <= first <= last <= len(names) else []
+        if not frames or not all(map(rule.fullmatch, frames)):
+            raise ValueError(
+                f"{mat}, row {number}: lines {first} to {last} of {listed} are not the frames of person {pid} under "
+                f"camera {camera}, such as {who}T0001F001.jpg: get both anew"
+            )
+        frames.sort(key=lambda name: (len(name), name))  # F999 before F1000
+        items.append(Item(tuple(f"{prefix}{name[:4]}{os.sep}{name}" for name in frames), pid, camera - 1))
+    require_files(listed, [path for item in items for path in item.paths])
+    return items
 
 
 def read_trial(mat, split, pids):
     """(train, test) persons of a row of ls_set: places from 1 in the sorted list of persons, test ones first."""
-    trials = read_integers(mat, "ls_set")
+    trials = read_mat(mat, "ls_set")
     if trials.ndim != 2 or len(trials) <= split or sorted(trials[split].tolist()) != list(range(1, len(pids) + 1)):
         raise ValueError(
             f"{mat}: row {split + 1} of ls_set {trials.shape} does not hold the places 1 to {len(pids)} of the persons "
@@ -554,16 +515,11 @@ def read_trial(mat, split, pids):
 
 def parse_ilidsvid(folder, split, *, kind):
     """Ten splits of 150 / 150 persons; kind: sequences, or images, the single shots. Queries are of camera 1."""
-    base, views = folder / "i-LIDS-VID" / kind, []
-    for camid, view in enumerate(("cam1", "cam2")):
-        names, pattern = list_folders(base / view, r"person\d+$"), r"cam[12]_person\d+(?:_(\d+))?\."
-        views.append([tracklet(base / view / name, pattern, int(name[6:]), camid) for name in names])
-    items, persons = paired(views)
-    if lonely := sorted({item.pid for view in views for item in view} - persons):
-        both = " or ".join(str(base / view / f"person{lonely[0]:03}") for view in ("cam1", "cam2"))
-        raise FileNotFoundError(f"not found: {both}; one of the two views of persons {some(lonely)} is missing")
+    base, views = folder / "i-LIDS-VID" / kind, ("cam1", "cam2")
+    pids = {int(name[1]) for view in views for _, name in find_folders(base / view, r"person(\d+)$")}
+    items = tracklets(base, views, "person{:03}", r"cam[12]_person\d+(?:_(\d+))?\.", pids)
     mat = folder / "train-test people splits" / "train_test_splits_ilidsvid.mat"
-    return across_views(items, *read_trial(mat, split, persons))
+    return across_views(items, *read_trial(mat, split, pids))
 
 
 PRID2011_FRAMES = 27  # in both views: 178 of the 200 persons have them
@@ -571,49 +527,38 @@ PRID2011_FRAMES = 27  # in both views: 178 of the 200 persons have them
 
 def parse_prid2011(folder, split):
     """Ten splits of 89 / 89 persons, from splits_prid2011.json or the .mat file that comes with iLIDS-VID."""
-    views = []
-    for camid, view in enumerate(("cam_a", "cam_b")):
-        base = folder / "prid_2011" / "multi_shot" / view
-        names = [name for name in list_folders(base, r"person_\d{4}$") if int(name[7:]) in PRID_SHARED]
-        views.append([tracklet(base / name, r"(\d{4})\.", int(name[7:]), camid) for name in names])
-    listed = folder / "splits_prid2011.json"
+    base, views = folder / "prid_2011" / "multi_shot", ("cam_a", "cam_b")
+    read = partial(tracklets, base, views, "person_{:04}", r"(\d{4})\.")
+    listed, name = folder / "splits_prid2011.json", "train_test_splits_prid.mat"
     if listed.is_file():
-        try:
+        form = '{"train": ["person_0001", ...], "test": [...]}'
+        with explained(f"{listed}: split {split} is not of the form {form}: ", kinds=ANOTHER_FORM):
             trial = json.loads(listed.read_text())[split]
             train, test = ({int(name.rpartition("_")[2]) for name in trial[part]} for part in ("train", "test"))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            form = '{"train": ["person_0001", ...], "test": [...]}'
-            raise ValueError(f"{listed}: split {split} is not of the form {form}: {error}") from error
-        for view, items in zip(("cam_a", "cam_b"), views, strict=True):
-            if lost := sorted((train | test) - {item.pid for item in items}):
-                raise FileNotFoundError(f"not found: {folder / 'prid_2011/multi_shot' / view / f'person_{lost[0]:04}'}")
-    else:
-        persons = paired([[item for item in view if len(item.paths) >= PRID2011_FRAMES] for view in views])[1]
-        name = "train_test_splits_prid.mat"
-        places = [folder / name, folder.parent / "ilids-vid" / "train-test people splits" / name]
-        mat = next((place for place in places if place.is_file()), None)
-        if mat is None:
-            raise FileNotFoundError(f"not found: {listed}, nor {' or '.join(map(str, places))}")
-        train, test = read_trial(mat, split, persons)
-    return across_views([item for view in views for item in view], train, test)
+        return across_views(read(train | test), train, test)
+    mats = [folder / name, folder.parent / "ilids-vid" / "train-test people splits" / name]
+    there = [mat for mat in mats if mat.is_file()]
+    if not there:
+        raise FileNotFoundError(f"not found: {listed}, nor {' or '.join(map(str, mats))}")
+    seen = ({int(name[1]) for _, name in find_folders(base / view, r"person_(\d{4})$")} for view in views)
+    items = read(set(PRID_SHARED).intersection(*seen))
+    items = paired([item for item in items if len(item.paths) >= PRID2011_FRAMES])
+    return across_views(items, *read_trial(there[0], split, pids_of(items)))
 
 
 def parse_dukemtmcvidreid(folder, split):
     """A folder per person, and in it one per tracklet. Some tracklets do not start at frame 1, some have holes."""
-    base = folder / "DukeMTMC-VideoReID" if (folder / "DukeMTMC-VideoReID").is_dir() else folder
-    parts = []
-    for part in ("train", "query", "gallery"):
-        items = []
-        for person in list_folders(base / part, r"\d+$"):
-            for name in list_folders(base / part / person):
-                pattern = r"\d{4}_?C[1-8]_?F(\d+)_?[XD]\d+\."  # 0001_C6_F0099_X30823.jpg, or without underscores
-                item = tracklet(base / part / person / name, pattern, int(person), 0)
-                cameras = {int(os.path.basename(path)[4:].lstrip("_")[1]) for path in item.paths}
-                if len(cameras) != 1:
-                    raise ValueError(f"{base / part / person / name}: cameras {sorted(cameras)} in one tracklet")
-                items.append(item._replace(camid=cameras.pop() - 1))
-        parts.append(items)
-    return Splits(*parts)
+    base, splits = within(folder, "DukeMTMC-VideoReID", Splits._fields), Splits([], [], [])
+    rule = r"\d{4}_?C[1-8]_?F(\d+)_?[XD]\d+\."  # 0001_C6_F0099_X30823.jpg, or without underscores
+    for part, items in splits._asdict().items():
+        for folder, person in find_folders(base / part, r"\d+$"):
+            for path, _ in find_folders(folder):
+                item = tracklet(path, rule, int(person[0]))
+                cameras = {os.path.basename(frame)[4:].lstrip("_")[1] for frame in item.paths}
+                if len(cameras) > 1:
+                    raise ValueError(f"{path}: cameras {', '.join(sorted(cameras))} in one tracklet")
+                items.append(item._replace(camid=int(cameras.pop()) - 1))
+    return splits
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -629,15 +574,14 @@ def parse_own(folder, split):
     """
     if (folder / "items.csv").is_file():
         return read_own_list(folder / "items.csv")
-    parts = ("train", "query", "gallery")
-    there = [(part,) if (folder / part).is_dir() else () for part in parts]
-    if not any(there):
-        raise FileNotFoundError(f"not found: {folder / 'items.csv'}, nor a folder of {', '.join(parts)} in {folder}")
-    tell_passed_over(folder, lambda entry: entry.is_dir() and entry.name not in parts)
-    for part in there:
-        if part:
-            tell_passed_over(folder / part[0], lambda entry: not is_image(entry))
-    return parse_named(folder, split, parts=there, pattern=r"(\d+)_c0*([1-9]\d*)(?!\d)")
+    names = Splits._fields
+    parts = [(name,) if (folder / name).is_dir() else () for name in names]
+    if not any(parts):
+        raise FileNotFoundError(f"not found: {folder / 'items.csv'}, nor a folder of {', '.join(names)} in {folder}")
+    tell_passed_over(folder, lambda entry: entry.is_dir() and entry.name not in names)
+    for name in itertools.chain(*parts):
+        tell_passed_over(folder / name, lambda entry: not (is_image(entry.name) and entry.is_file()))
+    return parse_named(folder, split, parts=parts, pattern=r"(\d+)_c0*([1-9]\d*)(?!\d)")
 
 
 def tell_passed_over(folder, wanted):
@@ -649,55 +593,57 @@ def tell_passed_over(folder, wanted):
     if kinds:
         told = "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in sorted(kinds.items()))
         print(f"{folder}: passed over {told}. Images are read from train, query and gallery directly, "
-              f"if they end in {', '.join(IMAGE_SUFFIXES)}")  # fmt: skip
-
-
-NUMBER = r"\d{1,18}"  # what 64 bits hold
+              f"if they end in {', '.join(SUFFIXES)}")  # fmt: skip
 
 
 def read_own_list(path):
-    (first, header), *rows = ((number, read_cells(path, number, line)) for number, line in read_lines(path))
-    if missing := {"path", "pid", "camid"} - set(header):
-        raise ValueError(
-            f"{path}, line {first}: no column {', '.join(sorted(missing))} in {','.join(header)} (commas part columns)"
-        )
-    items, first_line, twice = {part: {} for part in Splits._fields}, {}, []
-    for number, cells in rows:
-        row = dict(itertools.zip_longest(header, cells))
-        part, pid, camid = row.get("split") or "train", row["pid"] or "", row["camid"] or ""
-        numbers = re.fullmatch(NUMBER, pid) and re.fullmatch(NUMBER, camid) and int(camid)
-        if not (row["path"] and part in items and numbers) or None in row:  # None: cells without a header
-            raise ValueError(
-                f"{path}, line {number}: pid is a number of up to 18 digits, camid one from 1, split one of "
-                f"{', '.join(items)}; got " + ", ".join(f"{name} {value!r}" for name, value in row.items())
-            )
+    """Splits of items.csv."""
+    clips, first_line, twice = {}, {}, []
+    for number, row in read_own_rows(path):
         file = os.path.join(path.parent, row["path"])
-        place, who = os.path.normpath(file), (int(pid), int(camid) - 1)
+        place, who = os.path.normpath(file), (int(row["pid"]), int(row["camid"]) - 1)
         before, known = first_line.setdefault(place, (number, who))
         if known != who:
             raise ValueError(
                 f"{path}, line {number}: {row['path']} shows person {who[0]} under camera {who[1] + 1}, but by line "
                 f"{before} person {known[0]} under camera {known[1] + 1}: correct one of them"
             )
-        frames = items[part].setdefault((*who, row.get("tracklet") or (place,)), {})
+        frames = clips.setdefault((row["split"], *who, row.get("tracklet") or (place,)), {})
         if place in frames:
             twice.append(number)
         frames.setdefault(place, file)
+    if not clips:
+        raise ValueError(f"{path} lists no images")
     if twice:
         print(f"{path}: {len(twice)} lines are there already, and do not count again: line {some(twice)}")
-    splits = Splits(*([Item((*frames.values(),), *key[:2]) for key, frames in part.items()] for part in items.values()))
-    if not any(splits):
-        raise ValueError(f"{path} lists no images")
-    require_files(path, [name for part in splits for item in part for name in item.paths])
+    require_files(path, [file for frames in clips.values() for file in frames.values()])
+    splits = Splits([], [], [])
+    for (part, pid, camid, _), frames in clips.items():
+        getattr(splits, part).append(Item(tuple(frames.values()), pid, camid))
     return splits
 
 
-def read_cells(path, number, line):
-    """The cells of a line of a CSV file."""
-    try:
-        return next(csv.reader([line], strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {number}: {error}; quotes must end in the line where they began") from error
+def read_own_rows(path):
+    """[(line number, {column: cell})] of items.csv, each with a path, numbers of person and camera, and a split."""
+    rows = []
+    for number, line in read_lines(path):
+        with explained(f"{path}, line {number}: ", "; quotes must end in the line where they began", csv.Error):
+            rows.append((number, next(csv.reader([line], strict=True))))
+    (first, header), *rows = rows
+    if missing := sorted({"path", "pid", "camid"} - set(header)):
+        raise ValueError(
+            f"{path}, line {first}: no column {', '.join(missing)} in {','.join(header)} (commas part columns)"
+        )
+    rows = [(number, dict(itertools.zip_longest(header, cells))) for number, cells in rows]
+    for number, row in rows:
+        row["split"] = row.get("split") or "train"
+        numbers = all(re.fullmatch(r"\d{1,18}", row[name] or "") for name in ("pid", "camid"))  # 64 bits hold them
+        if not (row["path"] and numbers and int(row["camid"]) and row["split"] in Splits._fields) or None in row:
+            raise ValueError(  # None: cells without a header
+                f"{path}, line {number}: pid is a number of up to 18 digits, camid one from 1, split one of "
+                f"{', '.join(Splits._fields)}; got " + ", ".join(f"{name} {value!r}" for name, value in row.items())
+            )
+    return rows
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -716,7 +662,7 @@ class Dataset(NamedTuple):
     two_id_spaces: bool = False  # a number means one person in train and another one in query and gallery
     nobody: frozenset | range = frozenset()  # pids that are no person to learn: distractors
     access: str = "given out by its authors for research"
-    parse_multi_query: Callable | None = None  # folder -> items, images that multi-query pools
+    parse_multi_query: Callable | None = None  # (folder, split) -> Splits, whose queries are what multi-query pools
     parse_more: Callable | None = None  # folder -> train items that the protocol leaves aside
 
 
@@ -728,15 +674,15 @@ market1501 = Dataset(
     "market1501", parse_market1501,
     "Market-1501-v15.09.15/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000451_03.jpg",
     ((751, 12936, 6), (750, 3368, 6), (751, 15913, 6)), persons="Market-1501", nobody=NOBODY,
-    parse_multi_query=parse_market1501_boxes,
+    parse_multi_query=partial(parse_market1501, parts=((), ("gt_bbox",), ())),  # drawn by hand, of all persons
 )  # fmt: skip
 cuhk03 = Dataset(
-    "cuhk03", partial(parse_cuhk03, boxes="detected", classic=False),
+    "cuhk03", partial(parse_cuhk03, boxes="detected"),
     "cuhk03_release/cuhk-03.mat (or images_detected/) and cuhk03_new_protocol_config_{detected,labeled}.mat",
     ((767, 7365, 2), (700, 1400, 2), (700, 5332, 2)), persons="CUHK03",
 )  # fmt: skip
 cuhk03_classic = cuhk03._replace(
-    parse=partial(parse_cuhk03, boxes="detected", classic=True), layout="cuhk03_release/cuhk-03.mat",
+    parse=partial(parse_cuhk03_classic, boxes="detected"), layout="cuhk03_release/cuhk-03.mat",
     counts=((1367, None, 2), (100, None, 2), (100, None, 2)), num_splits=20, protocol="cuhk03",
 )  # fmt: skip
 dukemtmcreid = Dataset(
@@ -767,27 +713,24 @@ DATASETS = {
     ),
     "cuhk03": cuhk03,
     "cuhk03-labeled": cuhk03._replace(
-        parse=partial(parse_cuhk03, boxes="labeled", classic=False),
+        parse=partial(parse_cuhk03, boxes="labeled"),
         layout=cuhk03.layout.replace("images_detected", "images_labeled"),
         counts=((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)),
     ),
     "cuhk03-classic": cuhk03_classic,
-    "cuhk03-classic-labeled": cuhk03_classic._replace(
-        parse=partial(parse_cuhk03, boxes="labeled", classic=True)
-    ),
+    "cuhk03-classic-labeled": cuhk03_classic._replace(parse=partial(parse_cuhk03_classic, boxes="labeled")),
     "cuhk03-np": Dataset(
-        "cuhk03-np", partial(parse_named, parts=MARKET_PARTS, pattern=r"(\d{4})_c([12])(?!\d)", inner="detected"),
+        "cuhk03-np", partial(parse_cuhk03_np, inner="detected"),
         "detected/{bounding_box_train,query,bounding_box_test}/0001_c1_....png", cuhk03.counts, persons="CUHK03",
         numbering="CUHK03-NP",
     ),
     "cuhk03-np-labeled": Dataset(
-        "cuhk03-np", partial(parse_named, parts=MARKET_PARTS, pattern=r"(\d{4})_c([12])(?!\d)", inner="labeled"),
+        "cuhk03-np", partial(parse_cuhk03_np, inner="labeled"),
         "labeled/{bounding_box_train,query,bounding_box_test}/0001_c1_....png",
         ((767, 7368, 2), (700, 1400, 2), (700, 5328, 2)), persons="CUHK03", numbering="CUHK03-NP",
     ),
     "cuhksysu": Dataset(
-        "cuhksysu",
-        partial(parse_named, parts=(("cropped_images",), (), ()), pattern=r"p(\d+)_s\d+_\d+", camid=lambda _: 0),
+        "cuhksysu", partial(parse_named, parts=(("cropped_images",), (), ()), pattern=r"p(\d+)_s\d+_\d+"),
         "cropped_images/p11422_s16929_1.jpg", ((11934, 34574, 1), None, None),
     ),
     "dukemtmcreid": dukemtmcreid,
@@ -826,7 +769,7 @@ DATASETS = {
         "MSMT17_V1/{train,test}/0000/*.jpg (of V2: MSMT17_V2/{mask_train_v2,mask_test_v2}), "
         "list_{train,query,gallery}.txt",
         ((1041, 30248, 15), (3060, 11659, 15), (3060, 82161, 15)), two_id_spaces=True, access=AGREED,
-        parse_more=parse_msmt17_validation,
+        parse_more=partial(read_msmt17_list, part="val"),
     ),
     "occluded_duke": dukemtmcreid._replace(
         folder="occluded_duke", parse=partial(dukemtmcreid.parse, inner="Occluded_Duke"),
@@ -847,13 +790,13 @@ DATASETS = {
         ((89, 178, 2), (89, 89, 1), (89, 89, 1)), num_splits=10, persons="PRID2011",
     ),
     "prid450s": Dataset(
-        "prid450s", parse_prid450s, "{cam_a,cam_b}/img_001.png",
+        "prid450s", partial(parse_pairs, pattern=r"img_(\d+)\.png$"),  # masks are named otherwise
+        "{cam_a,cam_b}/img_001.png",
         ((225, 450, 2), (225, 225, 1), (225, 225, 1)), num_splits=10,
     ),
     "sensereid": Dataset(
-        "sensereid",
-        partial(parse_named, parts=((), ("test_probe",), ("test_gallery",)), pattern=r"(\d+)_(\d+)", inner="SenseReID",
-                camid=lambda match: int(match[2])),
+        "sensereid", partial(parse_named, parts=((), ("test_probe",), ("test_gallery",)), pattern=r"(\d+)_(\d+)",
+                             inner="SenseReID", first_camera=0),
         "SenseReID/{test_probe,test_gallery}/00001_0.jpg", (None, (522, 1040, None), (1717, 3388, None)),
     ),
     "synthetic": market1501._replace(
@@ -865,7 +808,8 @@ DATASETS = {
         layout="what `python -m tools.synthetic --video` writes",
     ),
     "viper": Dataset(
-        "viper", parse_viper, "VIPeR/{cam_a,cam_b}/000_45.bmp",
+        "viper", partial(parse_pairs, pattern=r"(\d{3})_\d", inner="VIPeR", directions=2),  # the angle differs
+        "VIPeR/{cam_a,cam_b}/000_45.bmp",
         ((316, 632, 2), (316, 316, 1), (316, 316, 1)), num_splits=20,
     ),
 }  # fmt: skip
@@ -873,130 +817,6 @@ DATASETS = {
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What every data set passes through: the table of counts, checks, labels
-
-
-def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False, protocol="market1501"):
-    """The splits without queries that nothing can match; ValueError for what cannot be used as asked.
-
-    protocol: one of PROTOCOLS. By the same-camera rule a query is matched by images of its person under other cameras,
-    under no_camera_rule by all but the query itself.
-    """
-    if train and len({item.pid for item in splits.train}) < 2:
-        raise ValueError(f"training needs at least 2 persons in the train split, found {len(splits.train)} items")
-    shared = {item.pid for item in splits.train} & {item.pid for item in splits.query + splits.gallery}
-    if train and evaluate and shared and not two_id_spaces:
-        print(f"warning: {len(shared)} persons are in both train and test, so scores flatter: {some(sorted(shared))}. "
-              "Take them out of one of the two")  # fmt: skip
-    if not evaluate:
-        return splits
-    for name in ("query", "gallery"):
-        if not getattr(splits, name):
-            raise ValueError(f"evaluation needs a {name} split, and it is empty: no image was found there")
-    by_camera = protocol != "no_camera_rule"
-    cameras = {item.camid for item in splits.query + splits.gallery}
-    if by_camera and len(cameras) == 1:
-        raise ValueError(
-            f"all query and gallery images come from one camera (number {cameras.pop() + 1} in the file names): the "
-            "protocol leaves out images of the query's own camera, so nothing can match. Name the cameras apart, or, "
-            "if there is one only, give --protocol no_camera_rule"
-        )
-    told_by = Item._fields.index("camid" if by_camera else "paths")  # what sets a match apart from the query
-    shown = defaultdict(set)
-    for item in splits.gallery:
-        shown[item.pid].add(item[told_by])
-    lonely = [item for item in splits.query if not shown[item.pid] - {item[told_by]}]
-    if len(lonely) == len(splits.query):
-        where = "under another camera" if by_camera else "in another image"
-        raise ValueError(
-            f"none of the {len(lonely)} queries can be matched: no gallery image shows the same person {where}. First "
-            f"query: {lonely[0].paths[0]}. Check person and camera numbers in the file names"
-        )
-    if lonely:
-        names = some([item.paths[0] for item in lonely])
-        print(f"{len(lonely)} queries have no match in the gallery and are left out: {names}. Fine if they are few, "
-              "else check person and camera numbers")  # fmt: skip
-    queries = [item for item in splits.query if shown[item.pid] - {item[told_by]}]
-    themselves = [item.paths[0] for item in queries if not by_camera and item.paths in shown[item.pid]]
-    if themselves:
-        print(f"warning: {len(themselves)} queries are in the gallery themselves and under {protocol} find that image, "
-              f"so scores flatter: {some(themselves)}. Take them out of the gallery")  # fmt: skip
-    return splits._replace(query=queries)
-
-
-def describe(splits, counts=None):
-    """The table of ids, items, cameras and frames; a line more where a count is not the published one."""
-    video = has_video(splits)
-    lines = [f"{'split':8} {'ids':>6} {'items':>8} {'cameras':>8}"]
-    lines[0] += video * f" {'frames: min':>12} {'mean':>7} {'max':>5}"
-    for (name, items), published in zip(splits._asdict().items(), counts or (None,) * 3, strict=True):
-        found = (len({item.pid for item in items}), len(items), len({item.camid for item in items}))
-        line = f"{name:8} {found[0]:6} {found[1]:8} {found[2]:8}"
-        if video and items:
-            frames = [len(item.paths) for item in items]
-            line += f" {min(frames):12} {sum(frames) / len(frames):7.1f} {max(frames):5}"
-        lines.append(line)
-        if published and any(p not in (None, f) for p, f in zip(published, found, strict=True)):
-            told = (f"{p} {unit}" for p, unit in zip(published, ("ids", "items", "cameras"), strict=True) if p)
-            lines.append(f"{'':8} the published counts are {', '.join(told)}: is the archive unpacked whole?")
-    return "\n".join(lines)
-
-
-def has_video(splits):
-    """Whether an item has more than one frame."""
-    return any(len(item.paths) > 1 for items in splits for item in items)
-
-
-def show_same_people(*names):
-    """Whether two data sets do: one and the same, or with the same word in the table."""
-    people = [find_dataset(name, "")[0].persons for name in names]
-    return names[0] == names[1] or people[0] == people[1] != ""
-
-
-def warn_of_shared_persons(trained, tests):
-    """Says which sets to test on show people who were trained on.
-
-    trained: name of a data set -> set of its pids, None where they are not known; tests: name -> Splits.
-    """
-    for (source, pids), (target, splits) in itertools.product(trained.items(), tests.items()):
-        one, other = find_dataset(source, "")[0], find_dataset(target, "")[0]
-        if not show_same_people(source, target):
-            continue
-        if pids is None or (source != target and one.numbering != other.numbering):
-            print(f"warning: {source} and {target} both show people of {one.persons}: scores on {target} may flatter, "
-                  "test on others too")  # fmt: skip
-        elif not other.two_id_spaces:
-            tested = {item.pid for item in splits.query + splits.gallery}.difference(other.nobody)
-            if shared := sorted(tested & pids):
-                print(f"warning: {len(shared)} of the {len(tested)} persons that {target} tests on were trained on, "
-                      f"as {source} shows them too, so scores flatter: {some(shared)}. Test on others, or on the split "
-                      "that was trained on")  # fmt: skip
-
-
-def relabel(items):
-    """(labels (N,) 0..num_ids-1 as int64, sorted pids): what the classifier calls each item, and what label i means."""
-    pids = sorted({item.pid for item in items})
-    label_of = {pid: label for label, pid in enumerate(pids)}
-    return np.array([label_of[item.pid] for item in items], dtype=np.int64), pids
-
-
-def merge(parts):
-    """One list of the items of several, in which persons and cameras of different lists have different numbers."""
-    merged, first_pid, first_camid = [], 0, 0
-    for items in parts:
-        merged += [Item(item.paths, item.pid + first_pid, item.camid + first_camid) for item in items]
-        first_pid = max((item.pid for item in merged), default=-1) + 1
-        first_camid = max((item.camid for item in merged), default=-1) + 1
-    return merged
-
-
-def combine_all(splits, dataset, folder):
-    """All there is to train on: persons of query and gallery too, but for those of `nobody`, and images left aside."""
-    more = dataset.parse_more(folder) if dataset.parse_more else []
-    test = [item for item in splits.query + splits.gallery if item.pid not in dataset.nobody]
-    if dataset.two_id_spaces:
-        first = max((item.pid for item in splits.train), default=-1) + 1
-        test = [item._replace(pid=item.pid + first) for item in test]
-    return sorted({*splits.train, *more, *test})  # an image can be both query and gallery
 
 
 def find_dataset(name, root):
@@ -1015,19 +835,125 @@ def read_dataset(name, root="data", *, split=0):
     dataset, folder = find_dataset(name, root)
     if not 0 <= split < dataset.num_splits:
         raise ValueError(f"{name} has splits 0 to {dataset.num_splits - 1}, got {split}")
-    try:
+    drawn = "" if folder.is_dir() else ". `python -m tools.synthetic` draws a small set to try things with"
+    with explained(
+        after=f". Expected in {folder}: {dataset.layout}. {name} is {dataset.access}, see DATASETS.md{drawn}"
+    ):
         if not folder.is_dir():
             raise FileNotFoundError(f"the folder of {name} is not there: {folder} (--root is the folder above it)")
         splits = Splits(*map(sorted, dataset.parse(folder, split)))
         for item in itertools.chain(*splits):
             if max(item.pid, item.camid) >= 2**63:
                 raise ValueError(f"{item.paths[0]}: the number of its person or camera is beyond 64 bits")
+    return splits
+
+
+def load_dataset(
+    name, root="data", *, split=0, min_frames=0, combine=False, holdout=0, train=True, evaluate=True, protocol=None
+):  # fmt: skip
+    """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate).
+
+    None asks for what the data set is there for; min_frames: shorter tracklets of a video set are left out; combine:
+    the test persons are trained on too; holdout: so many train persons are tested on instead, see hold_out; protocol:
+    None is the data set's own.
+    """
+    dataset, folder = find_dataset(name, root)
+    splits = read_dataset(name, root, split=split)
+    where = f"{name} in {folder}"
+    of = f", split {split} of 0 to {dataset.num_splits - 1}" if dataset.num_splits > 1 else ""
+    print(f"{where}{of} ({dataset.access})\n{describe(splits, dataset.counts)}")
+    meant = dataset.counts or splits
+    train = bool(meant[0]) if train is None else train
+    evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
+    protocol = protocol or dataset.protocol
+    if min_frames and has_video(splits):
+        longest = max(len(item.paths) for items in splits for item in items)
+        where += f", with --min-frames {min_frames} (the longest tracklet has {longest})"
+        splits = Splits(*([item for item in items if len(item.paths) >= min_frames] for items in splits))
+        print(f"with {min_frames} frames or more:\n{describe(splits)}")
+    if holdout:
+        with explained(f"{where}: "):
+            splits = hold_out(splits, holdout, protocol)
+        where += f", with --holdout {holdout}"
+        print(f"tested on {holdout} of the persons to train on:\n{describe(splits)}")
+    with explained(f"{where}: ", f". Expected: {dataset.layout}, see DATASETS.md"):
+        checked = check_splits(
+            splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces, protocol=protocol
+        )
+    return checked._replace(train=combine_all(splits, dataset, folder)) if combine else checked
+
+
+def describe(splits, counts=None):
+    """The table of ids, items, cameras and frames; a line more where a count is not the published one."""
+    video = has_video(splits)
+    lines = [f"{'split':8} {'ids':>6} {'items':>8} {'cameras':>8}"]
+    lines[0] += video * f" {'frames: min':>12} {'mean':>7} {'max':>5}"
+    for (name, items), published in zip(splits._asdict().items(), counts or (None,) * 3, strict=True):
+        found = (len(pids_of(items)), len(items), len({item.camid for item in items}))
+        line = f"{name:8} {found[0]:6} {found[1]:8} {found[2]:8}"
+        if video and items:
+            frames = [len(item.paths) for item in items]
+            line += f" {min(frames):12} {sum(frames) / len(frames):7.1f} {max(frames):5}"
+        lines.append(line)
+        if published and any(p not in (None, f) for p, f in zip(published, found, strict=True)):
+            told = (f"{p} {unit}" for p, unit in zip(published, ("ids", "items", "cameras"), strict=True) if p)
+            lines.append(f"{'':8} the published counts are {', '.join(told)}: is the archive unpacked whole?")
+    return "\n".join(lines)
+
+
+def has_video(splits):
+    """Whether an item has more than one frame."""
+    return any(len(item.paths) > 1 for items in splits for item in items)
+
+
+def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False, protocol="market1501"):
+    """The splits without queries that nothing can match; ValueError for what cannot be used as asked."""
+    if train and len(pids_of(splits.train)) < 2:
+        raise ValueError(f"training needs at least 2 persons in the train split, found {len(splits.train)} items")
+    shared = pids_of(splits.train) & pids_of(splits.query + splits.gallery)
+    if train and evaluate and shared and not two_id_spaces:
+        print(f"warning: {len(shared)} persons are in both train and test, so scores flatter: {some(sorted(shared))}. "
+              "Take them out of one of the two")  # fmt: skip
+    if not evaluate:
         return splits
-    except (FileNotFoundError, ValueError) as error:
-        drawn = "" if folder.is_dir() else ". `python -m tools.synthetic` draws a small set to try things with"
-        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(
-            f"{error}. Expected in {folder}: {dataset.layout}. {name} is {dataset.access}, see DATASETS.md{drawn}"
-        ) from error
+    for name in ("query", "gallery"):
+        if not getattr(splits, name):
+            raise ValueError(f"evaluation needs a {name} split, and it is empty: no image was found there")
+    return splits._replace(query=matched_queries(splits, protocol))
+
+
+def matched_queries(splits, protocol):
+    """The queries that something can match: images of their person under other cameras, or, under no_camera_rule, all
+    but the query itself. Lines tell of the others, and of queries that find themselves; ValueError where none is left.
+    """
+    by_camera = protocol != "no_camera_rule"
+    cameras = {item.camid for item in splits.query + splits.gallery}
+    if by_camera and len(cameras) == 1:
+        raise ValueError(
+            f"all query and gallery images come from one camera (number {cameras.pop() + 1} in the file names): the "
+            "protocol leaves out images of the query's own camera, so nothing can match. Name the cameras apart, or, "
+            "if there is one only, give --protocol no_camera_rule"
+        )
+    told_by = Item._fields.index("camid" if by_camera else "paths")  # what sets a match apart from the query
+    shown = defaultdict(set)
+    for item in splits.gallery:
+        shown[item.pid].add(item[told_by])
+    queries = [item for item in splits.query if shown[item.pid] - {item[told_by]}]
+    lonely = [item.paths[0] for item in splits.query if not shown[item.pid] - {item[told_by]}]
+    if not queries:
+        where = "under another camera" if by_camera else "in another image"
+        raise ValueError(
+            f"none of the {len(lonely)} queries can be matched: no gallery image shows the same person {where}. First "
+            f"query: {lonely[0]}. Check person and camera numbers in the file names"
+        )
+    if lonely:
+        print(f"{len(lonely)} queries have no match in the gallery and are left out: {some(lonely)}. Fine if they are "
+              "few, else check person and camera numbers")  # fmt: skip
+    themselves = [item.paths[0] for item in queries if not by_camera and item.paths in shown[item.pid]]
+    if themselves:
+        print(f"warning: {len(themselves)} queries are in the gallery themselves and under {protocol} find that image, "
+              f"so scores flatter: {some(themselves)}. Take them out of the gallery")  # fmt: skip
+    return queries
 
 
 def hold_out(splits, count, protocol="market1501"):
@@ -1037,7 +963,7 @@ def hold_out(splits, count, protocol="market1501"):
     one image (or tracklet) of a person under a camera; all others are the gallery. A camera with one image of a person
     keeps it in the gallery, unless that is so under all cameras: then the first gives the query.
     """
-    pids = sorted({item.pid for item in splits.train})
+    pids = sorted(pids_of(splits.train))
     if not pids:
         raise ValueError(f"--holdout {count} takes persons to train on, and there are none: leave it out")
     if not 0 < count < len(pids) - 1:  # training needs two
@@ -1065,42 +991,31 @@ def hold_out(splits, count, protocol="market1501"):
     return Splits([item for item in splits.train if item.pid not in held], query, gallery)
 
 
-def load_dataset(
-    name, root="data", *, split=0, min_frames=0, combine=False, holdout=0, train=True, evaluate=True, protocol=None
-):  # fmt: skip
-    """Splits of data set `name`, whose folder lies below `root`, checked for what is asked of it (train, evaluate).
+def combine_all(splits, dataset, folder):
+    """All there is to train on: persons of query and gallery too, but for those of `nobody`, and images left aside."""
+    more = dataset.parse_more(folder) if dataset.parse_more else []
+    test = [item for item in splits.query + splits.gallery if item.pid not in dataset.nobody]
+    if dataset.two_id_spaces:
+        first = max(pids_of(splits.train), default=-1) + 1
+        test = [item._replace(pid=item.pid + first) for item in test]
+    return sorted({*splits.train, *more, *test})  # an image can be both query and gallery
 
-    None asks for what the data set is there for; min_frames: shorter tracklets of a video set are left out; combine:
-    the test persons are trained on too; holdout: so many train persons are tested on instead, see hold_out; protocol:
-    None is the data set's own.
-    """
-    dataset, folder = find_dataset(name, root)
-    splits = read_dataset(name, root, split=split)
-    of = f", split {split} of 0 to {dataset.num_splits - 1}" if dataset.num_splits > 1 else ""
-    print(f"{name} in {folder}{of} ({dataset.access})\n{describe(splits, dataset.counts)}")
-    meant, shorter = dataset.counts or splits, ""
-    if min_frames and has_video(splits):
-        longest = max(len(item.paths) for items in splits for item in items)
-        splits = Splits(*([item for item in items if len(item.paths) >= min_frames] for items in splits))
-        print(f"with {min_frames} frames or more:\n{describe(splits)}")
-        shorter = f", with --min-frames {min_frames} (the longest tracklet has {longest})"
-    train = bool(meant[0]) if train is None else train
-    evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
-    protocol = protocol or dataset.protocol
-    if holdout:
-        try:
-            splits, shorter = hold_out(splits, holdout, protocol), f"{shorter}, with --holdout {holdout}"
-        except ValueError as error:
-            raise ValueError(f"{name} in {folder}{shorter}: {error}") from error
-        print(f"tested on {holdout} of the persons to train on:\n{describe(splits)}")
-    try:
-        checked = check_splits(
-            splits, train=train, evaluate=evaluate, two_id_spaces=dataset.two_id_spaces, protocol=protocol
-        )
-    except ValueError as error:
-        where = f"{name} in {folder}{shorter}"
-        raise ValueError(f"{where}: {error}. Expected: {dataset.layout}, see DATASETS.md") from error
-    return checked._replace(train=combine_all(splits, dataset, folder)) if combine else checked
+
+def merge(parts):
+    """One list of the items of several, in which persons and cameras of different lists have different numbers."""
+    merged = []
+    for items in parts:
+        first_pid = max((item.pid for item in merged), default=-1) + 1
+        first_camid = max((item.camid for item in merged), default=-1) + 1
+        merged += [Item(item.paths, item.pid + first_pid, item.camid + first_camid) for item in items]
+    return merged
+
+
+def relabel(items):
+    """(labels (N,) 0..num_ids-1 as int64, sorted pids): what the classifier calls each item, and what label i means."""
+    pids = sorted(pids_of(items))
+    label_of = {pid: label for label, pid in enumerate(pids)}
+    return np.array([label_of[item.pid] for item in items], dtype=np.int64), pids
 
 
 def load_multi_query(name, root, queries):
@@ -1110,16 +1025,38 @@ def load_multi_query(name, root, queries):
         able = ", ".join(other for other, entry in sorted(DATASETS.items()) if entry.parse_multi_query)
         raise ValueError(f"{name} has no images for multi-query; these have: {able}")
     places = {(item.pid, item.camid) for item in queries}
-    try:
-        found = dataset.parse_multi_query(folder)
-    except (FileNotFoundError, ValueError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{error}. DATASETS.md says where the images for multi-query come from") from error
-    return sorted(item for item in found if (item.pid, item.camid) in places)
+    with explained(after=". DATASETS.md says where the images for multi-query come from"):
+        return sorted(item for item in dataset.parse_multi_query(folder, 0).query if (item.pid, item.camid) in places)
+
+
+def show_same_people(*names):
+    """Whether two data sets do: one and the same, or with the same word in the table."""
+    people = [find_dataset(name, "")[0].persons for name in names]
+    return names[0] == names[1] or people[0] == people[1] != ""
+
+
+def warn_of_shared_persons(trained, tests):
+    """Says which sets to test on show people who were trained on.
+
+    trained: name of a data set -> set of its pids, None where they are not known; tests: name -> Splits.
+    """
+    for (source, pids), (target, splits) in itertools.product(trained.items(), tests.items()):
+        one, other = find_dataset(source, "")[0], find_dataset(target, "")[0]
+        if not show_same_people(source, target):
+            continue
+        if pids is None or (source != target and one.numbering != other.numbering):
+            print(f"warning: {source} and {target} both show people of {one.persons}: scores on {target} may flatter, "
+                  "test on others too")  # fmt: skip
+        elif not other.two_id_spaces:
+            tested = pids_of(splits.query + splits.gallery).difference(other.nobody)
+            if shared := sorted(tested & pids):
+                print(f"warning: {len(shared)} of the {len(tested)} persons that {target} tests on were trained on, "
+                      f"as {source} shows them too, so scores flatter: {some(shared)}. Test on others, or on the split "
+                      "that was trained on")  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Frames of a tracklet
+# Frames of a tracklet, and samplers: which rows make which batch, one epoch at a time, so its length is exact
 
 
 def choose_frames(num_frames, seq_len, method, rng=None):
@@ -1138,27 +1075,15 @@ def fill_clip(frames, seq_len):
     """Numbers of exactly seq_len frames: the last one of a short tracklet is repeated."""
     return np.pad(frames, (0, seq_len - len(frames)), mode="edge")
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Samplers: which rows make which batch. One epoch at a time, so its length is exact.
-
-
-def shuffled_batches(num_items, batch_size, rng):
-    """Every item once in random order; what is left over at the end of the epoch makes no batch."""
-    order = rng.permutation(num_items)
-    return [order[start : start + batch_size] for start in range(0, num_items - batch_size + 1, batch_size)]
-
-
 def identity_batches(labels, batch_size, num_instances, rng):
     """P x K: batches of P = batch_size / K distinct ids with K = num_instances images of each.
 
     Each id's images are shuffled and cut into groups of K; an id with fewer draws K with replacement, and a last
     incomplete group waits for another epoch. Batches take P random ids with groups left until fewer than P have any.
     """
-    rows_of = defaultdict(list)
+    rows_of, groups = defaultdict(list), {}
     for row, label in enumerate(labels):
         rows_of[int(label)].append(row)
-    groups = {}
     for label, rows in sorted(rows_of.items()):
         if len(rows) < num_instances:
             groups[label] = [rng.choice(rows, num_instances)]
@@ -1201,7 +1126,6 @@ def ways_out(sizes, batch_size, drawn):
 
 def check_batches(labels, batch_size, num_instances=None, domains=None, num_domains=0):
     """ValueError where no epoch can be made of these labels: before any training, with the way out."""
-    num_ids = len(set(map(int, labels)))
     if len(labels) < batch_size:
         raise ValueError(f"--batch-size {batch_size} is more than the {len(labels)} images or tracklets: lower it")
     if domains is not None:
@@ -1223,10 +1147,11 @@ def check_batches(labels, batch_size, num_instances=None, domains=None, num_doma
         )
     if batch_size == num_instances:
         raise ValueError(f"--batch-size {batch_size} holds one person, and triplets need two: give a multiple of it")
-    if num_ids < batch_size // num_instances:
+    persons, num_ids = batch_size // num_instances, len(np.unique(labels))
+    if num_ids < persons:
         raise ValueError(
-            f"a batch of {batch_size // num_instances} persons x {num_instances} images needs that many persons, the "
-            f"train split has {num_ids}: lower --batch-size to {num_ids * num_instances} or less"
+            f"a batch of {persons} persons x {num_instances} images needs that many persons, the train split has "
+            f"{num_ids}: lower --batch-size to {num_ids * num_instances} or less"
         )
 
 
@@ -1235,30 +1160,27 @@ def epoch_batches(labels, batch_size, num_instances, seed, epoch, domains=None, 
     rng = np.random.default_rng((seed, epoch))
     if domains is not None:
         return domain_batches(domains, batch_size, num_domains, rng)
-    if num_instances is None:
-        return shuffled_batches(len(labels), batch_size, rng)
-    return identity_batches(labels, batch_size, num_instances, rng)
+    if num_instances is not None:
+        return identity_batches(labels, batch_size, num_instances, rng)
+    order = rng.permutation(len(labels))  # what is left over at the end makes no batch
+    return [order[start : start + batch_size] for start in range(0, len(order) - batch_size + 1, batch_size)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What the files hold
 
 
-def look_into(paths, whole):
-    """Of each file (digest of its bytes, None), or (None, why it is no image)."""
-    looks = []
-    for path in paths:
-        try:
-            content = Path(path).read_bytes()
-            if not content:
-                raise ValueError("the file is empty, 0 bytes")
-            if whole:
-                with Image.open(io.BytesIO(content)) as image:
-                    read_opened(image)
-            looks.append((hashlib.blake2b(content, digest_size=16).digest(), None))
-        except Exception as error:  # Pillow raises a dozen types for broken files
-            looks.append((None, f"{path}: {'no image' if isinstance(error, UnidentifiedImageError) else error}"))
-    return looks
+def look_into(path, decode):
+    """(digest of the file's bytes, None), or (None, why it is no image)."""
+    try:
+        content = Path(path).read_bytes()
+        if not content:
+            raise ValueError("the file is empty, 0 bytes")
+        if decode:
+            read_image(path)
+        return hashlib.blake2b(content, digest_size=16).digest(), None
+    except Exception as error:  # Pillow raises a dozen types for broken files
+        return None, printable(f"{path}: {error}")
 
 
 def check_files(splits, decode=True):
@@ -1269,43 +1191,35 @@ def check_files(splits, decode=True):
             for path in item.paths:
                 uses[path].append((part, item.pid))
     paths, same, broken = sorted(uses), defaultdict(list), []
-    blocks = [paths[start : start + 256] for start in range(0, len(paths), 256)]  # MARS has a million files
-    with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(desc="checking", total=len(paths), disable=None) as bar:
-        for block, looks in zip(blocks, threads.map(partial(look_into, whole=decode), blocks), strict=True):
-            for path, (digest, reason) in zip(block, looks, strict=True):
-                if reason:
-                    broken.append(reason)
-                else:
-                    same[digest].append(path)
-            bar.update(len(block))
-    leaks, contradictions, doubles = [], [], []
+    with ThreadPool(os.cpu_count()) as threads, progress("checking", len(paths)) as bar:
+        looks = threads.imap(partial(look_into, decode=decode), paths, chunksize=256)  # MARS has a million files
+        for path, (digest, reason) in zip(paths, looks, strict=True):
+            if reason:
+                broken.append(reason)
+            else:
+                same[digest].append(path)
+            bar.update()
+    equal = defaultdict(list)
     for twins in same.values():
         used = [use for path in twins for use in uses[path]]
         parts, persons = {part for part, _ in used}, {pid for _, pid in used}
-        both = len(twins) == len(persons) == 1 and len(used) == len(parts) == 2  # query and gallery: that is allowed
-        if len(used) > 1 and not (both and "train" not in parts):
-            kind = leaks if "train" in parts and len(parts) > 1 else contradictions if len(persons) > 1 else doubles
-            kind.append(" = ".join(twins) if len(twins) > 1 else f"{twins[0]} ({len(used)} times)")
-    lines = [f"{len(broken)} files cannot be read: {some(broken)}. Get them anew, or delete them"] * bool(broken)
-    for kind, what in (
-        (leaks, "images of train are in query or gallery too, so scores flatter: {}. Take them out of train"),
-        (contradictions, "images have the numbers of two persons: {}. One is wrong: correct or delete it"),
-        (doubles, "images are there more than once, and count so: {}. Delete the copies"),
+        searched = len(twins) == len(persons) == 1 and sorted(part for part, _ in used) == ["gallery", "query"]
+        if len(used) > 1 and not searched:  # a query may be in the gallery itself, as in CUHK03
+            kind = "train" if "train" in parts and len(parts) > 1 else "persons" if len(persons) > 1 else "doubles"
+            equal[kind].append(" = ".join(twins) if len(twins) > 1 else f"{twins[0]} ({len(used)} times)")
+    lines = []
+    for found, what in (
+        (broken, "files cannot be read: {}. Get them anew, or delete them"),
+        (equal["train"], "images of train are in query or gallery too, so scores flatter: {}. Take them out of train"),
+        (equal["persons"], "images have the numbers of two persons: {}. One is wrong: correct or delete it"),
+        (equal["doubles"], "images are there more than once, and count so: {}. Delete the copies"),
     ):
-        lines += [f"{len(kind)} {what.format(some(kind, 3))}"] * bool(kind)
+        lines += [f"{len(found)} {what.format(some(found))}"] * bool(found)
     return lines, bool(broken)
 
 
-def check(name, root, split, min_frames, protocol=None):
-    """Prints what is there and what is wrong with it; ValueError where it cannot be used for what it is there for."""
-    splits = load_dataset(
-        name, root, split=split, min_frames=min_frames, train=None, evaluate=None, protocol=protocol
-    )  # fmt: skip
-    lines, broken = check_files(splits)
-    for line in lines[1:] if broken else lines or ["all files can be read, no two are equal"]:
-        print(line)
-    if broken:
-        raise ValueError(f"{name}: {lines[0]}")
+# ----------------------------------------------------------------------------------------------------------------------
+# python data.py --check
 
 
 def main(argv=None):
@@ -1317,9 +1231,14 @@ def main(argv=None):
     parser.add_argument("--min-frames", type=int, default=0, help="leave out tracklets with fewer (default: 0)")
     parser.add_argument("--protocol", choices=PROTOCOLS, help="matches are judged by (default: the data set's own)")
     args, failed = parser.parse_args(argv), False
+    options = {"split": args.split, "min_frames": args.min_frames, "protocol": args.protocol}
     for name in args.check:
         try:
-            check(name, args.root, args.split, args.min_frames, args.protocol)
+            lines, broken = check_files(load_dataset(name, args.root, train=None, evaluate=None, **options))
+            for line in lines[broken:] or ["all files can be read, no two are equal"] * (not broken):
+                print(line)
+            if broken:
+                raise ValueError(f"{name}: {lines[0]}")
         except (ValueError, OSError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True

@@ -710,6 +710,7 @@ def dukemtmcvidreid(root):
 @reads("folder:own/images", "own/images", """
     train      7 0  train/7_c1_a.jpg
     train      7 9  train/0007_c10_b.JPEG
+    train      8 0  train/8_c1_moving.gif
     train  12345 1  train/12345_c2_monday.webp
     query      1 0  query/1_c1_.png
     gallery    1 1  gallery/01_c2_x.y.jpg.jpg
@@ -717,7 +718,7 @@ def dukemtmcvidreid(root):
     gallery    3 1  gallery/0003_c02_x.png
 """)
 def own_folders(root):
-    plant(root / "own/images/train", "7_c1_a.jpg 12345_c2_monday.webp 0007_c10_b.JPEG")
+    plant(root / "own/images/train", "7_c1_a.jpg 12345_c2_monday.webp 0007_c10_b.JPEG 8_c1_moving.gif")
     plant(root / "own/images/query", "1_c1_.png")
     plant(root / "own/images/gallery", "2_c12_a_c3_b.bmp 01_c2_x.y.jpg.jpg 0003_c02_x.png")
     litter(root / "own/images/gallery", "1_c3_x.jpg")
@@ -1454,7 +1455,7 @@ def test_what_is_passed_over_among_own_images_is_told(tmp_path, capsys):
     plant(base / "train" / "person2", "2_c1_a.jpg")
     (base / "train" / "2_c1_link.jpg").symlink_to(tmp_path / "elsewhere" / "b.jpg")
     (base / "train" / "3_c1_lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (base / "train" / "4_c1_moving.gif").write_bytes(b"GIF89a")
+    (base / "train" / "4_c1_moving.mp4").write_bytes(b"no image")
     (base / "test").mkdir()
     litter(base / "train", "1_c3_x.jpg")
     (base / "train" / "readme.txt").unlink()
@@ -1462,7 +1463,7 @@ def test_what_is_passed_over_among_own_images_is_told(tmp_path, capsys):
     assert found.train == items(base / "train", ("1_c1_a.jpg", 1, 0), ("2_c1_link.jpg", 2, 0))
     printed = capsys.readouterr().out
     assert f"{base}: passed over 1 folders: test." in printed
-    told = "1 folders: person2; 1 links to nothing: 3_c1_lost.jpg; 1 other files: 4_c1_moving.gif."
+    told = "1 folders: person2; 1 links to nothing: 3_c1_lost.jpg; 1 other files: 4_c1_moving.mp4."
     assert f"{base / 'train'}: passed over {told} Images are read from train, query and gallery directly" in printed
     assert len(printed.splitlines()) == 2
 

@@ -12,7 +12,6 @@ import torch
 from conftest import draw
 from torch import nn
 
-import data
 import models
 from data import Item
 from images import read_image
@@ -25,52 +24,6 @@ NETWORKS = {
     "resnet18": {"input_size": (64, 32), "bnneck": True},
 }
 PAIRS = [(arch, "attention") for arch in NETWORKS] + [("osnet_x0_25", "avg"), ("resnet18", "max")]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Frames of a clip
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "seq_len", "expected"),
-    [
-        (8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
-        (9, 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # 9 - 9 mod 8 = 8, in steps of 1
-        (17, 5, [0, 3, 6, 9, 12]),  # 15 in steps of 3
-        (20, 5, [0, 4, 8, 12, 16]),
-        (920, 4, [0, 230, 460, 690]),
-        (3, 8, [0, 1, 2]),
-        (1, 1, [0]),
-        (5, 1, [0]),
-    ],
-)
-def test_evenly_spread_frames_worked_by_hand(num_frames, seq_len, expected):
-    assert data.choose_frames(num_frames, seq_len, "evenly").tolist() == expected
-
-
-@pytest.mark.parametrize(("num_frames", "seq_len"), [(10, 4), (10, 9), (4, 4), (3, 4), (1, 4)])
-def test_random_frames_are_distinct_and_ascend(num_frames, seq_len):
-    rng, seen = np.random.default_rng(0), set()
-    for _ in range(60):
-        frames = data.choose_frames(num_frames, seq_len, "random", rng).tolist()
-        assert frames == sorted(set(frames)) and len(frames) == min(seq_len, num_frames)
-        seen |= set(frames)
-    assert seen == set(range(num_frames)), "each has its turn, and no other"
-
-
-def test_random_frames_follow_from_their_generator():
-    chosen = [data.choose_frames(100, 8, "random", np.random.default_rng(seed)).tolist() for seed in (1, 1, 2)]
-    assert chosen[0] == chosen[1] != chosen[2]
-
-
-@pytest.mark.parametrize("num_frames", [1, 8, 920])
-def test_all_frames(num_frames):
-    assert data.choose_frames(num_frames, 8, "all").tolist() == list(range(num_frames))
-
-
-def test_a_short_clip_repeats_its_last_frame():
-    assert data.fill_clip(np.array([0, 1, 2]), 6).tolist() == [0, 1, 2, 2, 2, 2]
-    assert data.fill_clip(np.array([4, 7, 9]), 3).tolist() == [4, 7, 9]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,6 @@ from conftest import draw, run_command
 from PIL import Image
 
 import search
-from data import check_batches, epoch_batches
 from images import read_image
 from training.pixels import (
     AUGMENTATIONS,
@@ -316,180 +314,6 @@ def test_more_than_a_tenth_of_the_limit_is_not_decoded_for_others(tmp_path):
         assert np.array_equal(bytes_of(pixels), expected_pixels(paths[2:4]))
         assert [name.split("-32x16")[0] for name in in_cache(cache)] == names
     assert load_pixels(paths[:1], SIZE, cache, "a", limit_gb=0, among=("all", paths)).array is None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Samplers
-
-
-def test_shuffle_gives_every_image_once_and_drops_the_rest():
-    batches = epoch_batches(np.zeros(23, np.int64), 5, None, seed=0, epoch=0)
-    assert [len(rows) for rows in batches] == [5] * 4
-    rows = np.concatenate(batches).tolist()
-    assert len(set(rows)) == 20 and set(rows) < set(range(23)) and rows != sorted(rows)
-    whole = epoch_batches(np.zeros(20, np.int64), 5, None, seed=0, epoch=0)
-    assert sorted(np.concatenate(whole).tolist()) == list(range(20))
-
-
-def labels_of(counts):
-    """Labels (N,) with counts[label] images each, in mixed order."""
-    return np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
-
-
-def test_identity_batches_hold_p_persons_with_k_images():
-    counts, persons, k = [8, 5, 4, 2, 1, 13, 4], 3, 4
-    labels = labels_of(counts)
-    for epoch in range(20):
-        batches = epoch_batches(labels, persons * k, k, seed=0, epoch=epoch)
-        groups = Counter()
-        for rows in batches:
-            by_person = labels[rows].reshape(persons, k)
-            assert (by_person == by_person[:, :1]).all(), "images of a person stand together"
-            assert len(set(by_person[:, 0])) == persons
-            groups.update(by_person[:, 0].tolist())
-        for label, count in enumerate(counts):
-            drawn = [row for rows in batches for row in rows if labels[row] == label]
-            if count >= k:
-                assert len(set(drawn)) == len(drawn), "no image twice in an epoch"
-        # an epoch ends exactly where fewer than P persons have groups of K left
-        left = [label for label, count in enumerate(counts) if max(count // k, 1) > groups[label]]
-        assert len(left) < persons
-        assert all(groups[label] <= max(count // k, 1) for label, count in enumerate(counts))
-
-
-def test_identity_batches_of_equal_persons_use_all():
-    labels = labels_of([8, 8])
-    batches = epoch_batches(labels, 8, 4, seed=3, epoch=0)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(16)) and len(batches) == 2
-
-
-def test_incomplete_groups_wait_for_another_epoch():
-    labels = labels_of([6, 6])
-    epochs = [np.concatenate(epoch_batches(labels, 8, 4, 0, epoch)) for epoch in range(30)]
-    assert all(len(rows) == 8 for rows in epochs)
-    assert set(np.concatenate(epochs).tolist()) == set(range(12)), "every image has its turn"
-
-
-@pytest.mark.parametrize("k", [None, 4])
-def test_batches_follow_from_seed_and_epoch(k):
-    labels = labels_of([8, 5, 4, 2, 9, 6])
-    before = global_states()
-    one = np.concatenate(epoch_batches(labels, 8, k, seed=7, epoch=2))
-    assert global_states() == before
-    np.random.seed(1)
-    assert np.array_equal(one, np.concatenate(epoch_batches(labels, 8, k, seed=7, epoch=2)))
-    for seed, epoch in ((7, 3), (8, 2)):
-        other = np.concatenate(epoch_batches(labels, 8, k, seed, epoch))
-        assert len(other) != len(one) or (other != one).any()
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "k", "message"),
-    [
-        (10, 4, "--num-instances 4 must .* divide --batch-size 10"),
-        (4, 8, "--num-instances 8 must .* divide --batch-size 4"),
-        (8, 1, "--num-instances 1 must be 2 or more"),
-        (16, 2, "8 persons x 2 images .* train split has 6: lower --batch-size to 12"),
-        (4, 4, "person"),  # a batch of one person has no negative: its triplet loss is zero for ever
-        (40, None, "--batch-size 40 is more than the 34 images or tracklets"),
-    ],
-)
-def test_batches_that_cannot_be_made(batch_size, k, message):
-    with pytest.raises(ValueError, match=message):
-        check_batches(labels_of([8, 5, 4, 2, 9, 6]), batch_size, k)
-
-
-@pytest.mark.parametrize(("batch_size", "k"), [(34, None), (24, 4), (12, 2), (8, 4)])
-def test_batches_that_can_be_made(batch_size, k):
-    labels = labels_of([8, 5, 4, 2, 9, 6])
-    check_batches(labels, batch_size, k)
-    assert epoch_batches(labels, batch_size, k, 0, 0)
-
-
-DOMAINS = np.random.default_rng(1).permutation(np.repeat([0, 3, 4], [11, 30, 17]))  # cameras with gaps in their numbers
-
-
-def drawn_by_domain(num_domains, batch_size=6, seed=0, epoch=0):
-    return epoch_batches(np.zeros(len(DOMAINS)), batch_size, None, seed, epoch, DOMAINS, num_domains)
-
-
-@pytest.mark.parametrize(("num_domains", "drawn"), [(0, 3), (3, 3), (2, 2), (1, 1)])
-def test_batches_by_domain_have_equal_shares(num_domains, drawn):
-    share, chosen = 6 // drawn, Counter()
-    for epoch in range(20):
-        batches = drawn_by_domain(num_domains, epoch=epoch)
-        rows = np.concatenate(batches)
-        assert len(set(rows.tolist())) == len(rows), "no image twice in an epoch"
-        used = Counter()
-        for batch in batches:
-            counts = Counter(DOMAINS[batch].tolist())
-            assert len(batch) == 6 and list(counts.values()) == [share] * drawn
-            used.update(counts)
-            chosen[tuple(sorted(counts))] += 1
-        # the epoch ends where one that was drawn has too few: so no batch could have been made of it
-        assert any(used[domain] + share > count for domain, count in ((0, 11), (3, 30), (4, 17)))
-        if drawn == 3:
-            assert len(batches) == 11 // 2, "the smallest domain bounds the epoch"
-    assert len(chosen) == {3: 1, 2: 3, 1: 3}[drawn], "every choice of domains has its turn"
-
-
-def test_batches_by_domain_follow_from_seed_and_epoch():
-    before = global_states()
-    one = np.concatenate(drawn_by_domain(2, seed=7, epoch=2))
-    assert global_states() == before
-    assert np.array_equal(one, np.concatenate(drawn_by_domain(2, seed=7, epoch=2)))
-    for seed, epoch in ((7, 3), (8, 2)):
-        other = np.concatenate(drawn_by_domain(2, seed=seed, epoch=epoch))
-        assert len(other) != len(one) or (other != one).any()
-
-
-def test_images_left_over_have_their_turn_in_another_epoch():
-    seen = {row for epoch in range(30) for batch in drawn_by_domain(0, epoch=epoch) for row in batch.tolist()}
-    assert seen == set(range(len(DOMAINS)))
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_domains", "fragments"),
-    [
-        (12, 4, ["--num-domains 4", "of 3 domains", "--batch-size 12 or 15 with --num-domains 3",
-                 "--num-domains 2 or 3 with --batch-size 12"]),
-        (10, 0, ["--num-domains 0 (0 means all)", "of 3 domains", "--batch-size 9 or 12 with --num-domains 3",
-                 "--num-domains 1 or 2 with --batch-size 10"]),
-        (9, 2, ["--num-domains 2", "--batch-size 8 or 10 with --num-domains 2",
-                "--num-domains 1 or 3 with --batch-size 9"]),
-        (36, 3, ["smallest has 11", "give --batch-size 33 with --num-domains 3"]),
-        (12, 1, ["smallest has 11", "--batch-size 11 with --num-domains 1", "--num-domains 2 or 3 with --batch"]),
-        (2, 0, ["--batch-size 3 or 6 with --num-domains 3"]),
-        (60, 0, ["--batch-size 60 is more than the 58"]),
-    ],
-)
-def test_batches_by_domain_that_cannot_be_made(batch_size, num_domains, fragments):
-    with pytest.raises(ValueError) as error:
-        check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
-    for fragment in fragments:
-        assert fragment in str(error.value)
-    # the ways out that are told are ways out, and the batch sizes are the nearest of all
-    told = re.findall(r"--(batch-size|num-domains) ([\d or]+) with --\S+ (\d+)", str(error.value).partition("give")[2])
-    for flag, numbers, other in told:
-        for number in map(int, numbers.split(" or ")):
-            pair = (number, int(other)) if flag == "batch-size" else (int(other), number)
-            check_batches(np.zeros(len(DOMAINS)), pair[0], None, DOMAINS, pair[1])
-    if batch_size < len(DOMAINS):
-        drawn = next(int(other) for flag, _, other in told if flag == "batch-size")
-        near = next(list(map(int, numbers.split(" or "))) for flag, numbers, _ in told if flag == "batch-size")
-        good = [size for size in range(2, 60) if size % drawn == 0 and size // drawn <= 11]
-        assert min(good, key=lambda size: abs(size - batch_size)) in near
-
-
-def test_a_single_image_of_a_camera_leaves_another_sampler():
-    with pytest.raises(ValueError, match="give another --sampler"):
-        check_batches(np.zeros(9), 8, None, np.array([0] * 8 + [1]), 1)
-
-
-@pytest.mark.parametrize(("batch_size", "num_domains"), [(12, 0), (33, 3), (22, 2), (11, 1)])
-def test_batches_by_domain_that_can_be_made(batch_size, num_domains):
-    check_batches(np.zeros(len(DOMAINS)), batch_size, None, DOMAINS, num_domains)
-    assert all(drawn_by_domain(num_domains, batch_size, epoch=epoch) for epoch in range(5))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
