@@ -134,21 +134,9 @@ def open_session(path, provider="auto", threads=0):
     if not Path(path).is_file():
         what = "is a folder" if Path(path).is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: {what}; a model is an .onnx file, which export.py writes from a checkpoint")
-    if provider == "cpu":
-        return create_session(path, "cpu", threads)
-    session = create_gpu_session(path, "cuda" if provider == "auto" else provider, threads, quiet=provider == "auto")
-    if session is None and provider != "auto":
-        raise RuntimeError(unusable(provider))
+    quiet = provider == "auto"
+    session = None if provider == "cpu" else create_gpu_session(path, "cuda" if quiet else provider, threads, quiet)
     return session or create_session(path, "cpu", threads)
-
-
-def unusable(provider):
-    """What to say where onnxruntime does not get to a GPU."""
-    name, needs = {"cuda": ("CUDA", "CUDA and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
-                   "tensorrt": ("TensorRT", "CUDA, cuDNN and TensorRT libraries (libnvinfer.so.10)")}[provider]
-    return (f"provider {provider}: onnxruntime {onnxruntime.__version__} cannot use {name} here (built with "
-            f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and "
-            f"{needs}. Or choose the provider cpu or auto.")  # fmt: skip
 
 
 def create_session(path, provider, threads=0, options=None):
@@ -164,27 +152,35 @@ def create_session(path, provider, threads=0, options=None):
 
 
 def create_gpu_session(path, provider, threads, quiet):
-    """A session that runs on the provider, or None. The list of available providers says only what was compiled in, so
-    the one way to know is to try; quiet keeps the complaints of a machine without a GPU off the console."""
-    first = provider_options(provider, path)[0][0]
-    if first not in onnxruntime.get_available_providers():
-        return None
-    if quiet:
-        onnxruntime.set_default_logger_severity(4)
-    try:
-        if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that pip installed
-            with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
-                onnxruntime.preload_dlls()
-        session = create_session(path, provider, threads)
-    except ValueError as error:
-        if not quiet:
-            create_session(path, "cpu")  # raises where the file is what is wrong
-            raise RuntimeError(f"{unusable(provider)} ({error})") from None
-        return None
-    finally:
+    """A session that runs on the provider; where it cannot, RuntimeError, or None if quiet, which also keeps the
+    complaints of a machine without a GPU off the console. The list of available providers says only what was compiled
+    in, so the one way to know is to try."""
+    first, problem = provider_options(provider, path)[0][0], ""
+    if first in onnxruntime.get_available_providers():
         if quiet:
-            onnxruntime.set_default_logger_severity(2)  # warnings, onnxruntime's default; it cannot be asked
-    return session if session.get_providers()[0] == first else None
+            onnxruntime.set_default_logger_severity(4)
+        try:
+            if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that pip installed
+                with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):
+                    onnxruntime.preload_dlls()
+            session = create_session(path, provider, threads)
+            if session.get_providers()[0] == first:
+                return session
+        except ValueError as error:
+            if not quiet:
+                create_session(path, "cpu")  # raises where the file is what is wrong
+            problem = f" ({error})"
+        finally:
+            if quiet:
+                onnxruntime.set_default_logger_severity(2)  # warnings, onnxruntime's default; it cannot be asked
+    if quiet:
+        return None
+    name, needs = {"cuda": ("CUDA", "CUDA and cuDNN libraries: pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+                   "tensorrt": ("TensorRT", "CUDA, cuDNN and TensorRT libraries (libnvinfer.so.10)")}[provider]
+    raise RuntimeError(
+        f"provider {provider}: onnxruntime {onnxruntime.__version__} cannot use {name} here (built with "
+        f"{', '.join(onnxruntime.get_available_providers())}). It needs an NVIDIA GPU with its driver, and {needs}. Or "
+        f"choose the provider cpu or auto.{problem}")
 
 
 def nodes_on_cpu(path, provider, feed):

@@ -150,34 +150,24 @@ def merge(indices, similarities, scores, numbers):
         similarities[row], indices[row] = values[order], np.concatenate([indices[row], numbers[new]])[order]
 
 
-def average(features, groups, count):
-    """Means (count, D) of the features (N, D) by groups (N,), numbers from 0, each scaled to length 1 again."""
-    means = np.zeros((count, features.shape[1]), np.float32)
-    for start in range(0, len(groups), GALLERY_BLOCK):
-        np.add.at(means, groups[start : start + GALLERY_BLOCK], features[start : start + GALLERY_BLOCK])
-    lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    return means / np.maximum(lengths, 1e-12)
-
-
 def identity(row):
     """What tells tracklets apart: rows of another person or camera are another tracklet. Of a row without one: None."""
     return (row.tracklet, row.pid, row.camid) if row.tracklet else None
 
 
 def average_tracklets(features, rows, chosen=None):
-    """One feature per tracklet: the mean of those of its rows; rows without one stay by themselves. chosen: numbers of
-    the rows that count. -> (features, rows, [numbers of the rows of each]), in order of the first row of each."""
-    chosen = range(len(rows)) if chosen is None else chosen
-    numbers, groups, members = {}, [], []
-    for place in chosen:
-        group = numbers.setdefault(identity(rows[place]) or place, len(numbers))
-        groups.append(group)
-        if group == len(members):
-            members.append([])
-        members[group].append(place)
-    picked = features if len(groups) == len(features) else features[np.array(chosen, int)]
+    """One feature per tracklet: the mean of those of its rows, of length 1 again; rows without one stay by themselves.
+    chosen: numbers of the rows that count. -> (features, rows, [numbers of the rows of each]), in order of the first
+    row of each."""
+    groups = {}
+    for place in range(len(rows)) if chosen is None else chosen:
+        groups.setdefault(identity(rows[place]) or place, []).append(place)
+    members, means = list(groups.values()), np.empty((len(groups), features.shape[1]), np.float32)
+    for mean, places in zip(means, members, strict=True):
+        np.sum(features[places], axis=0, out=mean)
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     merged = [rows[places[0]]._replace(frames=sum(rows[place].frames for place in places)) for places in members]
-    return average(picked, np.array(groups, int), len(numbers)), merged, members
+    return means, merged, members
 
 
 def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
