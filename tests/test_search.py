@@ -176,27 +176,6 @@ def fails(capsys, argv, code):
     return stop.value.code
 
 
-@pytest.mark.parametrize("more, message", [
-    (["--top", "0"], "--top 0, --batch-size 32: both have to be at least 1"),
-    (["--top", "ten"], "--top: invalid int value: 'ten'"),
-    (["--batch-size", "-1"], "--batch-size -1: both have to be at least 1"),
-    (["--provider", "gpu"], "invalid choice: 'gpu'"),
-    (["--labels", "duke"], "invalid choice: 'duke'"),
-    (["--galery", "x"], "there is no flag --galery; did you mean --gallery?"),
-    (["--label=mars"], "there is no flag --label; did you mean --labels?"),
-    (["--xyz"], "there is no flag --xyz; search.py --help lists all"),
-    (["index", "--index", "i"], "there is no flag --index; a command comes first: search.py index ..."),
-    (["a\x1b[31m"], "unrecognized arguments: a\\x1b[31m"),
-])  # fmt: skip
-def test_usage_errors(more, message, model, market, tmp_path, capsys):
-    assert message in fails(capsys, [*command(model, *market, tmp_path / "out"), *more], 2)
-
-
-def test_missing_flag(capsys):
-    assert "required: --query, --gallery" in fails(capsys, ["--model", "m.onnx"], 2)
-    assert "there is no flag --galery; did you mean --gallery?" in fails(capsys, ["--model", "m", "--galery", "x"], 2)
-
-
 def test_bad_inputs(model, market, tmp_path, capsys):
     query, gallery = market
     empty, bad, out = tmp_path / "empty", tmp_path / "bad", tmp_path / "out"
@@ -527,11 +506,8 @@ def test_an_index_of_another_model(model, market, tmp_path, capsys):
 
 def test_an_index_of_tracklets(tmp_path, capsys):
     """A model of tracklets makes a row of each; an image queries it as a tracklet of one frame."""
-    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
-    for pid in (1, 2, 3):
-        (crops / str(pid)).mkdir(parents=True)
-        for frame in range(pid):
-            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    model, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "i"
+    crops = draw_tracklets(tmp_path / "crops", {pid: range(pid) for pid in (1, 2, 3)})
     assert search.main([*index(model, folder, crops), "--video"]) == 0
     with search.Index.read(folder) as found:
         assert [(os.path.basename(os.path.dirname(row.path)), row.frames) for row in found.rows] == [
@@ -549,6 +525,15 @@ def test_an_index_of_tracklets(tmp_path, capsys):
     assert search.main(verify) == search.UNKNOWN
 
 
+def draw_tracklets(folder, frames):
+    """A folder per person, with an image for each of the frames that `frames` lists: {pid: frames}."""
+    for pid, numbers in frames.items():
+        (folder / str(pid)).mkdir(parents=True)
+        for number in numbers:
+            person(pid, number).save(folder / str(pid) / f"{number}.png")
+    return folder
+
+
 def frames_of(folder):
     """{tracklet's last part: (first frame, frames)} of an index of tracklets, which stand there once."""
     with search.Index.read(folder) as found:
@@ -558,11 +543,8 @@ def frames_of(folder):
 
 
 def test_a_tracklet_stays_one_row_when_its_first_frame_changes(tmp_path, capsys):
-    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
-    for pid in (1, 2):
-        (crops / str(pid)).mkdir(parents=True)
-        for frame in range(2, 5):
-            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    model, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "i"
+    crops = draw_tracklets(tmp_path / "crops", {1: (2, 3, 4), 2: (2, 3, 4)})
     argv = [*index(model, folder, crops), "--video"]
     search.main(argv)
     person(1, 1).save(crops / "1" / "1.png")  # sorts first
@@ -596,11 +578,8 @@ def test_a_tracklet_stays_one_row_when_its_first_frame_changes(tmp_path, capsys)
                                          ("crops/1/gone.png", {"2"}), ("crops/1/sub", {"1", "2"}),
                                          ("crops", set())])  # fmt: skip
 def test_a_frame_or_the_folder_removes_a_tracklet(given, left, tmp_path):
-    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
-    for pid in (1, 2):
-        (crops / str(pid)).mkdir(parents=True)
-        for frame in (2, 3):
-            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    model, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "i"
+    crops = draw_tracklets(tmp_path / "crops", {1: (2, 3), 2: (2, 3)})
     search.main([*index(model, folder, crops), "--video"])
     search.main(["index", "--index", str(folder), "--remove", str(tmp_path / given)])
     assert set(frames_of(folder)) == left
@@ -610,11 +589,8 @@ def test_a_frame_or_the_folder_removes_a_tracklet(given, left, tmp_path):
 
 
 def test_a_frame_does_not_find_the_tracklet_it_lies_in(tmp_path):
-    model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
-    for pid in (1, 2):
-        (crops / str(pid)).mkdir(parents=True)
-        for frame in (2, 3):
-            person(pid, frame).save(crops / str(pid) / f"{frame}.png")
+    model, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "i"
+    crops = draw_tracklets(tmp_path / "crops", {1: (2, 3), 2: (2, 3)})
     search.main([*index(model, folder, crops), "--video"])
     for source in (crops / "1" / "3.png", crops / "1"):
         answers_of(query(model, folder, source), tmp_path)
@@ -798,12 +774,9 @@ def test_links_are_treated_alike_by_all_commands(model, linked, tmp_path, capsys
 
 def test_the_frames_of_a_tracklet_may_be_links(tmp_path, capsys):
     model, crops, folder = write_clip_model(tmp_path / "clip.onnx"), tmp_path / "crops", tmp_path / "i"
-    for pid in (1, 2):
-        (tmp_path / "store" / str(pid)).mkdir(parents=True)
-        (crops / str(pid)).mkdir(parents=True)
-        for frame in (2, 3):
-            person(pid, frame).save(tmp_path / "store" / str(pid) / f"{frame}.png")
-            (crops / str(pid) / f"{frame}.png").symlink_to(tmp_path / "store" / str(pid) / f"{frame}.png")
+    for path in draw_tracklets(tmp_path / "store", {1: (2, 3), 2: (2, 3)}).glob("*/*.png"):
+        (crops / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (crops / path.parent.name / path.name).symlink_to(path)
     (crops / "3").symlink_to(tmp_path / "store" / "2")
     assert search.main([*index(model, folder, crops), "--video"]) == 0
     assert frames_of(folder) == {"1": ("2.png", 2), "2": ("2.png", 2)}
@@ -1165,7 +1138,21 @@ def test_searcher_on_an_index(model, market, tmp_path):
 
 # ---- mistakes ----
 
+PLAIN = ["--model", "m", "--query", "q", "--gallery", "g"]
+
+
 @pytest.mark.parametrize("argv, message", [
+    ([*PLAIN, "--top", "0"], "--top 0, --batch-size 32: both have to be at least 1"),
+    ([*PLAIN, "--top", "ten"], "--top: invalid int value: 'ten'"),
+    ([*PLAIN, "--batch-size", "-1"], "--batch-size -1: both have to be at least 1"),
+    ([*PLAIN, "--provider", "gpu"], "invalid choice: 'gpu'"),
+    ([*PLAIN, "--labels", "duke"], "invalid choice: 'duke'"),
+    ([*PLAIN, "--label=mars"], "there is no flag --label; did you mean --labels?"),
+    ([*PLAIN, "--xyz"], "there is no flag --xyz; search.py --help lists all"),
+    ([*PLAIN, "index", "--index", "i"], "there is no flag --index; a command comes first: search.py index ..."),
+    ([*PLAIN, "a\x1b[31m"], "unrecognized arguments: a\\x1b[31m"),
+    (["--model", "m"], "required: --query, --gallery"),
+    (["--model", "m", "--galery", "x"], "there is no flag --galery; did you mean --gallery?"),
     (["index", "crops"], "required: --index"),
     (["index", "crops", "--index", "i"], "--model is required where something is to be embedded"),
     (["index", "--index", "i", "--model", "m"], "give sources to index, or --remove PATH"),
@@ -1184,7 +1171,7 @@ def test_searcher_on_an_index(model, market, tmp_path):
     (["crops"], "there is no command 'crops'; choose from index, query, verify, calibrate, or give --model, --query"),
     ([], "there is nothing to do; choose from index, query, verify, calibrate, or give --model, --query and --gallery"),
 ])  # fmt: skip
-def test_usage_errors_of_subcommands(argv, message, capsys):
+def test_usage_errors(argv, message, capsys):
     assert message in fails(capsys, argv, 2)
 
 

@@ -6,10 +6,8 @@ python -m pytest tests/searching/test_extractor.py
 import hashlib
 import json
 import os
-import struct
 import threading
 import time
-import zlib
 
 import numpy as np
 import onnx
@@ -40,34 +38,6 @@ from searching.extractor import Extractor
 
 # ---- images ----
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"])
-def test_read_image_is_pillow_rgb_bilinear(mode, tmp_path):
-    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    person(5, size=(50, 90)).convert(mode).save(path)
-    pixels = extractor.read_image(path, (H, W))
-    assert pixels.shape == (H, W, 3) and pixels.dtype == np.uint8
-    expected = Image.open(path).convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
-    assert pixels.tobytes() == expected.tobytes()
-
-
-def test_read_image_leaves_exif_rotation_alone(tmp_path):
-    image, exif = person(5), Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees
-    image.save(tmp_path / "plain.jpg")
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    same = [extractor.read_image(tmp_path / name, (H, W)).tobytes() for name in ("plain.jpg", "turned.jpg")]
-    assert same[0] == same[1]
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
-def test_an_animated_image_gives_its_first_frame(suffix, tmp_path):
-    options = {"lossless": True} if suffix == ".webp" else {}
-    person(1).save(tmp_path / f"a{suffix}", save_all=True, append_images=[person(2), person(3)], **options)
-    with Image.open(tmp_path / f"a{suffix}") as image:
-        assert image.n_frames == 3
-    assert extractor.read_image(tmp_path / f"a{suffix}").tobytes() == np.asarray(person(1)).tobytes()
-
-
 @pytest.mark.parametrize("mode, kind", [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
 def test_grey_of_more_than_eight_bits_is_refused(mode, kind, model, tmp_path):
     """Also where all of its values lie below 256: nothing says which one is white. Of files and of PIL images."""
@@ -81,26 +51,6 @@ def test_grey_of_more_than_eight_bits_is_refused(mode, kind, model, tmp_path):
     person(1).save(tmp_path / "good.png")
     features, read, unreadable = extractor.extract(Extractor(model, "cpu"), [path, tmp_path / "good.png"])
     assert read == [tmp_path / "good.png"] and [image for image, _ in unreadable] == [path]
-
-
-def test_sixteen_bit_colour_is_read(tmp_path):
-    """Pillow keeps the upper byte of each channel: nothing is clipped."""
-    data = np.zeros((2, 2, 3), ">u2")
-    data[..., 0], data[..., 1], data[1, 1] = 0xFFFF, 0x80FF, 0x1234
-    lines = b"".join(b"\0" + row.tobytes() for row in data)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
-    png = b"".join(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-                   for name, body in chunks)  # fmt: skip
-    (tmp_path / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
-    assert extractor.read_image(tmp_path / "rgb.png").tolist() == [[[255, 128, 0]] * 2, [[255, 128, 0], [18, 18, 18]]]
-
-
-def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch, recwarn):
-    """8192 x 8193 pixels of one colour are a PNG of 200 kB and would be 201 MB."""
-    Image.new("1", (8192, 8193)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(ValueError, match="8192 x 8193 pixels are more"):
-        extractor.read_image(tmp_path / "bomb.png", (H, W))
 
 
 @pytest.mark.parametrize("count, most, chosen", [(5, 0, [0, 1, 2, 3, 4]), (3, 4, [0, 1, 2]), (4, 4, [0, 1, 2, 3]),

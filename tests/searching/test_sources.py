@@ -8,7 +8,6 @@ import os
 import pytest
 from tiny_onnx import person
 
-from images import list_images
 from searching import sources
 from searching.gallery import Row
 from searching.sources import find_rows, group_tracklets, parse_time, read_name
@@ -42,20 +41,6 @@ def told(row):
 def test_read_name(labels, name, expected):
     found = read_name(name, labels)
     assert (tuple(found.get(key, "") for key in ("pid", "camid", "time", "tracklet")) if found else None) == expected
-
-
-def test_list_images_sorted_recursive_without_hidden_files(tmp_path):
-    names = ["b.JPG", "a.jpeg", "sub/c.png", "sub/deep/d.bmp", "e.tif", "f.TIFF", "g.webp", "sub-x/h.jpg", "i.gif"]
-    others = [".hidden.jpg", "._a.jpeg", "Thumbs.db", "notes.txt", ".cache/i.jpg", "sub/.git/j.png", "noextension"]
-    for name in names + others:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "sub")  # a link to a folder, whatever it is called
-    found = [os.path.relpath(path, tmp_path) for path in list_images(tmp_path)]
-    assert found == ["a.jpeg", "b.JPG", "e.tif", "f.TIFF", "g.webp", "i.gif", "sub-x/h.jpg", "sub/c.png",
-                     "sub/deep/d.bmp"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text, seconds", [("451", 451), ("1e3", 1000), ("0.5", 0.5), ("1970-01-02", 86400),
