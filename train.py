@@ -15,6 +15,12 @@ so far (or what --best says; with --ema of the raw or of the averaged weights, w
 the console shows), log.jsonl (one line per epoch), curves.png, and where TensorBoard is installed the folder
 tensorboard. --resume continues to the same bits on a CPU: what an epoch draws at random follows from (--seed, epoch,
 step), and so does the learning rate.
+
+The way from the command to a step: main -> execute -> run_training -> train_epoch -> train_step. In a notebook:
+
+    train_set = build_train_set(splits.train, load_pixels(paths, model.input_size))      # of training/pixels.py
+    training = prepare(model, train_set, lr=3e-3)
+    train_epoch(training, fresh_state())
 """
 import argparse
 import contextlib
@@ -23,7 +29,6 @@ import difflib
 import itertools
 import json
 import math
-import os
 import shlex
 import shutil
 import signal
@@ -31,6 +36,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +50,226 @@ import data
 import metrics
 import models
 import pictures
+from images import progress, replacing
 from training import distributed, evaluate, recipes
-from training.pixels import AUGMENTATIONS, Draws, Pixels, augment
+from training.pixels import AUGMENTATIONS, TrainSet, build_train_set
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One step, one epoch
+
+
+class Runner(nn.Module):
+    """The model, under autocast where it trains and amp says so.
+
+    Autocast stands inside, because the threads of nn.DataParallel would not inherit its type: they would run fp16.
+    with_logits: whether a loss takes them; if not, DistributedDataParallel has to see that no gradient comes that way.
+    """
+
+    def __init__(self, model, amp="off", with_logits=True):
+        super().__init__()
+        self.model, self.dtype, self.with_logits = model, recipes.AMP[amp], with_logits
+        self.device_type = evaluate.device_of(model).type
+        self.mean, self.std, self.pool_frames = model.mean, model.std, getattr(model, "pool_frames", None)
+        self.feature_dim = getattr(model, "feature_dim", None)
+
+    def forward(self, images):
+        half = self.training and self.dtype is not None
+        with torch.autocast(self.device_type, self.dtype or torch.bfloat16, enabled=half):
+            out = self.model(images)
+        return ([], out[1]) if self.training and not self.with_logits else out
+
+
+class Training(NamedTuple):
+    """What trains, by what, on what: all that train_epoch needs but for the place where it stands, see fresh_state."""
+
+    model: nn.Module
+    runner: nn.Module  # Runner of the model, on several GPUs in nn.DataParallel
+    criterion: recipes.Criterion
+    optimizers: list  # as recipes.build_optimizers gives them
+    train_set: TrainSet
+    schedule: recipes.Schedule
+    scaler: torch.amp.GradScaler  # of gradients, for fp16
+    averaged: nn.Module | None = None  # the network of averaged weights, and their decay
+    ema: float = 0.0
+    base_lr_mult: float = 0.1  # of the rate, for the second group of the first optimizer
+    accumulate: int = 1  # batches that one step of the optimizers takes together
+    clip_norm: float = 0.0  # 0: any
+    fixbase_epochs: int = 0  # in so many first epochs only open_layers train; no name: the head
+    open_layers: Sequence[str] = ()
+    freeze_bn: bool = False
+    log_every: int = 50  # steps between two lines
+
+
+def prepare(
+    model, train_set, *, losses=None, label_smooth=0.1, margin=0.3, optim="adamw", lr=None, weight_decay=None,
+    momentum=0.9, center_lr=0.5, new_layers=None, schedule=None, amp="off", sync_bn=False, ema=0.0, **how,
+):  # fmt: skip
+    """The Training of a model for the labels of a TrainSet, on the device where it is.
+
+    losses: name -> weight, of recipes.LOSSES (default: cross entropy); lr, weight_decay: None is the optimizer's own;
+    schedule: a recipes.Schedule (default: 60 epochs, cosine); how: the last fields of Training. All mean what the flags
+    of these names do.
+    """
+    losses, device = losses or {"xent": 1.0}, evaluate.device_of(model)
+    num_ids, sizes = int(train_set.labels.max()) + 1, recipes.branch_sizes(model)
+    criterion = recipes.Criterion(losses, num_ids, sizes, label_smooth=label_smooth, margin=margin).to(device)
+    if sync_bn:
+        model = recipes.synchronise_statistics(model)
+    optimizers = recipes.build_optimizers(
+        model, criterion, optim, lr=lr, weight_decay=weight_decay, momentum=momentum, center_lr=center_lr,
+        new_layers=new_layers,
+    )  # fmt: skip
+    return Training(
+        model, Runner(model, amp, "xent" in losses), criterion, optimizers, train_set,
+        schedule=schedule or recipes.Schedule(optimizers[0].defaults["lr"], epochs=60),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp == "fp16"),
+        averaged=copy.deepcopy(model).requires_grad_(False) if ema else None, ema=ema, **how,
+    )  # fmt: skip
+
+
+def fresh_state():
+    """Where a run stands, as last.pth holds it.
+
+    epoch: whole epochs trained; step: steps of the next one; totals: of its log, see Tally; record: line of log.jsonl
+    of the last epoch, until it is written; scores: of the last evaluation; updates: of the averaged weights; best_*:
+    what best.pth holds, its score by --best and which of the two weights.
+    """
+    state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "updates": 0}
+    return state | {"best_score": -1.0, "best_epoch": 0, "best_weights": "raw"}
+
+
+class Tally:
+    """What an epoch's log shows: images, seconds, and each loss times the images it was taken over.
+
+    Between two lines it is summed on the device: to read a GPU is to wait for it.
+    """
+
+    def __init__(self, totals):
+        self.totals = Counter(totals)
+        self.begin()
+
+    def begin(self):
+        self.losses, self.sums, self.images, self.started = [], Counter(), 0, time.perf_counter()
+
+    def add(self, values, images):
+        """values: name -> mean over so many images."""
+        for name, value in values.items():
+            self.sums[name] += value.detach() * images
+        self.losses.append(values["loss"].detach())
+        self.images += images
+
+    def close(self, epoch, steps):
+        """Takes into the totals what came since the last line, `steps` being done of the epoch. FloatingPointError with
+        step and value where a loss was infinite or not a number."""
+        losses = distributed.average(torch.stack(self.losses).float())
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            raise FloatingPointError(
+                f"the loss is {losses[step]} in epoch {epoch + 1}, step {steps - len(losses) + step + 1}: training "
+                "stopped, last.pth stays as it was. A lower --lr, longer --warmup-epochs or --amp off may help"
+            )
+        means = distributed.average(torch.stack(list(self.sums.values())))
+        self.totals.update(dict(zip(self.sums, means.tolist(), strict=True)))
+        self.totals["images"] += self.images
+        self.totals["seconds"] += time.perf_counter() - self.started
+        self.begin()
+
+
+def speed(totals):
+    return totals["images"] / totals["seconds"]
+
+
+def train_step(training, network, samples, state, step, num_steps):
+    """One batch: forward, backward, and with the last of those that are accumulated a step of the optimizers.
+
+    network: the runner, or what averages its gradients over processes. Returns (name -> loss, number of images).
+    """
+    optimizer, accumulate = training.optimizers[0], training.accumulate
+    first = step - step % accumulate  # of the batches that one step of the optimizers takes together
+    last = min(first + accumulate, num_steps) - 1
+    seed = int(np.random.SeedSequence((training.train_set.seed, state["epoch"], step)).generate_state(1)[0])
+    torch.manual_seed(seed + distributed.rank())  # of what a network itself draws, such as dropout
+    device, model = evaluate.device_of(training.model), training.model
+    images, labels = training.train_set.load(samples, seed, device, model.mean, model.std)
+    if step == first:
+        rate = training.schedule.rate(state["epoch"] + step / num_steps)
+        for group, factor in zip(optimizer.param_groups, (1, training.base_lr_mult), strict=False):
+            group["lr"] = rate * factor
+        for each in training.optimizers:
+            each.zero_grad(set_to_none=True)
+    waits = network.no_sync() if network is not training.runner and step != last else contextlib.nullcontext()
+    with waits:
+        logits, features = network(images)
+        loss, parts = training.criterion(logits, features, labels)
+        training.scaler.scale(loss / (last - first + 1)).backward()
+    if step == last:
+        update_weights(training, state)
+    if "xent" in training.criterion.weights:  # else the model's classifier has learned nothing
+        parts["accuracy"] = (logits[0].detach().argmax(dim=1) == labels).float().mean()
+    return {"loss": loss, **parts}, images.shape[:-3].numel() * distributed.world_size()
+
+
+def update_weights(training, state):
+    """A step of the optimizers on the gradients that are there."""
+    optimizer, scaler = training.optimizers[0], training.scaler
+    distributed.average_gradients(training.criterion.parameters())
+    if training.clip_norm:
+        scaler.unscale_(optimizer)
+        clipped = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(clipped, training.clip_norm)
+    for each in training.optimizers:
+        scaler.step(each)
+    scaler.update()
+    if training.averaged is not None:
+        recipes.update_average(training.averaged, training.model, training.ema, state["updates"])
+        state["updates"] += 1
+
+
+def train_epoch(training, state, interrupts=()):
+    """Trains from state["step"] to the end of epoch state["epoch"]; False where `interrupts` filled, and cut it short.
+    """
+    epoch, tally = state["epoch"], Tally(state["totals"])
+    batches = training.train_set.batches(epoch)
+    opened = None
+    if epoch < training.fixbase_epochs:
+        opened = recipes.find_layers(training.model, training.open_layers, "--open-layers")
+    training.runner.train()
+    recipes.freeze_base(training.model, training.optimizers[0], opened)
+    if training.freeze_bn:
+        recipes.freeze_statistics(training.model)
+    with_logits = "xent" in training.criterion.weights
+    network = distributed.parallel(training.runner, evaluate.device_of(training.model), find_unused=not with_logits)
+    with progress(f"epoch {epoch + 1}", len(batches), "steps", hidden=distributed.rank() > 0) as bar:
+        bar.update(state["step"])
+        for step in range(state["step"], len(batches)):
+            tally.add(*train_step(training, network, batches[step], state, step, len(batches)))
+            bar.update()
+            may_stop = (step + 1) % training.accumulate == 0 or step + 1 == len(batches)  # no gradients are summed half
+            stop = may_stop and distributed.agree(bool(interrupts))
+            if len(tally.losses) == training.log_every or step + 1 == len(batches) or stop:
+                tally.close(epoch, step + 1)
+                tqdm.write(progress_line(training, epoch, step, len(batches), tally.totals))
+                bar.set_postfix_str(f"loss {tally.totals['loss'] / tally.totals['images']:.3f}")
+            state.update(step=step + 1, totals=dict(tally.totals))
+            if stop:
+                return False
+    return True
+
+
+def progress_line(training, epoch, step, num_steps, totals):
+    images, epochs, losses = totals["images"], training.schedule.epochs, training.criterion.weights
+    names = ["loss", *losses] if len(losses) > 1 else ["loss"]
+    parts = "  ".join(f"{name} {totals[name] / images:.4f}" for name in names)
+    steps_left = (epochs - epoch) * num_steps - step - 1
+    left = timedelta(seconds=round(steps_left * images / (step + 1) / speed(totals)))
+    if "accuracy" in totals:
+        parts += f"  accuracy {100 * totals['accuracy'] / images:5.1f} %"
+    return (
+        f"epoch {epoch + 1:3}/{epochs}  step {step + 1:4}/{num_steps}  {parts}  "
+        f"lr {training.optimizers[0].param_groups[0]['lr']:.2e}  {speed(totals):5.0f} img/s  {left} left"
+    )
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Files of a run
@@ -53,15 +277,10 @@ from training.pixels import AUGMENTATIONS, Draws, Pixels, augment
 
 def save_atomically(content, path):
     """torch.save such that `path` holds the old or the new content whole, whenever the process is killed."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
-        temporary.unlink(missing_ok=True)
         kept = "the previous one is kept" if path.exists() else "there is no previous one"
         with contextlib.suppress(OSError):  # the folder may be gone
             kept += f"; {shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free on its disk"
@@ -72,9 +291,8 @@ def append_record(path, record):
     """Adds one JSON line to log.jsonl, in place of lines of this and later epochs that an interrupted run left."""
     lines = path.read_text().splitlines() if path.exists() else []
     lines = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join([*lines, json.dumps(record)]) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write("".join(f"{line}\n" for line in [*lines, json.dumps(record)]).encode())
 
 
 class Tee:
@@ -110,227 +328,6 @@ def until_interrupted():
             signal.signal(number, handler)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# One epoch
-
-
-def check_finite(values, epoch, first_step):
-    """FloatingPointError with step and value where a loss since first_step (from 0) is infinite or not a number."""
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
-        step = int(bad[0])
-        raise FloatingPointError(
-            f"the loss is {values[step]} in epoch {epoch + 1}, step {first_step + step + 1}: training stopped, last.pth"
-            " stays as it was. A lower --lr, longer --warmup-epochs or --amp off may help"
-        )
-
-
-class Runner(nn.Module):
-    """The model, under autocast where it trains and --amp says so.
-
-    Autocast stands inside, because the threads of nn.DataParallel would not inherit its type: they would run fp16.
-    with_logits: whether a loss takes them; if not, DistributedDataParallel has to see that no gradient comes that way.
-    """
-
-    def __init__(self, model, device, amp="off", with_logits=True):
-        super().__init__()
-        self.model, self.device_type, self.dtype = model, device.type, recipes.AMP[amp]
-        self.with_logits = with_logits
-        self.mean, self.std, self.pool_frames = model.mean, model.std, getattr(model, "pool_frames", None)
-        self.feature_dim = getattr(model, "feature_dim", None)
-
-    def forward(self, images):
-        half = self.training and self.dtype is not None
-        with torch.autocast(self.device_type, self.dtype or torch.bfloat16, enabled=half):
-            out = self.model(images)
-        return ([], out[1]) if self.training and not self.with_logits else out
-
-
-class TrainSet(NamedTuple):
-    """What is trained on. A sample is an image, or a tracklet of which every step takes a clip."""
-
-    pixels: Pixels | None  # of all images and frames; None until they are decoded
-    labels: np.ndarray  # (N,) of the samples
-    tracklets: list | None = None  # rows of `pixels` of each sample; None where row i is sample i
-    domains: np.ndarray | None = None  # (N,) camera or data set of the samples, where batches are made by them
-
-    def batches(self, args, epoch):
-        """Of one epoch, arrays of samples (B,)."""
-        return data.epoch_batches(
-            self.labels, args.batch_size, instances(args), args.seed, epoch, self.domains, args.num_domains
-        )
-
-    def rows(self, samples, args, seed):
-        """Rows of `pixels`: (B,), or (B, T) of clips."""
-        if self.tracklets is None:
-            return samples
-        rng, clips = np.random.default_rng(seed), []
-        for rows in (self.tracklets[sample] for sample in samples):
-            frames = data.choose_frames(len(rows), args.seq_len, args.train_sample, rng)
-            clips.append(rows[data.fill_clip(frames, args.seq_len)])
-        return np.stack(clips)
-
-
-def build_train_set(items, sources, args):
-    """The TrainSet of these items, whose pixels will stand one after the other; sources (N,): their data sets."""
-    labels, _ = data.relabel(items)
-    domains = {"camera": np.array([item.camid for item in items]), "dataset": sources}.get(args.sampler)
-    lengths = [len(item.paths) for item in items]
-    if max(lengths) > 1 and args.train_sample != "frames":
-        return TrainSet(None, labels, np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1]), domains)
-    return TrainSet(None, labels.repeat(lengths), None, None if domains is None else domains.repeat(lengths))
-
-
-def instances(args):
-    """K of the P x K batches that some losses need; None where batches are made otherwise."""
-    sampler = args.sampler or ("identity" if recipes.NEED_POSITIVES & args.loss.keys() else "shuffle")
-    return args.num_instances if sampler == "identity" else None
-
-
-def train_one_epoch(
-    model, criterion, train_set, optimizers, device, state, args, averaged=None, interrupts=(), scaler=None
-):
-    """Trains from state["step"] to the end of epoch state["epoch"]; False where `interrupts` filled and cut it short.
-
-    state["totals"] sums what the epoch's log shows: images, seconds, and each loss times the images it was taken over.
-    optimizers: as recipes.build_optimizers gives them. averaged: the network of averaged weights, of which
-    state["updates"] counts the updates. scaler: of gradients, for fp16.
-    """
-    epoch, totals, optimizer = state["epoch"], Counter(state["totals"]), optimizers[0]
-    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    bare = model.module if isinstance(model, nn.DataParallel) else model
-    batches = train_set.batches(args, epoch)
-    model.train()
-    opened = recipes.find_layers(bare.model, args.open_layers, "--open-layers") if epoch < args.fixbase_epochs else None
-    recipes.freeze_base(bare.model, optimizer, opened)
-    if args.freeze_bn:
-        recipes.freeze_statistics(bare.model)
-    network = distributed.parallel(model, device, find_unused="xent" not in args.loss)
-    processes, mine = distributed.world_size(), distributed.part(args.batch_size)
-    recent, sums, started = [], Counter(), time.perf_counter()
-    bar = tqdm(total=len(batches), initial=state["step"], desc=f"epoch {epoch + 1}", leave=False,
-               disable=distributed.hides_bars())  # fmt: skip
-    with bar:
-        for step in range(state["step"], len(batches)):
-            first = step - step % args.accumulate  # of the batches that one step of the optimizer takes together
-            last = min(first + args.accumulate, len(batches)) - 1
-            seed = int(np.random.SeedSequence((args.seed, epoch, step)).generate_state(1)[0])
-            torch.manual_seed(seed + distributed.rank())  # of what a network itself draws, such as dropout
-            rows = train_set.rows(batches[step], args, seed)[mine]
-            images = train_set.pixels.batch(rows, device)  # uint8 (B, 3, H, W), clips (B, T, 3, H, W)
-            draws = Draws(seed, distributed.rank(), processes)
-            images = augment(images, draws, args.augment, bare.mean, bare.std)
-            targets = torch.from_numpy(train_set.labels[batches[step][mine]]).to(device, non_blocking=True)  # (B,)
-            rate = recipes.learning_rate(epoch + first / len(batches), args)
-            for group, factor in zip(optimizer.param_groups, (1, args.base_lr_mult), strict=False):
-                group["lr"] = rate * factor
-            if step == first:
-                for each in optimizers:
-                    each.zero_grad(set_to_none=True)
-            waits = network.no_sync() if network is not model and step != last else contextlib.nullcontext()
-            with waits:
-                logits, features = network(images)
-                loss, parts = criterion(logits, features, targets)
-                scaler.scale(loss / (last - first + 1)).backward()
-            if step == last:
-                distributed.average_gradients(criterion.parameters())
-                if args.clip_norm:
-                    scaler.unscale_(optimizer)
-                    clipped = [p for group in optimizer.param_groups for p in group["params"]]
-                    nn.utils.clip_grad_norm_(clipped, args.clip_norm)
-                for each in optimizers:
-                    scaler.step(each)
-                scaler.update()
-                if averaged is not None:
-                    recipes.update_average(averaged, bare.model, args.ema, state["updates"])
-                    state["updates"] += 1
-
-            if "xent" in args.loss:  # else the model's classifier has learned nothing
-                parts["accuracy"] = (logits[0].detach().argmax(dim=1) == targets).float().mean()
-            for name, value in {"loss": loss, **parts}.items():
-                sums[name] += value.detach() * rows.size * processes
-            recent.append(loss.detach())
-            bar.update()
-            stop = step == last and distributed.agree(bool(interrupts))  # gradients that are summed half are not saved
-            if len(recent) == args.log_every or step + 1 == len(batches) or stop:  # here only: it waits for the GPU
-                check_finite(distributed.average(torch.stack(recent).float()), epoch, step + 1 - len(recent))
-                means = distributed.average(torch.stack(list(sums.values())))
-                totals.update(dict(zip(sums, means.tolist(), strict=True)))
-                totals["images"] += len(recent) * rows.size * processes
-                totals["seconds"] += time.perf_counter() - started
-                recent, sums, started = [], Counter(), time.perf_counter()
-                tqdm.write(progress_line(epoch, step, len(batches), totals, optimizer.param_groups[0]["lr"], args))
-                bar.set_postfix_str(f"loss {totals['loss'] / totals['images']:.3f}, {speed(totals):.0f} img/s")
-            state.update(step=step + 1, totals=dict(totals))
-            if stop:
-                return False
-    return True
-
-
-def speed(totals):
-    return totals["images"] / totals["seconds"]
-
-
-def progress_line(epoch, step, num_steps, totals, lr, args):
-    images = totals["images"]
-    names = ["loss", *args.loss] if len(args.loss) > 1 else ["loss"]
-    parts = "  ".join(f"{name} {totals[name] / images:.4f}" for name in names)
-    steps_left = (args.epochs - epoch) * num_steps - step - 1
-    left = timedelta(seconds=round(steps_left * images / (step + 1) / speed(totals)))
-    if "accuracy" in totals:
-        parts += f"  accuracy {100 * totals['accuracy'] / images:5.1f} %"
-    return (
-        f"epoch {epoch + 1:3}/{args.epochs}  step {step + 1:4}/{num_steps}  {parts}  "
-        f"lr {lr:.2e}  {speed(totals):5.0f} img/s  {left} left"
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Runs
-
-
-def prepare_model(args, options, checkpoint, num_ids, device):
-    """The network, with the weights of --resume or --weights where they are given."""
-    torch.manual_seed(args.seed)  # fresh weights are drawn from torch's own generator
-    pretrained = args.pretrained and checkpoint is None and not args.weights
-    model = models.build_model(args.arch, num_ids, pretrained=pretrained, **options)
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint["model"])
-    elif args.weights:
-        content = models.read_checkpoint(args.weights)
-        if content.get("arch", args.arch) != args.arch:
-            raise ValueError(f"{args.weights} holds {content['arch']}, not {args.arch}: give --arch {content['arch']}")
-        stored = {name: value for name, value in content.get("options", {}).items() if name != "temporal"}
-        if {**stored, **args.options} != args.options:
-            print(f"warning: {args.weights} was trained with --options {stored}, this run has {args.options}")
-        skipped, missing = models.load_weights(model, models.find_weights(content))
-        print(f"{args.weights}: not used: {data.some(skipped) or 'none'}; stays fresh: {data.some(missing) or 'none'}")
-    return model.to(device, memory_format=torch.channels_last)
-
-
-def load_sets(args):
-    """(train items of all --dataset, the number of the data set of each, name -> Splits of what is tested on)."""
-    found = {}
-    for name in dict.fromkeys([*args.dataset, *(args.target or [])]):
-        trains = name in args.dataset
-        tests = name in args.target if args.target else False if args.combine_all else None
-        found[name] = evaluate.load_set(name, args, train=trains, evaluate=tests, combine=trains and args.combine_all)
-    parts = [found[name].train for name in args.dataset]
-    targets = args.target or [name for name in args.dataset if found[name].query and not args.combine_all]
-    for name in args.dataset:  # what its own test shows of its train persons, load_set has said
-        pids = {item.pid for item in found[name].train}
-        data.warn_of_shared_persons({name: pids}, {target: found[target] for target in targets if target != name})
-    return data.merge(parts), np.repeat(np.arange(len(parts)), list(map(len, parts))), {n: found[n] for n in targets}
-
-
-def choose_best(args, tests):
-    """(score, name of the target) by which best.pth is chosen; ValueError where --best names another target."""
-    metric, target = args.best
-    if target is not None and target not in tests:
-        raise ValueError(f"--best {metric}:{target}: tested is on {', '.join(tests) or 'nothing'}, name one of these")
-    return metric, target or next(iter(tests), None)
-
-
 def open_board(out, epoch):
     """A TensorBoard writer for a run that goes on after `epoch` epochs; None where TensorBoard is not installed."""
     try:
@@ -356,36 +353,58 @@ def write_board(board, record):
     board.flush()
 
 
-def draw_curves(out):
-    with contextlib.suppress(ImportError, OSError, ValueError):  # no matplotlib, or no log: no picture
-        pictures.training_curves(out / "log.jsonl", out / "curves.png")
+# ----------------------------------------------------------------------------------------------------------------------
+# A run: prepare, then epoch by epoch train, evaluate, save, tell
 
 
-def print_summary(out, args, state, chosen_by):
-    """What a run leaves, and the commands that follow. chosen_by: (score, target) of best.pth, None with no target."""
-    best, data_flags = shlex.quote(f"{out}/best.pth"), shlex.join(["--root", args.root])
-    told = "no data set to test it on"
-    if chosen_by:
-        shown = evaluate.shown(chosen_by[1], args)
-        told = f"{chosen_by[0].replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {shown}"
-        more = ["--protocol", args.protocol] if args.protocol else []
-        more += ["--holdout", str(args.holdout)] if args.holdout else []
-        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *more])
-    told += f" ({state['best_weights']} weights)" if args.ema else ""
-    told += f", epoch {state['best_epoch']} of {args.epochs}"
-    with contextlib.suppress(OSError, ValueError):
-        seconds = sum(record["seconds"] for record in pictures.read_log(out / "log.jsonl"))
-        print(f"trained for {timedelta(seconds=round(seconds))}; log.txt, log.jsonl and curves.png are in {out}")
-    report, model = (shlex.quote(f"{out}/{name}") for name in ("report", "best.onnx"))
-    if chosen_by:
-        print(f"all about it: python train.py --evaluate --weights {best} {data_flags} --out {report}")
-    print(f"once exported: python search.py --model {model} --query q.jpg --gallery crops/")
-    print(f"finished: {best}, {told}. Next: python export.py --ckpt {best}")
+class Run(NamedTuple):
+    """What stays the same from the first epoch of a run to the last; what changes is its state, see fresh_state."""
+
+    args: argparse.Namespace
+    out: Path
+    training: Training
+    testing: evaluate.Testing
+    targets: list  # of evaluate.Target
+    runners: dict  # raw, and with --ema averaged -> the network as it is tested
+    best: tuple  # (score, name of the target) by which best.pth is chosen
+    about: dict  # what a checkpoint says of the network, see models.load_checkpoint
+    board: object  # of TensorBoard, or None
 
 
-def run_training(args, checkpoint, device):
-    """Trains; returns (exit code, name -> summary of the scores at the end)."""
-    out, processes = Path(args.out), distributed.world_size()
+def sets_of(args, split=0):
+    """Where the flags say that data lie."""
+    return evaluate.Sets(args.root, split, args.min_frames, args.holdout, args.protocol, args.cache, args.cache_limit)
+
+
+def testing_of(args):
+    """How the flags say that is tested."""
+    return evaluate.Testing(
+        args.distance, args.flip, args.rerank, args.test_batch_size, args.seq_len, args.test_sample
+    )  # fmt: skip
+
+
+def schedule_of(args):
+    return recipes.Schedule(args.lr, args.epochs, args.schedule, args.warmup_epochs, args.milestones, args.gamma)
+
+
+def load_sets(args):
+    """(train items of all --dataset, the number of the data set of each, name -> Splits of what is tested on)."""
+    found, sets = {}, sets_of(args, args.split)
+    for name in dict.fromkeys([*args.dataset, *(args.target or [])]):
+        trains = name in args.dataset
+        tests = name in args.target if args.target else False if args.combine_all else None
+        found[name] = evaluate.load_set(name, sets, train=trains, evaluate=tests, combine=trains and args.combine_all)
+    parts = [found[name].train for name in args.dataset]
+    targets = args.target or [name for name in args.dataset if found[name].query and not args.combine_all]
+    for name in args.dataset:  # what its own test shows of its train persons, load_set has said
+        pids = {item.pid for item in found[name].train}
+        data.warn_of_shared_persons({name: pids}, {target: found[target] for target in targets if target != name})
+    return data.merge(parts), np.repeat(np.arange(len(parts)), list(map(len, parts))), {n: found[n] for n in targets}
+
+
+def check_devices(args, device):
+    """The number of GPUs of nn.DataParallel, or 1. ValueError where they, or processes, do not fit the flags."""
+    processes = distributed.world_size()
     cards = torch.cuda.device_count() if device == torch.device("cuda") else 1  # torchrun gives each process cuda:N
     if args.batch_size % processes or args.batch_size < 2 * processes:
         raise ValueError(
@@ -396,18 +415,20 @@ def run_training(args, checkpoint, device):
         raise ValueError(f"--batch-size {args.batch_size} is that of all {cards} GPUs together: 2 images each at least")
     if args.compile and cards > 1:
         raise ValueError("--compile does not go with nn.DataParallel: use torchrun, or one GPU, --device cuda:0")
-    with distributed.first_on_machine():
-        items, sources, tests = load_sets(args)
-    best_metric, best_target = choose_best(args, tests)
-    pids = data.relabel(items)[1]
-    if checkpoint is not None and checkpoint["pids"] != pids:
-        raise ValueError(
-            f"{args.resume} was trained on {len(checkpoint['pids'])} persons, the {len(pids)} of "
-            f"{' '.join(args.dataset)} in {args.root} are not the same ones: resume on the data it began with, or "
-            "start anew with --weights"
-        )
-    train_set = build_train_set(items, sources, args)
-    data.check_batches(train_set.labels, args.batch_size, instances(args), train_set.domains, args.num_domains)
+    return cards
+
+
+def choose_best(args, tests):
+    """(score, name of the target) by which best.pth is chosen; ValueError where --best names another target."""
+    metric, target = args.best
+    if target is not None and target not in tests:
+        raise ValueError(f"--best {metric}:{target}: tested is on {', '.join(tests) or 'nothing'}, name one of these")
+    return metric, target or next(iter(tests), None)
+
+
+def choose_options(args, items, tests, checkpoint):
+    """The options of the network, with the pooling of frames where there are tracklets. ValueError where the flags, the
+    data and the run that goes on do not agree about those."""
     options = dict(args.options)
     if any(len(item.paths) > 1 for item in items) or any(data.has_video(splits) for splits in tests.values()):
         options["temporal"] = args.temporal or "avg"
@@ -420,69 +441,118 @@ def run_training(args, checkpoint, device):
             f"{args.resume} is of a network for {'tracklets' if 'temporal' in checkpoint['options'] else 'images'}: "
             "leave --dataset, --target and --temporal out, or start anew with --weights"
         )
+    return options
 
-    model = prepare_model(args, options, checkpoint, len(pids), device)
+
+def prepare_train_set(args, items, sources):
+    """The TrainSet of the flags, without pixels. ValueError where it makes no batches."""
+    domains = {"camera": np.array([item.camid for item in items]), "dataset": sources}.get(args.sampler)
+    sampler = args.sampler or ("identity" if recipes.NEED_POSITIVES & args.loss.keys() else "shuffle")
+    train_set = build_train_set(
+        items, domains=domains, sampling=args.train_sample, batch_size=args.batch_size, num_domains=args.num_domains,
+        num_instances=args.num_instances if sampler == "identity" else None, seq_len=args.seq_len,
+        augment=args.augment, seed=args.seed,
+    )  # fmt: skip
+    data.check_batches(
+        train_set.labels, args.batch_size, train_set.num_instances, train_set.domains, args.num_domains
+    )  # fmt: skip
+    return train_set
+
+
+def prepare_model(args, options, checkpoint, num_ids, device):
+    """The network, with the weights of --resume or --weights where they are given."""
+    torch.manual_seed(args.seed)  # fresh weights are drawn from torch's own generator
+    pretrained = args.pretrained and checkpoint is None and not args.weights
+    model = models.build_model(args.arch, num_ids, pretrained=pretrained, **options)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+    elif args.weights:
+        content = models.read_checkpoint(args.weights)
+        if content.get("arch", args.arch) != args.arch:
+            raise ValueError(f"{args.weights} holds {content['arch']}, not {args.arch}: give --arch {content['arch']}")
+        stored = {name: value for name, value in content.get("options", {}).items() if name != "temporal"}
+        if {**stored, **args.options} != args.options:
+            print(f"warning: {args.weights} was trained with --options {stored}, this run has {args.options}")
+        skipped, missing = models.load_weights(model, models.find_weights(content))
+        print(f"{args.weights}: not used: {data.some(skipped) or 'none'}; stays fresh: {data.some(missing) or 'none'}")
     every, deployed = models.count_parameters(model)
     print(
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
         f"input {model.input_size}, feature {model.feature_dim}"
     )
-    criterion = recipes.Criterion(args, len(pids), recipes.branch_sizes(model)).to(device)
-    if args.sync_bn:
-        model = recipes.synchronise_statistics(model)
-    optimizers = recipes.build_optimizers(model, criterion, args)
-    averaged = copy.deepcopy(model).requires_grad_(False) if args.ema else None
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def prepare_training(args, model, train_set):
+    """The Training of the flags."""
+    training = prepare(
+        model, train_set, losses=args.loss, label_smooth=args.label_smooth, margin=args.margin, optim=args.optim,
+        lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum, center_lr=args.center_lr,
+        new_layers=args.new_layers, schedule=schedule_of(args), amp=args.amp, sync_bn=args.sync_bn, ema=args.ema,
+        base_lr_mult=args.base_lr_mult, accumulate=args.accumulate, clip_norm=args.clip_norm,
+        fixbase_epochs=args.fixbase_epochs, open_layers=args.open_layers, freeze_bn=args.freeze_bn,
+        log_every=args.log_every,
+    )  # fmt: skip
     if args.new_layers is not None:
         new = recipes.find_layers(model, args.new_layers, "--new-layers")
         print(f"--lr for {', '.join(new)}; {args.base_lr_mult:g} of it for all other layers")
     if args.fixbase_epochs:
         opened = recipes.find_layers(model, args.open_layers, "--open-layers")
         print(f"epochs 1 to {args.fixbase_epochs} train {', '.join(opened)} alone, the base is frozen")
+    return training
+
+
+def load_all_pixels(args, items, tests, training, testing):
+    """(the Training with the pixels it trains on, the evaluate.Target of each of `tests`)."""
+    sets, model = sets_of(args, args.split), training.model
     alone = tests.get(args.dataset[0]) if len(args.dataset) == 1 else None
+    among = alone and evaluate.files_to_share(args.dataset[0], alone, sets)
+    paths = [path for item in items for path in item.paths]
     with distributed.first_on_machine():
-        train_set = train_set._replace(pixels=evaluate.pixels_of(
-            [path for item in items for path in item.paths], model, f"{'+'.join(args.dataset)}-train", args, device,
-            alone and evaluate.files_to_share(args.dataset[0], alone, args),
-        ))  # fmt: skip
-        targets = [evaluate.load_target(name, splits, model, args, device) for name, splits in tests.items()]
-    # epoch: whole epochs trained; step: steps of the next one; record: log line of the last epoch, until it is written
-    # updates: of the averaged weights; best_*: what best.pth holds, its score by --best and which of the two weights
-    state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "updates": 0}
-    state |= {"best_score": -1.0, "best_epoch": 0, "best_weights": "raw"}
-    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    if checkpoint is not None:
-        optimizers[0].load_state_dict(checkpoint["optimizer"])
-        criterion.load_state_dict(checkpoint.get("criterion", {}))  # an older run had no loss with parameters
-        if scaler.is_enabled() and "scaler" in checkpoint:
-            scaler.load_state_dict(checkpoint["scaler"])
-        if averaged is not None:
-            averaged.load_state_dict(checkpoint["averaged"])
-        state = {name: checkpoint.get(name, fresh) for name, fresh in state.items()}
-        if "best_mAP" in checkpoint:  # of an older run
-            state["best_score"] = checkpoint["best_mAP"]
-        measured = "dataset", "target", "best", "flip", "distance", "protocol", "seq_len", "test_sample", "min_frames"
-        if any(getattr(args, name) != checkpoint["args"][name] for name in measured):
-            print("the best epoch is sought anew: what it is judged by has changed")
-            state.update(best_score=-1.0, best_epoch=0)
-        print(f"going on from {args.resume}: epoch {state['epoch'] + 1}, step {state['step'] + 1}")
+        pixels = evaluate.pixels_of(paths, model, f"{'+'.join(args.dataset)}-train", sets, among)
+        targets = [evaluate.load_target(name, splits, model, sets, testing) for name, splits in tests.items()]
+    return training._replace(train_set=training.train_set._replace(pixels=pixels)), targets
 
-    def save(name, network=model):
-        if distributed.rank() > 0:
-            return
-        content = {
-            "arch": args.arch, "num_ids": len(pids), "options": options, "input_size": model.input_size,
-            "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
-            "dataset": " ".join(args.dataset), "pids": pids, "model": network.state_dict(),
-            "args": vars(args), **state,
-        }
-        if network is model:  # averaged weights are for use: a run cannot go on from them
-            content |= {"optimizer": optimizers[0].state_dict(), "criterion": criterion.state_dict()}
-            content |= {"averaged": averaged.state_dict()} if averaged is not None else {}
-            content |= {"scaler": scaler.state_dict()} if scaler.is_enabled() else {}
-        save_atomically(content, out / name)
 
-    networks = {"raw": model} if averaged is None else {"raw": model, "averaged": averaged}
-    runners = {kind: Runner(network, device, args.amp, "xent" in args.loss) for kind, network in networks.items()}
+def restore(args, checkpoint, training):
+    """The state of the run that goes on, whose optimizers and losses take up theirs."""
+    training.optimizers[0].load_state_dict(checkpoint["optimizer"])
+    training.criterion.load_state_dict(checkpoint.get("criterion", {}))  # an older run had no loss with parameters
+    if training.scaler.is_enabled() and "scaler" in checkpoint:
+        training.scaler.load_state_dict(checkpoint["scaler"])
+    if training.averaged is not None:
+        training.averaged.load_state_dict(checkpoint["averaged"])
+    state = {name: checkpoint.get(name, fresh) for name, fresh in fresh_state().items()}
+    if "best_mAP" in checkpoint:  # of an older run
+        state["best_score"] = checkpoint["best_mAP"]
+    measured = "dataset", "target", "best", "flip", "distance", "protocol", "seq_len", "test_sample", "min_frames"
+    if any(getattr(args, name) != checkpoint["args"][name] for name in measured):
+        print("the best epoch is sought anew: what it is judged by has changed")
+        state.update(best_score=-1.0, best_epoch=0)
+    print(f"going on from {args.resume}: epoch {state['epoch'] + 1}, step {state['step'] + 1}")
+    return state
+
+
+def prepare_run(args, checkpoint, device):
+    """(Run, state) of the flags, from the start or from where the checkpoint stands."""
+    cards, processes = check_devices(args, device), distributed.world_size()
+    with distributed.first_on_machine():
+        items, sources, tests = load_sets(args)
+    best, pids = choose_best(args, tests), data.relabel(items)[1]
+    if checkpoint is not None and checkpoint["pids"] != pids:
+        raise ValueError(
+            f"{args.resume} was trained on {len(checkpoint['pids'])} persons, the {len(pids)} of "
+            f"{' '.join(args.dataset)} in {args.root} are not the same ones: resume on the data it began with, or "
+            "start anew with --weights"
+        )
+    train_set, options = prepare_train_set(args, items, sources), choose_options(args, items, tests, checkpoint)
+    training = prepare_training(args, prepare_model(args, options, checkpoint, len(pids), device), train_set)
+    testing, model = testing_of(args), training.model
+    training, targets = load_all_pixels(args, items, tests, training, testing)
+    state = fresh_state() if checkpoint is None else restore(args, checkpoint, training)
+    runners = {"raw": training.runner}
+    if training.averaged is not None:
+        runners["averaged"] = Runner(training.averaged)
     if cards > 1:
         runners = {kind: nn.DataParallel(runner) for kind, runner in runners.items()}
         print(f"nn.DataParallel over {cards} GPUs")
@@ -490,69 +560,182 @@ def run_training(args, checkpoint, device):
         print(f"{processes} processes, {args.batch_size // processes} of {args.batch_size} images of a batch in each")
     if args.compile:
         model.compile(mode=args.compile)  # in place: no name changes. Averaged weights, rarely used, stay as they are
-    board = open_board(out, state["epoch"]) if distributed.rank() == 0 else None
+    about = {
+        "arch": args.arch, "num_ids": len(pids), "options": options, "input_size": model.input_size,
+        "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
+        "dataset": " ".join(args.dataset), "pids": pids,
+    }  # fmt: skip
+    board = open_board(Path(args.out), state["epoch"]) if distributed.rank() == 0 else None
+    training = training._replace(runner=runners["raw"])
+    return Run(args, Path(args.out), training, testing, targets, runners, best, about, board), state
+
+
+def save(run, state, name, model):
+    """A checkpoint of these weights, by the first process. Averaged ones are for use: no run can go on from them."""
+    training = run.training
+    if distributed.rank() > 0:
+        return
+    content = {**run.about, "model": model.state_dict(), "args": vars(run.args), **state}
+    if model is training.model:
+        content |= {"optimizer": training.optimizers[0].state_dict(), "criterion": training.criterion.state_dict()}
+        content |= {"averaged": training.averaged.state_dict()} if training.averaged is not None else {}
+        content |= {"scaler": training.scaler.state_dict()} if training.scaler.is_enabled() else {}
+    save_atomically(content, run.out / name)
+
+
+def evaluate_epoch(run, state):
+    """Tests after an epoch where it is due; best.pth, if it is the best so far."""
+    args, record, last = run.args, state["record"], state["epoch"] == run.args.epochs
+    networks = {"raw": run.training.model, "averaged": run.training.averaged}
+    if run.targets and (last or (args.eval_every and state["epoch"] % args.eval_every == 0)):
+        found = {kind: {} for kind in run.runners}  # raw or averaged -> name of target -> summary
+        for kind, target in itertools.product(run.runners, run.targets):
+            distributed.copy_from_first(networks[kind])
+            scores = evaluate.scores_of(run.runners[kind], target, run.testing)
+            which = ", averaged weights" * (kind == "averaged")
+            found[kind][target.name] = evaluate.tell(scores, target, args.flip, which)
+        metric, name = run.best
+        scores_of_best = {kind: scores[name][metric] for kind, scores in found.items()}
+        better = max(found, key=scores_of_best.get)
+        state["scores"] = found[better]
+        record.update(state["scores"][run.targets[0].name], targets=state["scores"])
+        if len(found) > 1:
+            record.update(weights=better, **found)
+        if scores_of_best[better] > state["best_score"]:
+            state.update(best_score=scores_of_best[better], best_epoch=state["epoch"], best_weights=better)
+            save(run, state, "best.pth", networks[better])
+            if len(found) > 1:
+                print(f"best.pth holds the {better} weights of epoch {state['epoch']}")
+    elif last:  # nothing to test on: the last is the best, and of two the one that was asked for
+        state.update(best_weights=list(run.runners)[-1], best_epoch=state["epoch"])
+        save(run, state, "best.pth", networks[state["best_weights"]])
+
+
+def write_logs(run, state, drawn):
+    """log.jsonl, TensorBoard and curves.png after an epoch; when the last was drawn (drawn: before), a second's work
+    that some epochs are shorter than."""
+    append_record(run.out / "log.jsonl", state["record"])
+    write_board(run.board, state["record"])
+    if state["epoch"] < run.args.epochs and time.monotonic() - drawn < 30:
+        return drawn
+    with contextlib.suppress(ImportError, OSError, ValueError):  # no matplotlib, or no log: no picture
+        pictures.training_curves(run.out / "log.jsonl", run.out / "curves.png")
+    return time.monotonic()
+
+
+def end_epoch(run, state):
+    """Moves the state to the next epoch, with the line of log.jsonl that is to be written of this one."""
+    totals, epoch = state["totals"], state["epoch"] + 1
+    record = {name: totals[name] / totals["images"] for name in totals if name not in ("images", "seconds")}
+    record |= {"epoch": epoch, "lr": run.training.optimizers[0].param_groups[0]["lr"], "images": totals["images"]}
+    record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
+    state.update(epoch=epoch, step=0, totals={}, record=record)
+
+
+def run_training(args, checkpoint, device):
+    """Trains; returns (exit code, name -> summary of the scores at the end)."""
+    run, state = prepare_run(args, checkpoint, device)
     drawn = -math.inf  # when curves.png was
     while True:
-        if state["record"]:
-            last = state["epoch"] == args.epochs
-            if targets and (last or (args.eval_every and state["epoch"] % args.eval_every == 0)):
-                found = {kind: {} for kind in runners}  # raw or averaged -> name of target -> summary
-                for kind, t in itertools.product(runners, targets):
-                    distributed.copy_from_first(networks[kind])
-                    shown = evaluate.shown(t.name, args)
-                    scores = evaluate.scores_of(runners[kind], t, device, args)
-                    which = ", averaged weights" * (kind == "averaged")
-                    found[kind][t.name] = evaluate.tell(scores, shown, shown + which, args.flip)
-                scores_of_best = {kind: scores[best_target][best_metric] for kind, scores in found.items()}
-                better = max(found, key=scores_of_best.get)
-                state["scores"] = found[better]
-                state["record"].update(state["scores"][targets[0].name], targets=state["scores"])
-                if averaged is not None:
-                    state["record"].update(weights=better, **found)
-                if scores_of_best[better] > state["best_score"]:
-                    state.update(best_score=scores_of_best[better], best_epoch=state["epoch"], best_weights=better)
-                    save("best.pth", networks[better])
-                    if averaged is not None:
-                        print(f"best.pth holds the {better} weights of epoch {state['epoch']}")
-            elif last:  # nothing to test on: the last is the best, and of two the one that was asked for
-                state.update(best_weights=list(networks)[-1], best_epoch=state["epoch"])
-                save("best.pth", networks[state["best_weights"]])
+        if state["record"]:  # of an epoch that has ended, now or before this run went on
+            evaluate_epoch(run, state)
             if distributed.rank() == 0:
-                append_record(out / "log.jsonl", state["record"])
-                write_board(board, state["record"])
-                if last or time.monotonic() - drawn > 30:  # drawing takes about a second, some epochs no longer
-                    draw_curves(out)
-                    drawn = time.monotonic()
+                drawn = write_logs(run, state, drawn)
             state["record"] = None
-            save("last.pth")
+            save(run, state, "last.pth", run.training.model)
         if state["epoch"] >= args.epochs:
             break
         if state["epoch"] == args.fixbase_epochs > 0 and not state["step"]:
             print(f"epoch {state['epoch'] + 1:3}/{args.epochs}  the base thaws: all layers train")
         with until_interrupted() as interrupts:
-            if train_one_epoch(
-                runners["raw"], criterion, train_set, optimizers, device, state, args, averaged, interrupts, scaler
-            ):
-                totals, epoch = state["totals"], state["epoch"] + 1
-                record = {name: totals[name] / totals["images"] for name in totals if name not in ("images", "seconds")}
-                record |= {"epoch": epoch, "lr": optimizers[0].param_groups[0]["lr"], "images": totals["images"]}
-                record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
-                state.update(epoch=epoch, step=0, totals={}, record=record)
-            save("last.pth")
+            if train_epoch(run.training, state, interrupts):
+                end_epoch(run, state)
+            save(run, state, "last.pth", run.training.model)
         if distributed.agree(bool(interrupts)):
+            processes = distributed.world_size()
             start = f"torchrun --nproc-per-node {processes}" if distributed.launched() else "python"
-            print(f"interrupted; saved. Go on with: {start} train.py --resume {shlex.quote(f'{out}/last.pth')}")
+            last = shlex.quote(f"{run.out}/last.pth")
+            print(f"interrupted; saved. Go on with: {start} train.py --resume {last}")
             return 130, {}
     if distributed.rank() == 0:
-        print_summary(out, args, state, (best_metric, best_target) if targets else None)
+        print_summary(run, state)
     return 0, state["scores"] or {}
+
+
+def print_summary(run, state):
+    """What a run leaves, and the commands that follow."""
+    args, out = run.args, run.out
+    best, data_flags = shlex.quote(f"{out}/best.pth"), shlex.join(["--root", args.root])
+    told = "no data set to test it on"
+    if run.targets:
+        metric, name = run.best
+        shown = next(target.shown for target in run.targets if target.name == name)
+        told = f"{metric.replace('rank', 'rank-')} {100 * state['best_score']:.1f} % on {shown}"
+        more = ["--protocol", args.protocol] if args.protocol else []
+        more += ["--holdout", str(args.holdout)] if args.holdout else []
+        data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *more])
+    told += f" ({state['best_weights']} weights)" if args.ema else ""
+    told += f", epoch {state['best_epoch']} of {args.epochs}"
+    with contextlib.suppress(OSError, ValueError):
+        seconds = sum(record["seconds"] for record in pictures.read_log(out / "log.jsonl"))
+        print(f"trained for {timedelta(seconds=round(seconds))}; log.txt, log.jsonl and curves.png are in {out}")
+    report, model = (shlex.quote(f"{out}/{name}") for name in ("report", "best.onnx"))
+    if run.targets:
+        print(f"all about it: python train.py --evaluate --weights {best} {data_flags} --out {report}")
+    print(f"once exported: python search.py --model {model} --query q.jpg --gallery crops/")
+    print(f"finished: {best}, {told}. Next: python export.py --ckpt {best}")
+
+
+def run_evaluation(args, device):
+    """--evaluate: tells how the network in --weights does on each target; returns name -> summaries."""
+    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
+    if info.get("skipped"):
+        print(f"{args.weights}: not used: {data.some(info['skipped'])}")
+    args.distance = args.distance or info.get("distance", "cosine")
+    learnt = info.get("args", {})  # of a run of ours: tested on the data set it was trained on, its split is taken
+    learnt_sets, testing, splits, sets, boxes = learnt.get("dataset", []), testing_of(args), {}, {}, {}
+    learnt_sets = [learnt_sets] if isinstance(learnt_sets, str) else learnt_sets
+    if args.temporal:
+        model = evaluate.pool_otherwise(model, args.temporal, args.weights)
+    model = model.to(memory_format=torch.channels_last)
+    if learnt.get("combine_all") and set(learnt_sets) & set(args.target):
+        print(f"warning: {args.weights} was trained with --combine-all, on the test persons too: scores flatter")
+    for name in args.target:  # all of them: what is wrong with the last is said before the work on the first
+        learnt_split = (learnt.get("split") or 0) if name in learnt_sets else 0
+        sets[name] = sets_of(args, learnt_split if args.split is None else args.split)
+        with distributed.first_on_machine():
+            splits[name] = evaluate.load_set(name, sets[name], train=False)
+        if args.multi_query:
+            boxes[name] = data.load_multi_query(name, args.root, splits[name].query)
+    known = [name for name in learnt_sets if any(data.show_same_people(name, target) for target in splits)]
+    data.warn_of_shared_persons(evaluate.trained_persons(info, known, args.root), splits)
+    if any(map(data.has_video, splits.values())) and not isinstance(model, models.VideoModel):
+        model = models.VideoModel(model, "avg").eval()
+    folders = dict.fromkeys(splits)
+    if args.out:
+        several = len(splits) > 1
+        folders = {name: Path(args.out, *[evaluate.file_name(name)] * several) for name in splits}
+    for folder in filter(None, folders.values()):
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)  # now: not after the work is done
+    with distributed.first_on_machine():
+        targets = [evaluate.load_target(name, found, model, sets[name], testing) for name, found in splits.items()]
+    summaries = {}
+    for target in targets:
+        name = target.name
+        summaries[name] = evaluate.report(
+            model, target, testing, sets[name], folders[name], pool=args.multi_query, boxes=boxes.get(name, ()),
+            expand=args.expand, maps=args.maps, weights=args.weights,
+        )  # fmt: skip
+        distributed.wait_patiently()
+    return summaries
 
 
 def execute(args, checkpoint, device):
     """One run, training or evaluation: (exit code, name of target -> summary of the scores)."""
     if args.evaluate:
         args.target = args.target or args.dataset
-        return 0, {name: summaries[0] for name, summaries in evaluate.run(args, device).items()}
+        return 0, {name: summaries[0] for name, summaries in run_evaluation(args, device).items()}
     args.arch, args.distance, args.split = args.arch or "hacnn", args.distance or "cosine", args.split or 0
     args.out = args.out or default_folder(args)
     if args.amp == "auto":
@@ -756,7 +939,8 @@ def build_parser(description=None):
     add("--epochs", type=int, default=60, help="passes over the training images (default: 60); 300 is the long way")
     add("--batch-size", type=int, default=64, help="images or clips per step (default: 64); change --lr in proportion")
     add("--optim", choices=recipes.OPTIMIZERS, default="adamw", help="default: adamw; sgd suits long runs")
-    rates, decays = (", ".join(f"{values[i]:g} for {name}" for name, values in recipes.RATES.items()) for i in (0, 1))
+    optimizers = recipes.OPTIMIZERS.items()
+    rates, decays = (", ".join(f"{usual[i]:g} for {name}" for name, usual in optimizers) for i in (1, 2))
     add("--lr", type=float, help=f"highest rate (default: {rates})")
     add("--weight-decay", type=float, metavar="DECAY",
         help=f"default: {decays}; for adamw 1 / (rate x decay) steps should be 5 to 10 epochs")
@@ -858,9 +1042,9 @@ def parse(argv, description=None):
         args = parser.parse_args(argv)
         args.recipe = checkpoint["args"]["recipe"]
     args.command = shlex.join(argv)
-    for name, value in zip(("lr", "weight_decay"), recipes.RATES[args.optim], strict=True):
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    usual = recipes.OPTIMIZERS[args.optim]
+    args.lr = usual.lr if args.lr is None else args.lr
+    args.weight_decay = usual.weight_decay if args.weight_decay is None else args.weight_decay
     check_flags(parser, args)
     check_splits(args)
     if checkpoint is not None:

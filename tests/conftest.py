@@ -44,9 +44,9 @@ def run_main(capsys, *arguments):
 
 def press_ctrl_c(patch, *calls):
     """Ctrl-C in those calls of augment (from 1), one for each batch; returns the list that their images fill."""
-    import train
+    from training import pixels
 
-    augment, seen = train.augment, []
+    augment, seen = pixels.augment, []
 
     def augment_and_interrupt(images, *arguments):
         seen.append(images)
@@ -54,7 +54,7 @@ def press_ctrl_c(patch, *calls):
             os.kill(os.getpid(), signal.SIGINT)
         return augment(images, *arguments)
 
-    patch.setattr(train, "augment", augment_and_interrupt)
+    patch.setattr(pixels, "augment", augment_and_interrupt)
     return seen
 
 

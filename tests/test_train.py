@@ -30,7 +30,7 @@ import train
 from data import epoch_batches
 from images import read_image
 from training import evaluate, recipes
-from training.pixels import AUGMENTATIONS, Pixels, normalise
+from training.pixels import AUGMENTATIONS, Pixels, TrainSet, augment, normalise
 
 FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
          "--log-every", "1"]  # fmt: skip
@@ -47,11 +47,6 @@ def same_bits(a, b):
 # Schedules and flags --------------------------------------------------------------------------------------------------
 
 
-def settings(**changed):
-    defaults = {"lr": 1.0, "schedule": "constant", "warmup_epochs": 0.0, "epochs": 10, "milestones": [2, 6]}
-    return argparse.Namespace(**{**defaults, "gamma": 0.1, **changed})
-
-
 @pytest.mark.parametrize(
     ("schedule", "progress", "expected"),
     [
@@ -62,12 +57,13 @@ def settings(**changed):
     ],
 )  # fmt: skip
 def test_schedules_at_points_worked_by_hand(schedule, progress, expected):
-    assert recipes.learning_rate(progress, settings(schedule=schedule)) == pytest.approx(expected, abs=1e-12)
+    made = recipes.Schedule(1.0, 10, schedule, warmup_epochs=0, milestones=[2, 6], gamma=0.1)
+    assert made.rate(progress) == pytest.approx(expected, abs=1e-12)
 
 
 def test_warm_up_rises_from_a_hundredth_and_then_the_schedule_starts():
-    args = settings(schedule="cosine", warmup_epochs=2.0)
-    assert [recipes.learning_rate(p, args) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
+    made = recipes.Schedule(1.0, 10, "cosine", warmup_epochs=2.0)
+    assert [made.rate(p) for p in (0, 1, 2, 6, 10)] == pytest.approx([0.01, 0.505, 1.0, 0.5, 0.0])
 
 
 def test_loss_flag():
@@ -93,8 +89,8 @@ def test_every_flag_has_help():
 @pytest.mark.parametrize("name", sorted(recipes.OPTIMIZERS))
 def test_every_optimizer_lowers_a_square(name):
     weight = torch.nn.Parameter(torch.tensor([3.0]))
-    args = argparse.Namespace(lr=0.1, weight_decay=0.0, momentum=0.9)
-    optimizer = recipes.OPTIMIZERS[name]([weight], args)
+    model = torch.nn.ParameterList([weight])
+    (optimizer,) = recipes.build_optimizers(model, recipes.Criterion({}, 2, []), name, lr=0.1, weight_decay=0.0)
     assert optimizer.defaults["lr"] == 0.1 and optimizer.defaults.get("amsgrad", False) == (name == "amsgrad")
     for _ in range(20):
         optimizer.zero_grad()
@@ -422,7 +418,7 @@ def test_what_chooses_the_best_epoch(forest, tmp_path, capsys, quick, monkeypatc
     rank1 = {"grid": [0.5, 0.6, 0.1], "market1501": [0.2, 0.3, 0.9]}
     mean = {"grid": [0.7, 0.1, 0.2], "market1501": [0.5, 0.6, 0.4]}
 
-    def scores_of(model, target, device, args):
+    def scores_of(model, target, testing):
         how = {"num_valid_queries": 2, "distance": "cosine", "protocol": target.protocol, "mINP": 0.0}
         return {"cmc": torch.full((50,), rank1[target.name].pop(0)), "mAP": mean[target.name].pop(0), **how}
 
@@ -504,26 +500,25 @@ class RandomPixels:
 
 def train_tiny(epochs, *flags, parallel=False, amp="off", compiled=False, scale=None):
     """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
-    flags = ["--batch-size", "4", "--lr", "0.1", "--augment", "--log-every", "99", *map(str, flags)]
-    args = train.parse(flags)[0]
+    args = train.parse(["--batch-size", "4", "--lr", "0.1", "--log-every", "99", "--amp", amp, *map(str, flags)])[0]
     torch.manual_seed(0)
     model = Tiny()
-    criterion = recipes.Criterion(args, 2, [4])
-    optimizers = recipes.build_optimizers(model, criterion, args)
-    runner = train.Runner(model, torch.device("cpu"), amp)
-    runner = torch.nn.DataParallel(runner) if parallel else runner
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+    training = train.prepare_training(args, model, TrainSet(RandomPixels(), LABELS, batch_size=4, augment=()))
+    if parallel:
+        training = training._replace(runner=torch.nn.DataParallel(training.runner))
+    if scale:
+        training = training._replace(scaler=torch.amp.GradScaler("cpu", init_scale=scale))
     if compiled:
         model.compile()
     history = []
     for epoch in epochs:
         history.append({name: value.clone() for name, value in model.state_dict().items()})
-        state = {"epoch": epoch, "step": 0, "totals": {}}
-        samples = train.TrainSet(RandomPixels(), np.array([0, 1] * 4))
-        device = torch.device("cpu")
-        assert train.train_one_epoch(runner, criterion, samples, optimizers, device, state, args, scaler=scaler)
-        runner.eval()  # as an evaluation between two epochs does
-    return model, optimizers[0], [*history, model.state_dict()]
+        assert train.train_epoch(training, {**train.fresh_state(), "epoch": epoch})
+        training.runner.eval()  # as an evaluation between two epochs does
+    return model, training.optimizers[0], [*history, model.state_dict()]
+
+
+LABELS = np.array([0, 1] * 4)
 
 
 def changed(before, after):
@@ -574,8 +569,7 @@ def test_the_head_of_each_network_is_what_opens_without_names(arch, options, hea
 @pytest.mark.parametrize(("arch", "options"), [("hacnn", {"learn_region": False}), ("resnet18", {"bnneck": True})])
 def test_thawing_spares_what_the_network_itself_freezes(arch, options):
     model = models.build_model(arch, 5, **options)
-    args = train.parse([])[0]
-    optimizer = torch.optim.SGD(recipes.parameter_groups(model, args), 0.1)
+    optimizer = torch.optim.SGD(recipes.parameter_groups(model), 0.1)
     never = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert never
     recipes.freeze_base(model, optimizer, ["classifier_global"])
@@ -640,8 +634,7 @@ def test_an_epoch_equals_a_loop_written_out():
 
 def test_staged_rates_leave_no_parameter_out():
     model = models.build_model("hacnn", 5, learn_region=False)
-    args = train.parse(["--new-layers"])[0]
-    new, base = (group["params"] for group in recipes.parameter_groups(model, args))
+    new, base = (group["params"] for group in recipes.parameter_groups(model, []))
     assert {id(p) for p in new + base} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(new) + len(base) == len({id(p) for p in new + base})
     names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
@@ -796,13 +789,13 @@ def test_domains_of_samples(forest, sampler, sample):
     args.split = 0
     items, sources, _ = train.load_sets(args)
     pixels = [(number, item) for number, item in enumerate(items) for _ in item.paths]
-    train_set = train.build_train_set(items, sources, args)
+    train_set = train.prepare_train_set(args, items, sources)
     samples = pixels if sample == "frames" else list(enumerate(items))
     numbers = {pid: label for label, pid in enumerate(sorted({item.pid for item in items}))}
     assert train_set.labels.tolist() == [numbers[item.pid] for _, item in samples]
     expected = [item.camid if sampler == "camera" else sources[number] for number, item in samples]
     assert train_set.domains.tolist() == expected and len(set(expected)) == (6 if sampler == "camera" else 2)
-    rows = train_set.rows(np.arange(len(samples)), args, 0)
+    rows = train_set.rows(np.arange(len(samples)), 0)
     for (number, _), some in zip(samples, rows, strict=True):
         assert {pixels[row][0] for row in np.atleast_1d(some)} == {number}
 
@@ -810,8 +803,7 @@ def test_domains_of_samples(forest, sampler, sample):
 def test_layers_of_a_video_network_are_those_of_its_frames_and_its_attention():
     model = models.build_model("osnet_x0_25", 5, temporal="attention", input_size=(64, 32))
     assert recipes.find_layers(model, [], "--open-layers") == ["attention", "fc", "classifier"]
-    args = train.parse(["--new-layers", "attention", "classifier"])[0]
-    new, base = (group["params"] for group in recipes.parameter_groups(model, args))
+    new, base = (group["params"] for group in recipes.parameter_groups(model, ["attention", "classifier"]))
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].removeprefix("frames.").split(".")[0] for p in new} == {"attention", "classifier"}
     assert sorted(names) == sorted(id(p) for p in new + base)
@@ -824,12 +816,11 @@ def test_layers_of_a_video_network_are_those_of_its_frames_and_its_attention():
 
 def test_clips_to_train_on():
     tracklets = [np.arange(0, 2), np.arange(2, 22), np.arange(22, 23)]
-    train_set = train.TrainSet(None, np.array([0, 1, 2]), tracklets)
-    args = argparse.Namespace(seq_len=4, train_sample="evenly")
-    assert train_set.rows(np.array([2, 1, 0]), args, 0).tolist() == [[22] * 4, [2, 7, 12, 17], [0, 1, 1, 1]]
-    args.train_sample = "random"
-    drawn = {seed: train_set.rows(np.array([1, 1]), args, seed).tolist() for seed in (1, 2)}
-    assert drawn[1] == train_set.rows(np.array([1, 1]), args, 1).tolist() != drawn[2]
+    train_set = TrainSet(None, np.array([0, 1, 2]), tracklets, seq_len=4, sampling="evenly")
+    assert train_set.rows(np.array([2, 1, 0]), 0).tolist() == [[22] * 4, [2, 7, 12, 17], [0, 1, 1, 1]]
+    train_set = train_set._replace(sampling="random")
+    drawn = {seed: train_set.rows(np.array([1, 1]), seed).tolist() for seed in (1, 2)}
+    assert drawn[1] == train_set.rows(np.array([1, 1]), 1).tolist() != drawn[2]
     assert drawn[1][0] != drawn[1][1], "a tracklet that comes twice shows other frames"
     assert all(clip == sorted(set(clip)) and set(clip) <= set(range(2, 22)) for clip in drawn[1] + drawn[2])
 
@@ -872,7 +863,7 @@ def test_several_targets_score_as_each_alone(forest, tmp_path, capsys, quick):
 def test_the_first_target_decides_which_epoch_is_best(forest, tmp_path, capsys, quick, monkeypatch):
     scores = {"grid": [0.5, 0.7, 0.6], "market1501": [0.9, 0.1, 0.95]}
 
-    def scores_of(model, target, device, args):
+    def scores_of(model, target, testing):
         value = scores[target.name].pop(0)
         how = {"num_valid_queries": 2, "distance": "cosine", "protocol": target.protocol}
         return {"cmc": torch.full((50,), value), "mAP": value, "mINP": value, **how}
@@ -972,8 +963,8 @@ def test_sets_and_splits_that_do_not_fit(forest, tmp_path, capsys, flags, code, 
 def test_all_splits(forest, tmp_path, capsys, quick, monkeypatch):
     """Four instead of ten, to be quick: their mean and deviation, and going on where one is missing."""
     monkeypatch.setitem(data.DATASETS, "prid450s", data.DATASETS["prid450s"]._replace(num_splits=4))
-    epochs, train_one_epoch = [], train.train_one_epoch
-    monkeypatch.setattr(train, "train_one_epoch", lambda *given: epochs.append(given) or train_one_epoch(*given))
+    epochs, train_epoch = [], train.train_epoch
+    monkeypatch.setattr(train, "train_epoch", lambda *given: epochs.append(given) or train_epoch(*given))
     runs = tmp_path / "runs"
     command = [*LIGHT, "--dataset", "prid450s", "--split", "all", "--root", forest, "--out", runs]
     code, out, err = run_main(capsys, *command)
@@ -1053,8 +1044,9 @@ def test_an_interrupted_video_run_goes_on_to_the_same_bits(forest, tmp_path, cap
 
 
 def test_clips_and_single_frames_are_both_trained_on(forest, tmp_path, capsys, quick, monkeypatch):
-    augment, shapes = train.augment, []
-    monkeypatch.setattr(train, "augment", lambda x, *rest: shapes.append(x.shape[:-3]) or augment(x, *rest))
+    shapes = []
+    watched = lambda x, *rest: shapes.append(x.shape[:-3]) or augment(x, *rest)  # noqa: E731
+    monkeypatch.setattr("training.pixels.augment", watched)
     for sample, flags, expected in (
         ("random", ["--seq-len", 3], [(2, 3)] * 2),  # 4 tracklets
         ("evenly", ["--seq-len", 5], [(2, 5)] * 2),

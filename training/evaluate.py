@@ -1,17 +1,21 @@
 """How well a network finds people in a data set: features of all images, scores, and what is told about them.
 
-    python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501 [--out FOLDER] [--rerank]
+    model, _ = models.load_checkpoint("runs/hacnn-market1501/best.pth")
+    splits = data.load_dataset("market1501")
+    score(model, splits)                                       # {"rank1": 0.847, ..., "mAP": 0.670, "mINP": 0.307, ...}
+    extract(model, ["a.jpg", "b.jpg"])                         # features (2, D)
 
-train.py calls `scores_of` after an epoch, and `run` for --evaluate: that prints all that metrics.py measures (ranking,
-verification, open set) and writes into the folder --out, where it is given (for several targets, into one folder each),
+train.py calls `scores_of` after an epoch, and `report` for --evaluate: that prints all that metrics.py measures
+(ranking, verification, open set) and writes into a folder, where one is given,
     queries.csv   per query: AP, rank of the first hit, nearest right and nearest wrong answer with their distances
     scores.json   the numbers that were printed, as fractions
     cmc.png, roc.png
-    maps.jpg      with --maps N: what the network looks at in N queries, taken evenly from the whole list
+    maps.jpg      what the network looks at in some queries, taken evenly from the whole list
 """
 
 import contextlib
 import csv
+import io
 import json
 import math
 import re
@@ -21,12 +25,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import data
 import metrics
 import models
 import pictures
+from images import progress, replacing
 from training import distributed
 from training.pixels import Pixels, fingerprint, load_pixels, normalise
 
@@ -39,6 +43,39 @@ SCORES = (*(f"rank{rank}" for rank in RANKS), "mAP", "mINP")
 # Data sets, features and scores
 
 
+class Sets(NamedTuple):
+    """Where data sets lie, what is read of them, and where their pixels go."""
+
+    root: str = "data"
+    split: int = 0  # of those that have several
+    min_frames: int = 0
+    holdout: int = 0  # so many persons to train on are tested on instead
+    protocol: str | None = None  # None: the data set's own
+    cache: str | None = None  # None: below root
+    cache_limit: float = 20.0  # GB
+
+    def pixel_folder(self):
+        return Path(self.cache or Path(self.root) / ".pixels")
+
+    def shown(self, name):
+        """What lines and files call the scores of a target: those of persons held out are no test scores."""
+        return f"{name}, {self.holdout} persons held out" if self.holdout else name
+
+    def protocol_of(self, name):
+        return self.protocol or data.find_dataset(name, self.root)[0].protocol
+
+
+class Testing(NamedTuple):
+    """How features are taken and ranked."""
+
+    distance: str = "cosine"
+    flip: bool = False  # the mean of the features of an image and of its mirror image
+    rerank: bool = False  # scores after k-reciprocal re-ranking too
+    batch_size: int = 128
+    seq_len: int = 8  # frames of a tracklet that are looked at, and which: see data.choose_frames
+    sampling: str = "evenly"
+
+
 class Target(NamedTuple):
     """A data set to test on: its splits, the pixels of the frames that are looked at, and which of them are of whom."""
 
@@ -47,85 +84,82 @@ class Target(NamedTuple):
     pixels: Pixels  # of the queries first, then of the gallery
     clips: list[np.ndarray]  # rows of `pixels` of each item
     protocol: str
+    shown: str  # what lines and files call its scores
 
 
-def load_set(name, args, *, train=True, evaluate=True, combine=False):
-    """data.load_dataset with the flags of the run; says once which files are equal, until one of them changes."""
-    dataset, _ = data.find_dataset(name, args.root)
-    split = args.split if dataset.num_splits > 1 else 0
+def load_set(name, sets, *, train=True, evaluate=True, combine=False):
+    """data.load_dataset as `sets` says; says once which files are equal, until one of them changes."""
+    dataset, _ = data.find_dataset(name, sets.root)
     splits = data.load_dataset(
-        name, args.root, split=split, min_frames=args.min_frames, combine=combine, holdout=args.holdout, train=train,
-        evaluate=evaluate, protocol=args.protocol,
+        name, sets.root, split=sets.split if dataset.num_splits > 1 else 0, min_frames=sets.min_frames,
+        combine=combine, holdout=sets.holdout, train=train, evaluate=evaluate, protocol=sets.protocol,
     )  # fmt: skip
     paths = [path for items in splits for item in items for path in item.paths]
     roles = [[(item.pid, len(item.paths)) for item in items] for items in splits]  # equal files of whom, in which split
-    memory = pixel_folder(args) / f"{file_name(name)}-checked-{fingerprint(paths, roles)}.txt"
+    memory = sets.pixel_folder() / f"{file_name(name)}-checked-{fingerprint(paths, roles)}.txt"
     with contextlib.suppress(OSError):
         print(memory.read_text(), end="")
         return splits
     lines, _ = data.check_files(splits, decode=False)  # decoding comes next, and lists what it cannot read
-    print("".join(f"{line}\n" for line in lines), end="")
+    told = "".join(f"{line}\n" for line in lines)
+    print(told, end="")
     with contextlib.suppress(OSError):  # a cache that cannot be written: the next run looks again
         memory.parent.mkdir(parents=True, exist_ok=True)
-        for stale in memory.parent.glob(f"{file_name(name)}-checked-*.txt"):
+        for stale in sorted(memory.parent.glob(f"{file_name(name)}-checked-*.txt")):
             stale.unlink()
-        memory.write_text("".join(f"{line}\n" for line in lines))
+        with replacing(memory) as file:
+            file.write(told.encode())
     return splits
-
-
-def shown(name, args):
-    """What lines and files call the scores of a target: those of persons held out are no test scores."""
-    return f"{name}, {args.holdout} persons held out" if args.holdout else name
 
 
 def file_name(name):
     return re.sub(r"[^\w.-]+", "-", name)
 
 
-def pixel_folder(args):
-    return Path(args.cache or Path(args.root) / ".pixels")
-
-
-def pixels_of(paths, model, name, args, device, among=None):
-    """Their pixels at the size of the model, on the device where they fit; among: as load_pixels has it."""
+def pixels_of(paths, model, name, sets, among=None):
+    """Their pixels at the size of the model, on its device where they fit; among: as load_pixels has it."""
     pixels = load_pixels(
-        paths, model.input_size, pixel_folder(args), file_name(name), limit_gb=args.cache_limit, among=among,
+        paths, model.input_size, sets.pixel_folder(), file_name(name), limit_gb=sets.cache_limit, among=among,
         check=distributed.local_rank() == 0,
     )  # fmt: skip
-    return pixels.to_device(device)
+    return pixels.to_device(device_of(model))
 
 
-def files_to_share(name, splits, args):
-    """(name, all files) where flags choose some of them (--split, --seq-len, --holdout), or None: loader's `among`."""
-    if args.holdout:  # all are train's; of a set of images the array is that of a run without the flag
-        return f"{file_name(name)}-train", sorted({path for items in splits for item in items for path in item.paths})
-    if data.find_dataset(name, "")[0].num_splits == 1 and not data.has_video(splits):
+def files_to_share(name, splits, sets):
+    """(name, all files) where options choose some of them (split, frames, persons held out), or None: load_pixels'
+    `among`."""
+    if data.find_dataset(name, "")[0].num_splits == 1 and not data.has_video(splits) and not sets.holdout:
         return None
-    return file_name(name), sorted({path for items in splits for item in items for path in item.paths})
+    part = "-train" * bool(sets.holdout)  # all are train's: of a set of images it is the array of a run without holdout
+    return file_name(name) + part, sorted({path for items in splits for item in items for path in item.paths})
 
 
-def load_clips(items, model, name, args, device, among=None):
-    """(pixels of the frames that --test-sample takes of each item, rows of them per item)."""
+def choose_clips(items, testing):
+    """(paths of the frames that are looked at, places in that list of each item)."""
     rng = np.random.default_rng(0)  # every evaluation looks at the same frames
-    chosen = [data.choose_frames(len(item.paths), args.seq_len, args.test_sample, rng) for item in items]
+    chosen = [data.choose_frames(len(item.paths), testing.seq_len, testing.sampling, rng) for item in items]
     paths = [item.paths[frame] for item, frames in zip(items, chosen, strict=True) for frame in frames]
-    clips = np.split(np.arange(len(paths)), np.cumsum([len(frames) for frames in chosen])[:-1])
-    return pixels_of(paths, model, name, args, device, among), clips
+    return paths, np.split(np.arange(len(paths)), np.cumsum([len(frames) for frames in chosen])[:-1])
 
 
-def load_target(name, splits, model, args, device):
+def load_target(name, splits, model, sets, testing):
+    """The Target, with pixels that are decoded once."""
     if data.has_video(splits):
-        how = "all frames" if args.test_sample == "all" else f"up to {args.seq_len} frames, {args.test_sample},"
-        least = f" of {args.min_frames} frames or more" * bool(args.min_frames)
+        how = "all frames" if testing.sampling == "all" else f"up to {testing.seq_len} frames, {testing.sampling},"
+        least = f" of {sets.min_frames} frames or more" * bool(sets.min_frames)
         print(f"{name}: {how} of each tracklet{least} (--seq-len, --test-sample, --min-frames)")
-    items, among = splits.query + splits.gallery, files_to_share(name, splits, args)
-    pixels, clips = load_clips(items, model, f"{name}-test", args, device, among)
-    return Target(name, splits, pixels, clips, args.protocol or data.find_dataset(name, args.root)[0].protocol)
+    paths, clips = choose_clips(splits.query + splits.gallery, testing)
+    pixels = pixels_of(paths, model, f"{name}-test", sets, files_to_share(name, splits, sets))
+    return Target(name, splits, pixels, clips, sets.protocol_of(name), sets.shown(name))
+
+
+def device_of(model):
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @torch.inference_mode()
-def extract_features(model, pixels, device, batch_size, clips=None, flip=False):
-    """float32 features (N, D) of N items on `device`; the model is left in evaluation mode.
+def extract_features(model, pixels, clips=None, *, batch_size=128, flip=False):
+    """float32 features (N, D) of N items on the device of the model, which is left in evaluation mode.
 
     clips: rows of `pixels` of each item, all of them in order; None where an item is an image. What the frames of a
     tracklet give is pooled as soon as it is complete, so a tracklet may be longer than a batch.
@@ -133,7 +167,7 @@ def extract_features(model, pixels, device, batch_size, clips=None, flip=False):
     Several processes take a part each and get the features of all: whole batches, the same ones as in one process, or
     whole tracklets.
     """
-    bare = model.module if isinstance(model, nn.DataParallel) else model
+    bare, device = model.module if isinstance(model, nn.DataParallel) else model, device_of(model)
     model.eval()
     is_video = bool(clips) and max(map(len, clips)) > 1
     if is_video:
@@ -143,7 +177,7 @@ def extract_features(model, pixels, device, batch_size, clips=None, flip=False):
         mine = distributed.part(math.ceil(len(pixels) / batch_size))
         first, last = mine.start * batch_size, min(mine.stop * batch_size, len(pixels))
     features, waiting = [], torch.empty(0, device=device)
-    with tqdm(total=last - first, desc="features", unit="img", disable=distributed.hides_bars(), leave=False) as bar:
+    with progress("features", last - first, hidden=distributed.rank() > 0) as bar:
         for start in range(first, last, batch_size):
             rows = np.arange(start, min(start + batch_size, last))
             images = normalise(pixels.batch(rows, device), bare.mean, bare.std)
@@ -168,43 +202,62 @@ def ids_of(*parts):
     return [np.array([item[i] for item in part]) for i in (1, 2) for part in parts]
 
 
-def split_features(model, target, device, args):
+def split_features(model, target, testing):
     """Features of the queries (Q, D) and of the gallery (G, D)."""
-    features = extract_features(model, target.pixels, device, args.test_batch_size, target.clips, args.flip)
+    how = {"batch_size": testing.batch_size, "flip": testing.flip}
+    features = extract_features(model, target.pixels, target.clips, **how)
     return features.split([len(target.splits.query), len(target.splits.gallery)])
 
 
-def rank(queries, gallery, target, args):
+def rank(queries, gallery, target, distance):
     """What metrics.evaluate gives for these features; several processes rank a part of the queries each."""
     query_pids, gallery_pids, query_camids, gallery_camids = ids_of(target.splits.query, target.splits.gallery)
     mine, gather = distributed.part(len(queries)), distributed.gather_parts
     if len(queries) < distributed.world_size():
         mine, gather = slice(None), None
     ids = query_pids[mine], gallery_pids, query_camids[mine], gallery_camids
-    how = {"distance": args.distance, "protocol": target.protocol}
-    return metrics.evaluate(queries[mine], gallery, *ids, **how, gather=gather)
+    how = {"distance": distance, "protocol": target.protocol, "gather": gather}
+    return metrics.evaluate(queries[mine], gallery, *ids, **how)
 
 
-def rank_again(queries, gallery, target, args):
+def rank_again(queries, gallery, target, distance):
     """The scores after k-reciprocal re-ranking, of all queries in this process."""
-    distances = metrics.rerank(queries, gallery, distance=args.distance)
+    distances = metrics.rerank(queries, gallery, distance=distance)
     ids = ids_of(target.splits.query, target.splits.gallery)
     scores = metrics.evaluate_distances(distances, *ids, protocol=target.protocol)
-    return {**scores, "distance": f"k-reciprocal {args.distance}"}
+    return {**scores, "distance": f"k-reciprocal {distance}"}
 
 
-def scores_of(model, target, device, args):
+def scores_of(model, target, testing):
     """What metrics.evaluate gives for the query split against the gallery split.
 
-    With --rerank, in the first process, also `reranked`: the same after re-ranking.
+    Where re-ranking is asked for, in the first process, also `reranked`: the same after it.
     """
-    queries, gallery = split_features(model, target, device, args)
-    scores = rank(queries, gallery, target, args)
-    if args.rerank:
+    queries, gallery = split_features(model, target, testing)
+    scores = rank(queries, gallery, target, testing.distance)
+    if testing.rerank:
         if distributed.rank() == 0:
-            scores["reranked"] = rank_again(queries, gallery, target, args)
+            scores["reranked"] = rank_again(queries, gallery, target, testing.distance)
         distributed.wait_patiently()
     return scores
+
+
+def score(model, splits, *, protocol="market1501", **testing):
+    """The scores of a network on the queries and the gallery of `splits`, as plain numbers: see summarise.
+
+    testing: fields of Testing, such as distance="euclidean" or flip=True. Images are decoded batch by batch.
+    """
+    testing = Testing(**testing)
+    if data.has_video(splits) and not isinstance(model, models.VideoModel):
+        model = models.VideoModel(model, "avg")
+    paths, clips = choose_clips(splits.query + splits.gallery, testing)
+    target = Target("", splits, Pixels(paths, model.input_size), clips, protocol, "")
+    return summarise(scores_of(model, target, testing), "", testing.flip)
+
+
+def extract(model, paths, *, batch_size=128, flip=False):
+    """Features (N, D) of image files, on the device of the model; flip: as in Testing."""
+    return extract_features(model, Pixels(paths, model.input_size), batch_size=batch_size, flip=flip)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -229,15 +282,16 @@ def score_line(summary):
     return f"{summary['dataset']}: {numbers}  (%, {how})"
 
 
-def tell(scores, target, shown, flip=False):
+def tell(scores, target, flip=False, which=""):
     """Prints the line of what scores_of gives, and that after re-ranking; returns the summary, with both.
 
-    shown: what the lines call it.
+    which: what is added to the name of the target, such as the kind of weights.
     """
-    summary = summarise(scores, target, flip)
+    shown = target.shown + which
+    summary = summarise(scores, target.shown, flip)
     print(score_line({**summary, "dataset": shown}))
     if "reranked" in scores:
-        summary["reranked"] = summarise(scores["reranked"], target, flip)
+        summary["reranked"] = summarise(scores["reranked"], target.shown, flip)
         print(score_line({**summary["reranked"], "dataset": f"{shown}, re-ranked"}))
     return summary
 
@@ -273,37 +327,39 @@ def write_queries(path, queries, splits):
     """queries.csv; `queries` as metrics.evaluate gives them."""
     names = [item.paths[0] for item in splits.gallery] + [""]  # the last one for -1, nothing there
     columns = {name: values.tolist() for name, values in queries.items()}
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["query", "pid", "camid", "matches", "ap", "first_hit", "nearest_match", "match_distance",
-                        "nearest_wrong", "wrong_pid", "wrong_distance"])  # fmt: skip
-        for i, item in enumerate(splits.query):
-            match, wrong = columns["nearest_match"][i], columns["nearest_wrong"][i]
-            table.writerow([
-                item.paths[0], item.pid, item.camid, columns["matches"][i], f"{columns['ap'][i]:.6f}",
-                columns["first_hit"][i], names[match], f"{columns['match_distance'][i]:.6f}",
-                names[wrong], splits.gallery[wrong].pid if wrong >= 0 else "", f"{columns['wrong_distance'][i]:.6f}",
-            ])  # fmt: skip
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["query", "pid", "camid", "matches", "ap", "first_hit", "nearest_match", "match_distance",
+                    "nearest_wrong", "wrong_pid", "wrong_distance"])  # fmt: skip
+    for i, item in enumerate(splits.query):
+        match, wrong = columns["nearest_match"][i], columns["nearest_wrong"][i]
+        table.writerow([
+            item.paths[0], item.pid, item.camid, columns["matches"][i], f"{columns['ap'][i]:.6f}",
+            columns["first_hit"][i], names[match], f"{columns['match_distance'][i]:.6f}",
+            names[wrong], splits.gallery[wrong].pid if wrong >= 0 else "", f"{columns['wrong_distance'][i]:.6f}",
+        ])  # fmt: skip
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
-def pooled_queries(model, target, items, args, device):
+def pooled_queries(model, target, items, pool, sets, testing):
     """Query features for --multi-query: pooled from the images of `items`, as data.load_multi_query gives them."""
-    queries = target.splits.query
-    pixels, clips = load_clips(items, model, f"{target.name}-multi-query", args, device)
-    features = extract_features(model, pixels, device, args.test_batch_size, clips, args.flip)
-    ids = *ids_of(items), *ids_of(queries)
-    return metrics.multi_query(features, *ids, pool=args.multi_query, distance=args.distance)
+    paths, clips = choose_clips(items, testing)
+    pixels = pixels_of(paths, model, f"{target.name}-multi-query", sets)
+    features = extract_features(model, pixels, clips, batch_size=testing.batch_size, flip=testing.flip)
+    return metrics.multi_query(features, *ids_of(items), *ids_of(target.splits.query), pool=pool,
+                               distance=testing.distance)  # fmt: skip
 
 
-def draw_maps(model, target, device, args, folder):
-    """maps.jpg of --maps: where the network looks in the middle frames of N queries, or of all if there are fewer."""
+def draw_maps(model, target, count, batch_size, path):
+    """A picture of where the network looks in the middle frames of `count` queries, or of all if there are fewer."""
     queries = target.splits.query
-    count = min(args.maps, len(queries))
+    count = min(count, len(queries))
     drawn = np.arange(count) * len(queries) // count  # evenly: images of one person follow one another
     middles = [target.clips[row][len(target.clips[row]) // 2] for row in drawn]
-    images, parts = target.pixels.batch(middles, device), []
+    images, parts = target.pixels.batch(middles, device_of(model)), []
     model = model.frames if isinstance(model, models.VideoModel) else model
-    for some in images.split(args.test_batch_size):
+    for some in images.split(batch_size):
         parts.append(models.explain(model, normalise(some, model.mean, model.std)))
 
     def joined(name):  # the maps of each stage, of all batches
@@ -313,72 +369,85 @@ def draw_maps(model, target, device, args, folder):
     pictures.maps_grid(
         [queries[row].paths[0] for row in drawn], images.permute(0, 2, 3, 1).cpu().numpy(),
         torch.cat([part["activation"] for part in parts]).numpy(), joined("attention"), joined("regions"),
-    ).save(folder / "maps.jpg", quality=90, subsampling=0)  # fmt: skip
+    ).save(path, quality=90, subsampling=0)  # fmt: skip
 
 
-def report(model, target, device, args, folder, boxes):
+def verify_pairs(queries, gallery, target, distance):
+    """(metrics.verification, its operating points at RATES), or (None, None) where there are no pairs to compare."""
+    ids = ids_of(target.splits.query, target.splits.gallery)
+    try:
+        roc = metrics.verification(queries, gallery, *ids, distance=distance, protocol=target.protocol)
+        return roc, [metrics.operating_point(roc, fmr=rate) for rate in RATES]
+    except ValueError as error:  # a single person: the ranking counts all the same
+        print(f"no verification: {error}")
+        return None, None
+
+
+def report(model, target, testing, sets=None, folder=None, *, pool=None, boxes=(), expand=0, maps=0, weights=""):
     """Prints all about one target and writes it into the folder, where there is one; returns its summaries.
 
-    boxes: the items that --multi-query pools, where it is given.
+    pool: of --multi-query, the features of the items `boxes`, whose pixels go where `sets` says; expand: queries are
+    averaged with so many nearest gallery images; maps: so many queries are drawn; weights: what the file says of them.
     Of several processes the first does so alone, once all have extracted and ranked their parts.
     """
-    name, ids = shown(target.name, args), ids_of(target.splits.query, target.splits.gallery)
-    how = {"distance": args.distance, "protocol": target.protocol}
-    queries, gallery = split_features(model, target, device, args)
-    rows = {name: rank(queries, gallery, target, args)}
-    pooled = pooled_queries(model, target, boxes, args, device) if args.multi_query else None
+    name, ids = target.shown, ids_of(target.splits.query, target.splits.gallery)
+    how = {"distance": testing.distance, "protocol": target.protocol}
+    queries, gallery = split_features(model, target, testing)
+    rows = {name: rank(queries, gallery, target, testing.distance)}
+    pooled = pooled_queries(model, target, boxes, pool, sets, testing) if pool else None
     if distributed.rank() > 0:
-        return [summarise(rows[name], name, args.flip)]
+        return [summarise(rows[name], name, testing.flip)]
 
-    if args.maps:
-        draw_maps(model, target, device, args, folder)
-    if args.multi_query:
-        rows[f"{name}, multi-query ({args.multi_query})"] = metrics.evaluate(pooled, gallery, *ids, **how)
-    if args.expand:
-        expanded = metrics.expand_queries(queries, gallery, k=args.expand, distance=args.distance)
-        rows[f"{name}, queries expanded by {args.expand}"] = metrics.evaluate(expanded, gallery, *ids, **how)
-    if args.rerank:
-        rows[f"{name}, re-ranked"] = rank_again(queries, gallery, target, args)
-    summaries = [summarise(scores, name, args.flip) for name, scores in rows.items()]
+    if maps and folder:
+        draw_maps(model, target, maps, testing.batch_size, folder / "maps.jpg")
+    if pool:
+        rows[f"{name}, multi-query ({pool})"] = metrics.evaluate(pooled, gallery, *ids, **how)
+    if expand:
+        expanded = metrics.expand_queries(queries, gallery, k=expand, distance=testing.distance)
+        rows[f"{name}, queries expanded by {expand}"] = metrics.evaluate(expanded, gallery, *ids, **how)
+    if testing.rerank:
+        rows[f"{name}, re-ranked"] = rank_again(queries, gallery, target, testing.distance)
+    summaries = [summarise(scores, name, testing.flip) for name, scores in rows.items()]
     for summary in summaries:
         print(score_line(summary))
-    try:
-        roc = metrics.verification(queries, gallery, *ids, **how)
-        pairs = [metrics.operating_point(roc, fmr=rate) for rate in RATES]
-    except ValueError as error:  # a single person: the ranking above counts all the same
-        print(f"no verification: {error}")
-        roc = pairs = None
-    alarms = [metrics.open_set(rows[name]["queries"], far) for far in FALSE_ALARMS]
+    roc, points = verify_pairs(queries, gallery, target, testing.distance)
     if roc:
-        print(verification_table(roc, pairs))
+        print(verification_table(roc, points))
+    alarms = [metrics.open_set(rows[name]["queries"], far) for far in FALSE_ALARMS]
     print(open_set_line(alarms))
     if folder:
         write_queries(folder / "queries.csv", rows[name]["queries"], target.splits)
-        verification = {}
+        content = {"ranking": summaries, "verification": {}, "open_set": alarms, "weights": weights}
         if roc:
-            verification = {key: roc[key] for key in ("eer", "num_genuine", "num_impostor", "resolution")}
-            verification["points"] = [{"wanted": rate, **point} for rate, point in zip(RATES, pairs, strict=True)]
-        content = {"ranking": summaries, "verification": verification, "open_set": alarms, "weights": args.weights}
-        (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n")
-        written = ["queries.csv", "scores.json"] + ["maps.jpg"] * bool(args.maps)
-        try:
-            pictures.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
-            if roc:
-                pictures.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
-            print(f"{folder}: {', '.join(written)}, cmc.png{', roc.png' * bool(roc)}")
-        except ImportError as error:
-            print(f"{folder}: {', '.join(written)}; no curves, as matplotlib is not installed ({error})")
+            content["verification"] = {key: roc[key] for key in ("eer", "num_genuine", "num_impostor", "resolution")}
+            told = [{"wanted": rate, **point} for rate, point in zip(RATES, points, strict=True)]
+            content["verification"]["points"] = told
+        with replacing(folder / "scores.json") as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
+        curves = draw_curves(folder, rows, roc)
+        print(f"{folder}: queries.csv, scores.json{', maps.jpg' * bool(maps)}{curves}")
     return summaries
 
 
-def pool_otherwise(model, args):
-    """The model with the pooling of --temporal, which needs no weights: average and maximum can be exchanged."""
+def draw_curves(folder, rows, roc):
+    """Writes cmc.png and roc.png; what is to be said of them."""
+    try:
+        pictures.cmc_curves({name: scores["cmc"].numpy() for name, scores in rows.items()}, folder / "cmc.png")
+        if roc:
+            pictures.roc_curve(roc["fmr"].numpy(), roc["tpr"].numpy(), roc["num_impostor"], folder / "roc.png")
+        return ", cmc.png" + ", roc.png" * bool(roc)
+    except ImportError as error:
+        return f"; no curves, as matplotlib is not installed ({error})"
+
+
+def pool_otherwise(model, pooling, path):
+    """The model with another pooling, which needs no weights: average and maximum can be exchanged."""
     learned = isinstance(model, models.VideoModel) and model.pooling == "attention"
-    if args.temporal != "attention" and not learned:
-        return models.VideoModel(getattr(model, "frames", model), args.temporal).eval()
-    if args.temporal == "attention" and learned:
+    if pooling != "attention" and not learned:
+        return models.VideoModel(getattr(model, "frames", model), pooling).eval()
+    if pooling == "attention" and learned:
         return model
-    raise ValueError(f"--temporal {args.temporal}: {args.weights} was trained with another pooling, leave it out")
+    raise ValueError(f"--temporal {pooling}: {path} was trained with another pooling, leave it out")
 
 
 def trained_persons(info, names, root):
@@ -397,40 +466,3 @@ def trained_persons(info, names, root):
         except (ValueError, OSError, ImportError):
             found[name] = None
     return found
-
-
-def run(args, device):
-    """--evaluate: tells how the network in --weights does on each target; returns name -> summaries."""
-    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
-    if info.get("skipped"):
-        print(f"{args.weights}: not used: {data.some(info['skipped'])}")
-    args.distance = args.distance or info.get("distance", "cosine")
-    learnt = info.get("args", {})  # of a run of ours: tested on the data set it was trained on, its split is taken
-    learnt_sets, asked, splits, boxes = learnt.get("dataset", []), args.split, {}, {}
-    learnt_sets = [learnt_sets] if isinstance(learnt_sets, str) else learnt_sets
-    if args.temporal:
-        model = pool_otherwise(model, args)
-    model = model.to(memory_format=torch.channels_last)
-    if learnt.get("combine_all") and set(learnt_sets) & set(args.target):
-        print(f"warning: {args.weights} was trained with --combine-all, on the test persons too: scores flatter")
-    for name in args.target:  # all of them: what is wrong with the last is said before the work on the first
-        args.split = asked if asked is not None else (learnt.get("split") or 0) if name in learnt_sets else 0
-        with distributed.first_on_machine():
-            splits[name] = load_set(name, args, train=False)
-        if args.multi_query:
-            boxes[name] = data.load_multi_query(name, args.root, splits[name].query)
-    known = [name for name in learnt_sets if any(data.show_same_people(name, target) for target in splits)]
-    data.warn_of_shared_persons(trained_persons(info, known, args.root), splits)
-    if any(map(data.has_video, splits.values())) and not isinstance(model, models.VideoModel):
-        model = models.VideoModel(model, "avg").eval()
-    folders = {name: Path(args.out, *[file_name(name)] * (len(splits) > 1)) if args.out else None for name in splits}
-    for folder in filter(None, folders.values()):
-        if distributed.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)  # now: not after the work is done
-    with distributed.first_on_machine():
-        targets = [load_target(name, found, model, args, device) for name, found in splits.items()]
-    summaries = {}
-    for target in targets:
-        summaries[target.name] = report(model, target, device, args, folders[target.name], boxes.get(target.name))
-        distributed.wait_patiently()
-    return summaries

@@ -1,8 +1,9 @@
-"""From image files to batches: pixels that are decoded once, samplers, augmentation in batches.
+"""From image files to batches: pixels that are decoded once, augmentation in batches, what an epoch trains on.
 
-    pixels = load_pixels(paths, (160, 64), Path("data/.pixels"), "market1501-train")
-    for rows in epoch_batches(labels, batch_size=64, num_instances=4, seed=0, epoch=0):
-        images = augment(pixels.batch(rows, device), Draws(seed), ("flip", "translate"), mean, std)   # (B, 3, H, W)
+    pixels = load_pixels(paths, (160, 64), "data/.pixels", "market1501-train")     # without a folder: batch by batch
+    train_set = build_train_set(items, pixels, batch_size=64, num_instances=4)
+    for samples in train_set.batches(epoch=0):
+        images, labels = train_set.load(samples, seed, device, mean, std)            # (B, 3, H, W), (B,)
 
 Three things differ from the usual way:
 - Images are decoded and resized once, into one array of bytes that later runs map again. What starves a trainer is
@@ -17,16 +18,19 @@ import hashlib
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 import torch
-from tqdm import tqdm
 
-from images import BLOCK, decode_block, decode_in_processes, read_or_reason
+import data
+from images import BLOCK, decode_block, decode_in_processes, progress, read_or_reason
+from training import distributed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Pixels
@@ -91,7 +95,7 @@ def decode_into(array, paths, size, description, file=None):
     """
     blocks = [(start, paths[start : start + BLOCK]) for start in range(0, len(paths), BLOCK)]
     broken = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(desc=description, total=len(paths), disable=None) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as threads, progress(description, len(paths)) as bar:
         if file and len(paths) >= 8 * BLOCK:  # starting a process takes as long as decoding some hundred images
             done = decode_in_processes(file, blocks, size)
         else:
@@ -117,16 +121,18 @@ def remove_abandoned(cache):
 SHARED = 0.1  # of the limit: so large may an array be that holds more than was asked for
 
 
-def load_pixels(paths, size, cache, name, *, limit_gb=20.0, among=None, check=True):
+def load_pixels(paths, size, cache=None, name="images", *, limit_gb=20.0, among=None, check=True):
     """Pixels of the files, decoded once into `cache`/NAME-HxW-PLACE-FINGERPRINT.npy, which later runs map again.
 
-    Where that array would pass limit_gb, images are decoded batch by batch instead. Where `cache` cannot be written or
-    its disk is too full, the array is kept in memory. ValueError lists unreadable images; with check=False only where
-    they are decoded here, not those of batches to come: another process has looked.
+    Without a cache, or where that array would pass limit_gb, images are decoded batch by batch instead. Where the cache
+    cannot be written or its disk is too full, the array is kept in memory. ValueError lists unreadable images; with
+    check=False only where they are decoded here, not those of batches to come: another process has looked.
 
     among: (name, files with these among them, of which other calls take others). Where they are few, SHARED of limit_gb
     at most, one array of that name holds all of them, for all of those calls.
     """
+    if cache is None:
+        return Pixels(paths, size)
     height, width = size
     if among and len(among[1]) * height * width * 3 / 1e9 <= SHARED * limit_gb:
         every = load_pixels(among[1], size, cache, among[0], limit_gb=limit_gb, check=check)
@@ -307,3 +313,61 @@ def augment(images, draws, names, mean, std):
         images = images.contiguous(memory_format=torch.channels_last)
     images = normalise(images, mean, std)
     return erase(images.flatten(1, -3), draws).reshape(shape) if "erase" in names else images
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What an epoch trains on
+
+
+class TrainSet(NamedTuple):
+    """Samples with labels, how they make batches, and what is done to their images.
+
+    A sample is an image, or a tracklet of which every step takes a clip of seq_len frames. What stands behind labels is
+    that of data.epoch_batches and data.choose_frames.
+    """
+
+    pixels: Pixels | None  # of all images and frames; None until they are decoded
+    labels: np.ndarray  # (N,) of the samples
+    tracklets: list | None = None  # rows of `pixels` of each sample; None where row i is sample i
+    domains: np.ndarray | None = None  # (N,) camera or data set of the samples, where batches are made by them
+    batch_size: int = 64
+    num_instances: int | None = None
+    num_domains: int = 0
+    seq_len: int = 8
+    sampling: str = "random"
+    augment: Sequence[str] = ("flip", "translate")
+    seed: int = 0
+
+    def batches(self, epoch):
+        """Of one epoch, arrays of samples (B,). ValueError where none can be made."""
+        how = self.batch_size, self.num_instances, self.seed, epoch, self.domains, self.num_domains
+        return data.epoch_batches(self.labels, *how)
+
+    def rows(self, samples, seed):
+        """Rows of `pixels`: (B,), or (B, T) of clips."""
+        if self.tracklets is None:
+            return samples
+        rng, clips = np.random.default_rng(seed), []
+        for rows in (self.tracklets[sample] for sample in samples):
+            frames = data.choose_frames(len(rows), self.seq_len, self.sampling, rng)
+            clips.append(rows[data.fill_clip(frames, self.seq_len)])
+        return np.stack(clips)
+
+    def load(self, samples, seed, device, mean, std):
+        """(augmented, normalised images (B, [T,] 3, H, W), labels (B,)) of a batch: this process's part of it."""
+        mine = distributed.part(len(samples))
+        images = self.pixels.batch(self.rows(samples, seed)[mine], device)  # uint8
+        images = augment(images, Draws(seed, distributed.rank(), distributed.world_size()), self.augment, mean, std)
+        return images, torch.from_numpy(self.labels[samples[mine]]).to(device, non_blocking=True)
+
+
+def build_train_set(items, pixels=None, *, domains=None, sampling="random", **settings):
+    """The TrainSet of items whose pixels stand one after the other; domains (N,): of the items, where batches need
+    them. sampling "frames": each frame of a tracklet is a sample by itself."""
+    labels, _ = data.relabel(items)
+    lengths = [len(item.paths) for item in items]
+    if max(lengths) > 1 and sampling != "frames":
+        tracklets = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
+        return TrainSet(pixels, labels, tracklets, domains, sampling=sampling, **settings)
+    domains = None if domains is None else domains.repeat(lengths)
+    return TrainSet(pixels, labels.repeat(lengths), None, domains, **settings)

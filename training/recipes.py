@@ -1,7 +1,11 @@
 """How weights are changed: the tables of losses, optimizers, schedules and recipes, and which layers train how fast.
 
-train.py's --recipe, --loss, --optim, --schedule, --ema, --freeze-bn, --fixbase-epochs, --open-layers and --new-layers
-mean what stands here.
+    schedule = Schedule(lr=3e-3, epochs=60)                    # schedule.rate(12.5): in the middle of epoch 13
+    criterion = Criterion({"xent": 1.0}, num_ids=751, sizes=branch_sizes(model))
+    optimizers = build_optimizers(model, criterion, "adamw", lr=3e-3, weight_decay=0.2)
+
+Flags of train.py with these names (--recipe, --loss, --optim, --schedule, --ema, --freeze-bn, --open-layers ...) mean
+what stands here.
 
 Bag of tricks (`bot`): Luo, Gu, Liao, Lai, Jiang, "Bag of Tricks and a Strong Baseline for Deep Person
 Re-Identification", CVPR Workshops 2019. One cycle: Smith and Topin, arXiv 1708.07120, with the numbers of torch's
@@ -10,6 +14,7 @@ OneCycleLR. What the losses are and where they come from: losses.py.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,18 +30,18 @@ from training import distributed
 
 class Loss(NamedTuple):
     weight: float  # where --loss gives none
-    build: object  # (args, num_ids, size of the branch's feature) -> function or module of (outputs, labels)
+    build: Callable  # (num_ids, size of the branch's feature, label_smooth, margin) -> loss of (outputs, labels)
 
 
 LOSSES = {  # the weight of center is that of Luo et al., of ring that of Zheng et al.
-    "xent": Loss(1.0, lambda args, *_: functools.partial(losses.cross_entropy, smoothing=args.label_smooth)),
-    "triplet": Loss(1.0, lambda args, *_: functools.partial(losses.batch_hard_triplet, margin=args.margin)),
-    "triplet-soft": Loss(1.0, lambda *_: functools.partial(losses.batch_hard_triplet, margin="soft")),
-    "circle": Loss(1.0, lambda *_: losses.circle_loss),
-    "center": Loss(0.0005, lambda args, num_ids, size: losses.CenterLoss(num_ids, size)),
-    "ring": Loss(0.01, lambda *_: losses.RingLoss()),
-    "arcface": Loss(1.0, lambda args, num_ids, size: losses.ArcFace(num_ids, size)),
-    "cosface": Loss(1.0, lambda args, num_ids, size: losses.CosFace(num_ids, size)),
+    "xent": Loss(1.0, lambda label_smooth, **_: functools.partial(losses.cross_entropy, smoothing=label_smooth)),
+    "triplet": Loss(1.0, lambda margin, **_: functools.partial(losses.batch_hard_triplet, margin=margin)),
+    "triplet-soft": Loss(1.0, lambda **_: functools.partial(losses.batch_hard_triplet, margin="soft")),
+    "circle": Loss(1.0, lambda **_: losses.circle_loss),
+    "center": Loss(0.0005, lambda num_ids, size, **_: losses.CenterLoss(num_ids, size)),
+    "ring": Loss(0.01, lambda **_: losses.RingLoss()),
+    "arcface": Loss(1.0, lambda num_ids, size, **_: losses.ArcFace(num_ids, size)),
+    "cosface": Loss(1.0, lambda num_ids, size, **_: losses.CosFace(num_ids, size)),
 }
 # These compare images of one person, so batches have to hold several. Center needs none: its centres stay from batch to
 # batch, and Wen et al. draw batches at random.
@@ -45,7 +50,7 @@ HEADS = {"arcface", "cosface"}  # classifiers beside the model's own
 
 
 class Criterion(nn.Module):
-    """The losses of --loss with the parameters that some of them have: own ones for each branch of the model.
+    """A weighted sum of LOSSES (name -> weight) with the parameters that some have: own ones for each branch.
 
     (logits, features, labels) as a model gives them in training -> (weighted sum, name -> loss), means over branches.
     Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it. Where
@@ -53,11 +58,12 @@ class Criterion(nn.Module):
     whole; the others are the loss of this process's part.
     """
 
-    def __init__(self, args, num_ids, sizes):
+    def __init__(self, weights, num_ids, sizes, *, label_smooth=0.1, margin=0.3):
         super().__init__()
-        self.weights, self.functions, self.learned = args.loss, {}, nn.ModuleDict()
+        self.weights, self.functions, self.learned = weights, {}, nn.ModuleDict()
+        how = {"num_ids": num_ids, "label_smooth": label_smooth, "margin": margin}
         for name in self.weights:
-            built = [LOSSES[name].build(args, num_ids, size) for size in sizes]
+            built = [LOSSES[name].build(size=size, **how) for size in sizes]
             if isinstance(built[0], nn.Module):
                 self.learned[name] = nn.ModuleList(built)
             else:
@@ -89,26 +95,48 @@ def branch_sizes(model):
 # ----------------------------------------------------------------------------------------------------------------------
 # Optimizers and schedules
 
-RATES = {  # name of --optim -> (--lr, --weight-decay) where they are not given: a rate belongs to its optimizer
-    "adam": (3e-4, 5e-4), "amsgrad": (3e-4, 5e-4), "adamw": (3e-3, 0.2), "sgd": (0.03, 5e-4), "rmsprop": (3e-4, 5e-4),
-}  # fmt: skip
-OPTIMIZERS = {
-    "adam": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay),
-    "amsgrad": lambda params, args: torch.optim.Adam(params, args.lr, weight_decay=args.weight_decay, amsgrad=True),
-    "adamw": lambda params, args: torch.optim.AdamW(params, args.lr, weight_decay=args.weight_decay),
-    "sgd": lambda params, args: torch.optim.SGD(params, args.lr, args.momentum, weight_decay=args.weight_decay),
-    "rmsprop": lambda params, args: torch.optim.RMSprop(
-        params, args.lr, alpha=0.99, momentum=args.momentum, weight_decay=args.weight_decay
-    ),
-}
-
-
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # --amp: the type that autocast computes in
 
 
-def milestones(args):
-    """Those of --milestones in epochs: below 1 they are parts of --epochs."""
-    return [milestone * args.epochs if milestone < 1 else milestone for milestone in args.milestones]
+class Optimizer(NamedTuple):
+    build: Callable  # of torch.optim
+    lr: float  # --lr and --weight-decay where they are not given: a rate belongs to its optimizer
+    weight_decay: float
+    has_momentum: bool = False
+
+
+OPTIMIZERS = {
+    "adam": Optimizer(torch.optim.Adam, 3e-4, 5e-4),
+    "amsgrad": Optimizer(functools.partial(torch.optim.Adam, amsgrad=True), 3e-4, 5e-4),
+    "adamw": Optimizer(torch.optim.AdamW, 3e-3, 0.2),
+    "sgd": Optimizer(torch.optim.SGD, 0.03, 5e-4, has_momentum=True),
+    "rmsprop": Optimizer(torch.optim.RMSprop, 3e-4, 5e-4, has_momentum=True),  # its alpha is 0.99
+}
+
+
+def build_optimizers(
+    model, criterion, optim="adamw", *, lr=None, weight_decay=None, momentum=0.9, center_lr=0.5, new_layers=None
+):  # fmt: skip
+    """[that of the model, and of heads among the losses; that of the other losses' parameters, if there are any].
+
+    lr, weight_decay: None is what OPTIMIZERS says; new_layers: as parameter_groups has it.
+    Centres and radii move by plain SGD at center_lr, whatever the weight of their loss and the number of branches: the
+    rate is divided by what the mean and the weight multiply the gradient by. SGD without momentum keeps no state.
+    """
+    groups = parameter_groups(model, new_layers)
+    own = []
+    for name, branches in sorted(criterion.learned.items()):  # saved states know parameters by their order alone
+        if name in HEADS:
+            groups[0]["params"].extend(branches.parameters())
+        else:
+            rate = center_lr * len(branches) / criterion.weights[name]
+            own.append({"params": list(branches.parameters()), "lr": rate})
+    chosen = OPTIMIZERS[optim]
+    settings = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
+    settings |= {"momentum": momentum} if chosen.has_momentum else {}
+    settings |= {} if lr is None else {"lr": lr}
+    settings |= {} if weight_decay is None else {"weight_decay": weight_decay}
+    return [chosen.build(groups, **settings), *([torch.optim.SGD(own)] if own else [])]
 
 
 def one_cycle(done):
@@ -117,42 +145,40 @@ def one_cycle(done):
     return low + (1 - low) * (0.5 - 0.5 * math.cos(math.pi * share))
 
 
-SCHEDULES = {  # name -> factor on --lr at `progress`, counted in epochs
-    "constant": lambda progress, args: 1.0,
-    "step": lambda progress, args: args.gamma ** (progress // milestones(args)[0]),
-    "multi-step": lambda progress, args: args.gamma ** sum(progress >= epoch for epoch in milestones(args)),
-    "cosine": lambda progress, args: (
-        0.5 + 0.5 * math.cos(math.pi * (progress - args.warmup_epochs) / (args.epochs - args.warmup_epochs))
+SCHEDULES = {  # kind -> factor on the rate of a Schedule s after so many epochs
+    "constant": lambda s, epochs: 1.0,
+    "step": lambda s, epochs: s.gamma ** (epochs // s.drops()[0]),
+    "multi-step": lambda s, epochs: s.gamma ** sum(epochs >= drop for drop in s.drops()),
+    "cosine": lambda s, epochs: (
+        0.5 + 0.5 * math.cos(math.pi * (epochs - s.warmup_epochs) / (s.epochs - s.warmup_epochs))
     ),
-    "one-cycle": lambda progress, args: one_cycle(progress / args.epochs),
+    "one-cycle": lambda s, epochs: one_cycle(epochs / s.epochs),
 }
 
 
-def learning_rate(progress, args):
-    """The rate at `progress` epochs: a linear rise from a hundredth over --warmup-epochs, then --schedule.
+class Schedule(NamedTuple):
+    """The learning rate of a run of so many epochs: a linear rise from a hundredth to lr, then one of SCHEDULES.
 
-    one-cycle rises by itself, and there --warmup-epochs counts for nothing.
+    milestones: epochs in which step (every first of them) and multi-step multiply it by gamma; below 1 they are parts
+    of the run. one-cycle rises by itself, and there warmup_epochs counts for nothing.
     """
-    if progress < args.warmup_epochs and args.schedule != "one-cycle":
-        return args.lr * (0.01 + 0.99 * progress / args.warmup_epochs)
-    return args.lr * SCHEDULES[args.schedule](progress, args)
 
+    lr: float
+    epochs: int
+    kind: str = "cosine"
+    warmup_epochs: float = 1
+    milestones: Sequence[float] = (20, 40)
+    gamma: float = 0.1
 
-def build_optimizers(model, criterion, args):
-    """[that of the model, and of heads among the losses; that of the other losses' parameters, if there are any].
+    def drops(self):
+        """The milestones in epochs."""
+        return [milestone * self.epochs if milestone < 1 else milestone for milestone in self.milestones]
 
-    Centres and radii move by plain SGD at --center-lr, whatever the weight of their loss and the number of branches:
-    the rate is divided by what the mean and the weight multiply the gradient by. SGD without momentum keeps no state.
-    """
-    groups = parameter_groups(model, args)
-    own = []
-    for name, branches in sorted(criterion.learned.items()):  # saved states know parameters by their order alone
-        if name in HEADS:
-            groups[0]["params"].extend(branches.parameters())
-        else:
-            rate = args.center_lr * len(branches) / criterion.weights[name]
-            own.append({"params": list(branches.parameters()), "lr": rate})
-    return [OPTIMIZERS[args.optim](groups, args), *([torch.optim.SGD(own)] if own else [])]
+    def rate(self, epochs):
+        """The rate after so many epochs, with the part of the one that is under way."""
+        if epochs < self.warmup_epochs and self.kind != "one-cycle":
+            return self.lr * (0.01 + 0.99 * epochs / self.warmup_epochs)
+        return self.lr * SCHEDULES[self.kind](self, epochs)
 
 
 @torch.no_grad()
@@ -234,11 +260,11 @@ def find_layers(model, names, flag):
     return names or [name for name in layers if name.startswith(("classifier", "fc", "bnneck", "gem", "attention"))]
 
 
-def parameter_groups(model, args):
+def parameter_groups(model, new_layers=None):
     """What the optimizer trains: all in one group, or the parameters of --new-layers and those of the other layers."""
-    if args.new_layers is None:
+    if new_layers is None:
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    new = find_layers(model, args.new_layers, "--new-layers")
+    new = find_layers(model, new_layers, "--new-layers")
     groups = ([], [])
     for name, layer in layers_of(model).items():
         groups[name not in new].extend(p for p in layer.parameters() if p.requires_grad)

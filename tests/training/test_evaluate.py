@@ -3,7 +3,6 @@
 python -m pytest tests/test_evaluate.py
 """
 
-import argparse
 import csv
 import itertools
 import json
@@ -304,22 +303,19 @@ def test_a_network_for_images_tests_tracklets(shop, tmp_path, capsys, quick, fla
 
 def test_pooling_may_be_exchanged_where_nothing_is_learned():
     image = models.build_model("osnet_x0_25", 2, input_size=(64, 32))
-    args = argparse.Namespace(weights="run/best.pth")
     for model, temporal, pooling in (
         (image, "avg", "avg"), (image, "max", "max"), (models.VideoModel(image, "avg"), "max", "max"),
         (models.VideoModel(image, "max"), "max", "max"),
         (models.VideoModel(image, "attention"), "attention", "attention"),
     ):  # fmt: skip
-        args.temporal = temporal
-        found = evaluate.pool_otherwise(model, args)
+        found = evaluate.pool_otherwise(model, temporal, "run/best.pth")
         assert found.pooling == pooling and found.frames is image and (found.training is False or found is model)
     for model, temporal in (
         (image, "attention"), (models.VideoModel(image, "avg"), "attention"),
         (models.VideoModel(image, "attention"), "avg"), (models.VideoModel(image, "attention"), "max"),
     ):  # fmt: skip
-        args.temporal = temporal
         with pytest.raises(ValueError, match=f"--temporal {temporal}: run/best.pth was trained with another"):
-            evaluate.pool_otherwise(model, args)
+            evaluate.pool_otherwise(model, temporal, "run/best.pth")
 
 
 def test_maps_show_the_middle_of_a_tracklet(shop, capsys, tmp_path, monkeypatch, quick):
@@ -476,11 +472,6 @@ def test_a_set_of_one_camera(tmp_path, capsys, quick):
 # Files that are equal
 
 
-def load_args(root, **changed):
-    flags = {"root": str(root), "split": 0, "min_frames": 0, "holdout": 0, "cache": None, "protocol": None}
-    return argparse.Namespace(**flags | changed)
-
-
 def test_equal_files_are_told_of_before_training_and_remembered_until_one_changes(tmp_path, capsys, monkeypatch):
     root = tmp_path / "root"
     BUILDERS["market1501"](root)
@@ -495,16 +486,16 @@ def test_equal_files_are_told_of_before_training_and_remembered_until_one_change
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "check_files", lambda *_, **__: pytest.fail("every file is read again"))
-        evaluate.load_set("market1501", load_args(root))
+        evaluate.load_set("market1501", evaluate.Sets(str(root)))
     assert capsys.readouterr().out.count(told) == 1
     draw(query, seed=77)
     for _ in range(2):
-        evaluate.load_set("market1501", load_args(root))
+        evaluate.load_set("market1501", evaluate.Sets(str(root)))
         assert "flatter" not in capsys.readouterr().out
     assert len(list((root / ".pixels").glob("*-checked-*"))) == 1, "what is stale goes"
     (tmp_path / "file").write_text("a file, where the cache should be")
     shutil.copyfile(train, query)
-    evaluate.load_set("market1501", load_args(root, cache=str(tmp_path / "file")))
+    evaluate.load_set("market1501", evaluate.Sets(str(root), cache=str(tmp_path / "file")))
     assert told in capsys.readouterr().out
 
 
@@ -514,7 +505,7 @@ def test_what_equal_files_mean_depends_on_the_split(tmp_path, capsys):
     shutil.copyfile(tmp_path / "prid450s/cam_a/img_001.png", tmp_path / "prid450s/cam_a/img_450.png")
     sides = []
     for split in (0, 1, 2, 3, 0, 1, 2, 3):
-        splits = evaluate.load_set("prid450s", load_args(tmp_path, split=split))
+        splits = evaluate.load_set("prid450s", evaluate.Sets(str(tmp_path), split))
         out = capsys.readouterr().out
         trained = {item.pid for item in splits.train} & {1, 450}
         sides.append(len(trained) == 1)
@@ -530,5 +521,5 @@ def test_what_equal_files_mean_depends_on_whose_they_are(tmp_path, capsys):
     for pid, fragment in ((2, "have the numbers of two persons"), (1, "are there more than once")):
         (tmp_path / "own" / "items.csv").write_text(f"path,pid,camid\na.jpg,1,1\nb.jpg,{pid},2\nc.jpg,3,2\n")
         for _ in range(2):
-            evaluate.load_set("folder:own", load_args(tmp_path), evaluate=False)
+            evaluate.load_set("folder:own", evaluate.Sets(str(tmp_path)), evaluate=False)
             assert f"1 images {fragment}" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 python -m pytest tests/test_recipe.py
 """
 
-import argparse
 import copy
 import json
 import math
@@ -19,12 +18,13 @@ import torch.nn.functional as F
 from conftest import REPOSITORY, press_ctrl_c, run_command, run_main
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import data
 import losses
 import models
 import train
 from data import epoch_batches
 from training import recipes
-from training.pixels import normalise
+from training.pixels import TrainSet, normalise
 
 LIGHT = ["--arch", "osnet_x0_25", "--options", "input_size=64,32", "--dataset", "synthetic", "--batch-size", "16",
          "--warmup-epochs", "0", "--device", "cpu", "--amp", "off", "--log-every", "1"]  # fmt: skip
@@ -68,26 +68,22 @@ LABELS = np.array([0, 1] * 6)
 
 
 def prepared(*flags):
-    """(network, criterion, optimizers, args) of a fresh run on 12 pictures; SGD without anything beside the rate."""
+    """The Training of a fresh run on 12 pictures; SGD without anything beside the rate."""
     args = arguments("--optim", "sgd", "--momentum", 0, "--weight-decay", 0, "--warmup-epochs", 0, "--augment",
-                     "--schedule", "constant", "--lr", 0.1, "--batch-size", 4, "--log-every", 99, *flags)  # fmt: skip
+                     "--schedule", "constant", "--lr", 0.1, "--batch-size", 4, "--log-every", 99, "--amp", "off",
+                     *flags)  # fmt: skip
     torch.manual_seed(0)
-    model = Two()
-    criterion = recipes.Criterion(args, 2, recipes.branch_sizes(model))
-    return model, criterion, recipes.build_optimizers(model, criterion, args), args
+    samples = TrainSet(Pixels(), LABELS, batch_size=args.batch_size, augment=args.augment, seed=args.seed)
+    return train.prepare_training(args, Two(), samples)
 
 
-def train_epochs(epochs, *flags, averaged=None):
+def train_epochs(epochs, *flags):
     """What `prepared` gives, after these epochs."""
-    model, criterion, optimizers, args = prepared(*flags)
-    runner, state = train.Runner(model, CPU), {"updates": 0}
-    if averaged is not None:
-        averaged.load_state_dict(model.state_dict())
+    training, state = prepared(*flags), train.fresh_state()
     for epoch in epochs:
         state.update(epoch=epoch, step=0, totals={})
-        samples = train.TrainSet(Pixels(), LABELS)
-        assert train.train_one_epoch(runner, criterion, samples, optimizers, CPU, state, args, averaged)
-    return model, criterion, optimizers, args
+        assert train.train_epoch(training, state)
+    return training
 
 
 def pictures(model, rows):
@@ -117,8 +113,8 @@ def test_every_loss_is_the_weighted_mean_of_its_branches():
         "cosface": [losses.CosFace(4, x.shape[1])(x, labels) for x in features],
     }
     assert expected.keys() == recipes.LOSSES.keys()
-    args = arguments("--label-smooth", 0.2, "--margin", 0.7, "--loss", *(f"{name}:3" for name in expected))
-    total, parts = recipes.Criterion(args, 4, [3, 5])(logits, features, labels)
+    criterion = recipes.Criterion(dict.fromkeys(expected, 3.0), 4, [3, 5], label_smooth=0.2, margin=0.7)
+    total, parts = criterion(logits, features, labels)
     assert list(parts) == list(expected)
     for name, (first, second) in expected.items():
         torch.testing.assert_close(parts[name], (first + second) / 2)
@@ -144,10 +140,9 @@ def test_the_sizes_of_the_branches_are_found_and_nothing_changes(arch, options, 
 
 def test_centres_and_radius_move_at_their_own_rate_whatever_weight_and_branches():
     """By hand for a batch of two images of id 0 and one of id 1: gradients of the unweighted losses, times 0.25."""
-    args = arguments("--loss", "center:0.0005", "ring:0.01", "--center-lr", 0.25)
-    criterion = recipes.Criterion(args, 3, [3, 5])
+    criterion = recipes.Criterion({"center": 0.0005, "ring": 0.01}, 3, [3, 5])
     model = torch.nn.Linear(1, 1)
-    main, own = recipes.build_optimizers(model, criterion, args)
+    main, own = recipes.build_optimizers(model, criterion, center_lr=0.25)
     generator = torch.Generator().manual_seed(0)
     features, labels = [torch.randn(3, size, generator=generator) for size in (3, 5)], torch.tensor([0, 0, 1])
     before = copy.deepcopy(criterion.state_dict())
@@ -166,13 +161,14 @@ def test_centres_and_radius_move_at_their_own_rate_whatever_weight_and_branches(
 
 
 def test_heads_train_with_the_main_optimizer_at_its_full_rate():
-    model, criterion, optimizers, args = prepared("--loss", "arcface", "cosface", "--new-layers", "--base-lr-mult", 0.5)
+    training = prepared("--loss", "arcface", "cosface", "--new-layers", "--base-lr-mult", 0.5)
+    criterion, optimizers = training.criterion, training.optimizers
     assert len(optimizers) == 1
     new, base = (group["params"] for group in optimizers[0].param_groups)
     heads = {id(p) for name in ("arcface", "cosface") for p in criterion.learned[name].parameters()}
     assert len(heads) == 4 and heads <= {id(p) for p in new} and not heads & {id(p) for p in base}
     before = copy.deepcopy(criterion.state_dict())
-    after = train_epochs([0], "--loss", "arcface", "cosface")[1].state_dict()
+    after = train_epochs([0], "--loss", "arcface", "cosface").criterion.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -191,9 +187,11 @@ def test_without_xent_the_classifier_stands_still_and_no_accuracy_is_told(drawn_
 
 def test_a_head_alone_trains_while_the_base_is_frozen():
     """The opened classifier is not arcface's concern: nothing of the model has a gradient, and the head trains."""
-    before, fresh = (part.state_dict() for part in prepared("--loss", "arcface")[:2])
+    training = prepared("--loss", "arcface")
+    before, fresh = training.model.state_dict(), training.criterion.state_dict()
     flags = ["--loss", "arcface", "--fixbase-epochs", 1, "--open-layers", "classifier_a"]
-    model, criterion, _, _ = train_epochs([0], *flags)
+    training = train_epochs([0], *flags)
+    model, criterion = training.model, training.criterion
     assert same_bits(before, model.state_dict())
     assert not torch.equal(fresh["learned.arcface.0.weight"], criterion.state_dict()["learned.arcface.0.weight"])
 
@@ -207,8 +205,9 @@ def test_a_head_alone_trains_while_the_base_is_frozen():
     ],
 )  # fmt: skip
 def test_batches_hold_several_images_of_a_person_where_a_loss_needs_them(names, sampler, expected):
-    args = argparse.Namespace(loss=dict.fromkeys(names, 1.0), sampler=sampler, num_instances=4)
-    assert train.instances(args) == expected
+    flags = ["--loss", *names, "--batch-size", 8, *(["--sampler", sampler] if sampler else [])]
+    items = [data.Item((str(number),), number // 4, 0) for number in range(16)]
+    assert train.prepare_train_set(arguments(*flags), items, None).num_instances == expected
 
 
 # Steps ----------------------------------------------------------------------------------------------------------------
@@ -216,7 +215,7 @@ def test_batches_hold_several_images_of_a_person_where_a_loss_needs_them(names, 
 
 def written_out(groups, flags=(), clip=None, freeze=True):
     """Weights after one SGD step per group of rows, by a loop that takes each group as one large batch."""
-    model, criterion, _, _ = prepared(*flags)
+    model, criterion = prepared(*flags).model, prepared(*flags).criterion
     for rows in groups:
         model.train()
         model.norm.train(not freeze)
@@ -240,11 +239,11 @@ def test_accumulated_batches_equal_a_large_one_and_the_rest_of_an_epoch_steps_to
     """Three batches of four, two per step: the last one is a step by itself."""
     batches = epoch_batches(LABELS, 4, None, 0, 0)
     assert len(batches) == 3
-    trained = train_epochs([0], "--freeze-bn", "--accumulate", 2)[0]
+    trained = train_epochs([0], "--freeze-bn", "--accumulate", 2).model
     assert_same_weights(trained, written_out([np.concatenate(batches[:2]), batches[2]]))
-    whole = train_epochs([0], "--freeze-bn", "--accumulate", 5)[0]
+    whole = train_epochs([0], "--freeze-bn", "--accumulate", 5).model
     assert_same_weights(whole, written_out([np.concatenate(batches)]))
-    large = train_epochs([0], "--freeze-bn", "--batch-size", 12)[0]
+    large = train_epochs([0], "--freeze-bn", "--batch-size", 12).model
     assert_same_weights(whole, large)
 
 
@@ -265,26 +264,26 @@ def test_accumulated_batches_take_the_rate_of_their_first():
 
 def test_clipping_shortens_the_gradient_of_the_network_and_leaves_centres_alone():
     batches, flags = epoch_batches(LABELS, 4, None, 0, 0), ["--loss", "xent", "center:0.5"]
-    free = train_epochs([0], "--freeze-bn", "--loss", "xent")[0]
+    free = train_epochs([0], "--freeze-bn", "--loss", "xent").model
     assert_same_weights(free, written_out(batches, ["--loss", "xent"]))
-    clipped = train_epochs([0], "--freeze-bn", "--clip-norm", 0.3, "--loss", "xent")[0]
+    clipped = train_epochs([0], "--freeze-bn", "--clip-norm", 0.3, "--loss", "xent").model
     assert_same_weights(clipped, written_out(batches, ["--loss", "xent"], clip=0.3))
     assert not torch.equal(free.conv.weight, clipped.conv.weight)
-    _, still, _, _ = train_epochs([0], *flags, "--lr", 1e-30, "--freeze-bn", "--clip-norm", 1e-9)
-    _, moving, _, _ = train_epochs([0], *flags, "--lr", 1e-30, "--freeze-bn")
+    still = train_epochs([0], *flags, "--lr", 1e-30, "--freeze-bn", "--clip-norm", 1e-9).criterion
+    moving = train_epochs([0], *flags, "--lr", 1e-30, "--freeze-bn").criterion
     assert same_bits(still.state_dict(), moving.state_dict())
-    fresh = prepared(*flags)[1].state_dict()
+    fresh = prepared(*flags).criterion.state_dict()
     assert not torch.equal(still.state_dict()["learned.center.0.centers"], fresh["learned.center.0.centers"])
 
 
 def test_frozen_statistics_stand_still_while_scale_and_shift_train():
-    before = prepared()[0].state_dict()
-    after = train_epochs([0, 1], "--freeze-bn")[0].state_dict()
+    before = prepared().model.state_dict()
+    after = train_epochs([0, 1], "--freeze-bn").model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if not name.startswith(("norm.running", "norm.num"))}
-    opened = train_epochs([0], "--freeze-bn", "--fixbase-epochs", 1, "--open-layers", "norm")[0].state_dict()
+    opened = train_epochs([0], "--freeze-bn", "--fixbase-epochs", 1, "--open-layers", "norm").model.state_dict()
     assert {n for n in before if not torch.equal(before[n], opened[n])} == {"norm.weight", "norm.bias"}
-    thawed = train_epochs([0])[0].state_dict()
+    thawed = train_epochs([0]).model.state_dict()
     assert not torch.equal(before["norm.running_mean"], thawed["norm.running_mean"])
 
 
@@ -318,26 +317,25 @@ def test_an_average_is_worked_by_hand():
 
 
 def test_the_average_follows_every_step_of_the_optimizer_and_trains_nothing():
-    averaged = Two()
-    model = train_epochs([0], "--ema", 0.9, "--accumulate", 2, averaged=averaged)[0]
+    training = train_epochs([0], "--ema", 0.9, "--accumulate", 2)
     expected = Two()
-    expected.load_state_dict(prepared()[0].state_dict())
+    expected.load_state_dict(prepared().model.state_dict())
     batches = epoch_batches(LABELS, 4, None, 0, 0)
-    running = prepared()[0]
+    running = prepared().model
     for n, group in enumerate((batches[:2], batches[2:])):
         total = [torch.zeros_like(p) for p in running.parameters()]
         for rows in group:
             logits, features = running.train()(pictures(running, rows))
-            loss = prepared()[1](logits, features, torch.from_numpy(LABELS[rows]))[0]
+            loss = prepared().criterion(logits, features, torch.from_numpy(LABELS[rows]))[0]
             for t, g in zip(total, torch.autograd.grad(loss, list(running.parameters())), strict=True):
                 t += g / len(group)
         with torch.no_grad():
             for p, t in zip(running.parameters(), total, strict=True):
                 p -= 0.1 * t
         recipes.update_average(expected, running, 0.9, n)
-    assert_same_weights(model, running)
+    assert_same_weights(training.model, running)
     for name, value in expected.state_dict().items():
-        torch.testing.assert_close(averaged.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(training.averaged.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 # Schedules ------------------------------------------------------------------------------------------------------------
@@ -358,8 +356,7 @@ def test_one_cycle_is_that_of_torch():
 
 
 def test_one_cycle_has_no_warm_up_but_its_own():
-    args = arguments("--schedule", "one-cycle", "--lr", 2, "--epochs", 10, "--warmup-epochs", 2)
-    rates = [recipes.learning_rate(epoch, args) for epoch in (0, 1.5, 3, 10)]
+    rates = [recipes.Schedule(2, 10, "one-cycle", 2).rate(epoch) for epoch in (0, 1.5, 3, 10)]
     assert rates == pytest.approx([2 / 25, 2 * (1 / 25 + 24 / 25 / 2), 2, 2 / 250_000])
 
 
@@ -368,16 +365,13 @@ def test_one_cycle_has_no_warm_up_but_its_own():
     [([0.5, 0.75], 300, [150, 225]), ([0.5, 0.75], 30, [15, 22.5]), ([1, 40], 60, [1, 40]), ([0.5, 9], 10, [5, 9])],
 )
 def test_milestones_below_one_are_parts_of_the_epochs(given, epochs, expected):
-    assert recipes.milestones(argparse.Namespace(milestones=given, epochs=epochs)) == expected
+    assert recipes.Schedule(1, epochs, milestones=given).drops() == expected
 
 
 def test_relative_milestones_lower_the_rate():
-    args = arguments("--recipe", "reference", "--schedule", "multi-step", "--milestones", 0.5, 0.75, "--warmup-epochs",
-                     0, "--lr", 1, "--epochs", 30)  # fmt: skip
-    rates = [recipes.learning_rate(epoch, args) for epoch in (14.9, 15, 22.4, 22.5)]
-    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
-    args.schedule = "step"
-    assert recipes.learning_rate(29.9, args) == pytest.approx(0.1)
+    schedule = recipes.Schedule(1, 30, "multi-step", 0, [0.5, 0.75])
+    assert [schedule.rate(epoch) for epoch in (14.9, 15, 22.4, 22.5)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert schedule._replace(kind="step").rate(29.9) == pytest.approx(0.1)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
@@ -399,14 +393,14 @@ def test_recipes_say_what_their_sources_say():
     """Numbers typed from the papers and from issue 27 of deep-person-reid, not from the table."""
     paper, reference, bot, best = (parse("--recipe", name) for name in ("paper", "reference", "bot", "best"))
     assert (paper.optim, paper.lr, paper.epochs, paper.batch_size, paper.augment) == ("adam", 0.0005, 150, 32, [])
-    assert [recipes.learning_rate(epoch, paper) for epoch in (0, 149)] == [0.0005, 0.0005]
+    assert [train.schedule_of(paper).rate(epoch) for epoch in (0, 149)] == [0.0005, 0.0005]
     assert (reference.optim, reference.epochs, reference.augment) == ("sgd", 300, ["flip", "translate"])
-    rates = [recipes.learning_rate(epoch, reference) for epoch in (0, 149.9, 150, 224.9, 225)]
+    rates = [train.schedule_of(reference).rate(epoch) for epoch in (0, 149.9, 150, 224.9, 225)]
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003])
     assert bot.loss == {"xent": 1, "triplet": 1, "center": 0.0005} and bot.options == {"bnneck": True}
     assert (bot.pretrained, bot.batch_size, bot.num_instances, bot.epochs) == (True, 64, 4, 120)
     assert bot.label_smooth == 0.1 and "erase" in bot.augment and bot.center_lr == 0.5
-    rates = [recipes.learning_rate(epoch, bot) for epoch in (0, 10, 39.9, 40, 69.9, 70)]
+    rates = [train.schedule_of(bot).rate(epoch) for epoch in (0, 10, 39.9, 40, 69.9, 70)]
     assert rates == pytest.approx([3.5e-6, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6])
     model = models.build_model(bot.arch, 5, **bot.options)
     last = [module.stride for module in model.backbone.layer4.modules() if isinstance(module, torch.nn.Conv2d)]
@@ -567,9 +561,9 @@ def test_with_nothing_to_test_on_the_average_is_kept(drawn_root, tmp_path, capsy
 def test_states_of_two_heads_are_not_exchanged_by_the_order_of_their_names():
     places = []
     for order in (["arcface", "cosface"], ["cosface", "arcface"]):
-        _, criterion, optimizers, _ = prepared("--loss", *order)
-        names = {id(p): name for name, p in criterion.named_parameters()}
-        places.append([names.get(id(p)) for group in optimizers[0].param_groups for p in group["params"]])
+        training = prepared("--loss", *order)
+        names = {id(p): name for name, p in training.criterion.named_parameters()}
+        places.append([names.get(id(p)) for group in training.optimizers[0].param_groups for p in group["params"]])
     assert places[0] == places[1] and places[0][-4:] != [None] * 4
 
 
