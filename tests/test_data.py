@@ -1009,9 +1009,22 @@ def test_killed_extraction_starts_again(tmp_path, monkeypatch, saved):
             data.read_dataset("cuhk03", tmp_path)
     assert len(calls) == saved + 1
     assert not list(tmp_path.rglob("*.png"))
+    left = tmp_path / "cuhk03" / "images_detected.12.tmp"  # of a process that had no time to remove it
+    draw(left / "images_detected" / "1_001_1_01.png")
     rows = cuhk03_rows("detected", CUHK03_TEST["detected"], CUHK03_QUERY["detected"])
     assert data.read_dataset("cuhk03", tmp_path) == expected_splits(tmp_path, "cuhk03", rows)
-    assert len(list(tmp_path.rglob("*.png"))) == len(CUHK03_NAMES["detected"])
+    assert len(list(tmp_path.rglob("*.png"))) == len(CUHK03_NAMES["detected"]) and not left.exists()
+
+
+def test_two_processes_may_extract_at_once(tmp_path, monkeypatch):
+    """What the faster one wrote stays, and nothing of the other."""
+    cuhk03(tmp_path)
+    mat, images = tmp_path / "cuhk03/cuhk03_release/cuhk-03.mat", tmp_path / "cuhk03/images_detected"
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, place: (draw(images / "a.png"), replace(source, place)))
+    data.extract_cuhk03(mat, "detected", images)
+    assert [path.name for path in images.iterdir()] == ["a.png"]
+    assert sorted(path.name for path in images.parent.iterdir() if "images" in path.name) == ["images_detected"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1314,6 +1327,14 @@ def test_an_empty_list_is_named(tmp_path, name, path):
     with pytest.raises(ValueError, match="is empty: get it anew") as error:
         data.read_dataset(name, tmp_path)
     assert str(tmp_path / path) in str(error.value)
+
+
+def test_a_tracklet_of_two_cameras_is_named(tmp_path):
+    dukemtmcvidreid(tmp_path)
+    folder = tmp_path / "dukemtmc-vidreid/DukeMTMC-VideoReID/train/0001/0003"
+    draw(folder / "0001_C5_F0006_X30859.jpg")
+    with pytest.raises(ValueError, match=f"{folder}: cameras 5, 6 in one tracklet"):
+        data.read_dataset("dukemtmcvidreid", tmp_path)
 
 
 def test_a_folder_without_its_path(tmp_path):
