@@ -3,20 +3,14 @@
 python -m pytest tests/test_video.py
 """
 
-import argparse
 import copy
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw
 from torch import nn
 
 import models
-from data import Item
-from images import read_image
-from training import evaluate
-from training.pixels import Pixels
 
 NETWORKS = {
     "hacnn": {"learn_region": False},
@@ -167,6 +161,19 @@ def test_one_frame_and_an_image_give_what_the_network_gives(arch, pooling):
         assert torch.equal(model(images), expected) and torch.equal(model(images[:, None]), expected)
 
 
+class Projection(nn.Module):
+    """A network whose feature is a linear map of the pixels."""
+
+    input_size, feature_dim, mean, std = (4, 2), 6, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(24, 6)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
 def test_attention_starts_as_the_average():
     torch.manual_seed(0)
     model = models.VideoModel(Projection(), "attention").eval()
@@ -275,76 +282,3 @@ def test_bf16(pooling):
 def test_pooling_that_there_is_not():
     with pytest.raises(ValueError, match="no temporal pooling 'mean': avg, max, attention"):
         models.build_model("osnet_x0_25", 3, temporal="mean")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Extraction: tracklets of any length, cut into batches
-
-
-LENGTHS = [1, 3, 7, 2, 1, 12, 5]
-
-
-class Projection(nn.Module):
-    """A network whose feature is a linear map of the pixels; notes how many images it was given at a time."""
-
-    input_size, feature_dim, mean, std = (4, 2), 6, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.given = nn.Linear(24, 6), []
-
-    def forward(self, x):
-        self.given.append(len(x))
-        return self.layer(x.flatten(1))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 31, 1000])
-@pytest.mark.parametrize("pooling", models.POOLING)
-def test_extraction_equals_one_tracklet_at_a_time(pooling, batch_size):
-    torch.manual_seed(2)
-    model = stir(models.VideoModel(Projection(), pooling)).train()
-    array = np.random.default_rng(0).integers(0, 256, (sum(LENGTHS), 4, 2, 3), dtype=np.uint8)
-    clips = np.split(np.arange(len(array)), np.cumsum(LENGTHS)[:-1])
-    pixels = Pixels(["x"] * len(array), (4, 2), array)
-    found = evaluate.extract_features(model, pixels, torch.device("cpu"), batch_size, clips)
-    assert found.dtype == torch.float32 and found.shape == (len(LENGTHS), 6) and not model.training
-    assert max(model.frames.given) <= batch_size and sum(model.frames.given) == len(array), "each frame once"
-    x = (array / 255 - Projection.mean) / Projection.std
-    weight, bias = (p.detach().double().numpy() for p in model.frames.layer.parameters())
-    frames = x.transpose(0, 3, 1, 2).reshape(len(array), -1) @ weight.T + bias
-    expected = [pool_by_hand(model, frames[rows]) for rows in clips]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_extraction_of_tracklets_of_one_frame_needs_no_pooling():
-    torch.manual_seed(2)
-    model = Projection()
-    array = np.random.default_rng(0).integers(0, 256, (5, 4, 2, 3), dtype=np.uint8)
-    pixels = Pixels(["x"] * 5, (4, 2), array)
-    plain = evaluate.extract_features(model, pixels, torch.device("cpu"), 2)
-    clips = np.split(np.arange(5), 5)
-    assert torch.equal(evaluate.extract_features(model, pixels, torch.device("cpu"), 2, clips), plain)
-    wrapped = stir(models.VideoModel(model, "attention"))
-    torch.testing.assert_close(evaluate.extract_features(wrapped, pixels, torch.device("cpu"), 2, clips), plain)
-
-
-@pytest.mark.parametrize(("method", "numbers"), [("evenly", [0, 2, 4, 6]), ("all", list(range(11))), ("random", None)])
-def test_frames_that_are_tested_on(tmp_path, method, numbers):
-    items = []
-    for number, length in enumerate([2, 11, 1]):
-        paths = [str(draw(tmp_path / f"{number}_{frame}.jpg", 100 * number + frame)) for frame in range(length)]
-        items.append(Item(tuple(paths), number, 0))
-    args = argparse.Namespace(seq_len=4, test_sample=method, cache=None, root=str(tmp_path), cache_limit=20)
-    pixels, clips = evaluate.load_clips(items, Projection(), "set", args, torch.device("cpu"))
-    again = evaluate.load_clips(items, Projection(), "set", args, torch.device("cpu"))[0]
-    assert again.paths == pixels.paths, "every evaluation looks at the same frames"
-    assert np.array_equal(np.concatenate(clips), np.arange(len(pixels)))
-    chosen = [[pixels.paths[row] for row in rows] for rows in clips]
-    assert chosen[0] == list(items[0].paths) and chosen[2] == list(items[2].paths)
-    if numbers is None:
-        assert len(chosen[1]) == 4 and chosen[1] == sorted(set(chosen[1]), key=items[1].paths.index)
-    else:
-        assert chosen[1] == [items[1].paths[frame] for frame in numbers]
-    for rows, paths in zip(clips, chosen, strict=True):
-        expected = np.stack([read_image(path, (4, 2)) for path in paths])
-        assert np.array_equal(pixels.batch(rows).permute(0, 2, 3, 1).numpy(), expected)
