@@ -143,9 +143,8 @@ def region_tile(image, boxes, scale, overhang):
     tile = Image.new("RGB", (image.width + 2 * overhang[0], image.height + 2 * overhang[1]), MAT)
     tile.paste(image, overhang)
     draw = ImageDraw.Draw(tile)
-    frames = []
-    for top, left, bottom, right in (np.asarray(boxes) * scale).round().astype(int).tolist():
-        frames.append((left + overhang[0], top + overhang[1], right + overhang[0], bottom + overhang[1]))
+    edges = (np.asarray(boxes) * scale).round().astype(int)[:, [1, 0, 3, 2]]  # left, top, right, bottom
+    frames = (edges + [*overhang, *overhang]).tolist()
     for frame, colour in zip(frames, REGIONS, strict=False):
         draw_frame(draw, frame, colour)
     for number, (left, top, right, _) in enumerate(frames):  # side by side: regions may lie on one another

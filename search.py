@@ -37,7 +37,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from images import list_images, printable, read_image
+from images import printable, read_image
 from searching import answers, sources, threshold
 from searching.answers import counted, tell
 from searching.extractor import PROVIDERS, SIZES, Extractor, collect, extract, is_single, stream, to_pixels
@@ -459,10 +459,7 @@ def side(path, extractor):
         return path
     if extractor.input != "clips":
         raise ValueError(f"{path} is a folder; verify compares images (with a model of tracklets, folders too)")
-    frames = list_images(path)
-    if not frames:
-        raise ValueError(f"{path}: {sources.no_images(path)}")
-    return frames
+    return [frame for frame, _ in sources.find_paths(path)]
 
 
 def run_verify(args):

@@ -175,7 +175,7 @@ def resolve(path):
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def find_paths(source, video, empty_ok=False, where=""):
+def find_paths(source, video=False, empty_ok=False, where=""):
     """[(absolute path, {column: value})] of one source. FileNotFoundError or ValueError where there is nothing;
     empty_ok: but for a folder without images."""
     name = f"{where} {source or repr(source)}".lstrip()
