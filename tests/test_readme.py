@@ -1,0 +1,186 @@
+"""Tests of the documents: what README and docs/ print can be pasted, and their links lead somewhere.
+
+The commands of README's block for the demo, and all Python of the documents, run in a folder laid out as `make demo`
+leaves it, with a tiny data set and fresh weights. Of every other command the flags are parsed.
+
+python -m pytest tests/test_readme.py
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+import models
+from training import evaluate
+
+DOCUMENTS = ["README.md", "BENCHMARK.md", "DATASETS.md"]
+DOCUMENTS += sorted(f"docs/{path.name}" for path in REPOSITORY.glob("docs/*.md"))
+
+
+def text_of(document):
+    return (REPOSITORY / document).read_text(encoding="utf-8")
+
+
+def blocks(document, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(document), re.MULTILINE | re.DOTALL)
+
+
+def snippets():
+    """Python of all blocks but doctests, which pytest runs itself, and the parser of DATASETS.md, which is a piece."""
+    return [pytest.param(code, id=f"{document}-{number}")
+            for document in DOCUMENTS if document != "DATASETS.md"
+            for number, code in enumerate(blocks(document, "python")) if ">>>" not in code]  # fmt: skip
+
+
+def printed_commands():
+    """Every command of the documents once, as text: lines of blocks without a language, and code between backquotes."""
+    for document in DOCUMENTS:
+        lines = re.sub(r"\\\n *", "", "\n".join([*blocks(document, ""), *blocks(document, "bash")])).splitlines()
+        lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", text_of(document))]
+        for line in lines:
+            found = re.match(r"(?:python|torchrun .*?(?=train\.py)) ?((?:-m tools\.|\w+\.py\b).*)", line)
+            if found and "..." not in line:
+                yield re.sub(r"  #.*|   +.*", "", found[1])
+
+
+def run_main(argv):
+    """The exit code of `python ARGV`, in this process."""
+    name, *flags = argv[1:] if argv[0] == "-m" else argv
+    module = importlib.import_module(name.removesuffix(".py"))
+    if not hasattr(module, "main"):  # a folder
+        module = importlib.import_module(f"{name}.__main__")
+    return module.main(flags) or 0
+
+
+def as_bash_calls(block, folder):
+    """The arguments of each `python` in a block, as bash gives them when the block is pasted in `folder`."""
+    script = 'python() { printf "%s\\n" "$@"; echo; }\n' + block
+    run = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True)
+    assert not run.returncode and not run.stderr, run.stderr
+    return [call.splitlines() for call in run.stdout.removesuffix("\n\n").split("\n\n")]
+
+
+@pytest.fixture(scope="module")
+def demo(drawn_root, tmp_path_factory):
+    """A folder as `make demo` leaves it, but for what one command after the other writes."""
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree(drawn_root / "synthetic", folder / "data" / "synthetic")
+    for path in (folder / "runs" / "demo", folder / ".venv" / "bin"):
+        path.mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
+    torch.manual_seed(0)
+    about = {"arch": "squeezenet1_1", "num_ids": 6, "options": {"input_size": (64, 32)}}  # quick to export
+    model = models.build_model(about["arch"], about["num_ids"], **about["options"])
+    torch.save({**about, "model": model.state_dict()}, folder / "runs" / "demo" / "best.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_main(["export.py", "--ckpt", "runs/demo/best.pth", "--format", "onnx"]) == 0
+        block = next(block for block in blocks("README.md", "bash") if "calibrate" in block)
+        codes = {}
+        for argv in as_bash_calls(block.replace("--fmr 0.001", "--fmr 0.01"), folder):  # few images, few pairs
+            codes[" ".join(argv[:2])] = run_main(argv)
+    return folder, codes
+
+
+def test_readme_has_at_most_250_lines():
+    assert len(text_of("README.md").splitlines()) <= 250
+
+
+def test_the_block_for_the_demo_runs_as_it_stands(demo):
+    folder, codes = demo
+    assert len(codes) == 7 and codes.pop("search.py verify") in (0, 3)
+    assert not any(codes.values()), codes
+    for name in ("report/queries.csv", "report/maps.jpg", "gallery.index/features.npy", "query.html"):
+        assert (folder / "runs" / "demo" / name).stat().st_size, name
+
+
+class InnerProducts:
+    """What the documents ask of FAISS, which is not among our requirements."""
+
+    def __init__(self, dim):
+        self.features = np.empty((0, dim), np.float32)
+
+    def add(self, features):
+        self.features = np.concatenate([self.features, features])
+
+    def search(self, queries, top):
+        similarities = queries @ self.features.T
+        rows = np.argsort(-similarities, axis=1)[:, :top]
+        return np.take_along_axis(similarities, rows, 1), rows
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_python_of_the_documents_runs(code, demo, monkeypatch):
+    """What it names `features` is what PyTorch gives, what it names `scores`, or ends with, is what evaluate gives."""
+    monkeypatch.chdir(demo[0])
+    monkeypatch.setitem(sys.modules, "faiss", types.SimpleNamespace(IndexFlatIP=InnerProducts))
+    rng = np.random.default_rng(0)
+    names = {"frame": rng.integers(0, 256, (200, 300, 3), dtype=np.uint8), "track_ids": ["7", "9"],
+             "boxes": [(10, 170, 20, 90), (30, 190, 100, 160)]}  # fmt: skip
+    *body, last = ast.parse(code).body
+    exec(compile(ast.Module(body, []), "document", "exec"), names)
+    value = eval(compile(ast.Expression(last.value), "document", "eval"), names) if isinstance(last, ast.Expr) else None
+    if not isinstance(last, ast.Expr):
+        exec(compile(ast.Module([last], []), "document", "exec"), names)
+
+    model, _ = models.load_checkpoint("runs/demo/best.pth")
+    if paths := names.get("paths"):
+        expected, given = evaluate.extract(model, paths), torch.as_tensor(names["features"])
+        assert len(paths) == len(given) == 5
+        assert torch.cosine_similarity(given.cpu(), expected.cpu()).min() > 0.9999
+    scores = names.get("scores", value)
+    if "evaluate.score" in code:
+        assert scores["queries"] > 0 and 0 <= scores["rank1"] <= 1 and 0 <= scores["mAP"] <= 1
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("command", sorted(set(printed_commands())))
+def test_printed_commands_are_commands(command, monkeypatch, capsys):
+    """Each is run until its flags are parsed: names, number and form of all of them are right."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        parse(self, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    try:
+        with contextlib.suppress(Parsed):
+            run_main(shlex.split(command))
+            pytest.fail("it was run, not stopped")
+    except SystemExit as stop:
+        assert not stop.code, capsys.readouterr().err
+
+
+def anchors(text):
+    """What GitHub calls the headings."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files_and_headings(document):
+    links = re.findall(r"\]\(([^)\s]+)\)", text_of(document))
+    for link in links:
+        path, _, heading = link.partition("#")
+        if path.startswith(("http://", "https://")):
+            continue
+        target = (REPOSITORY / document).parent / path if path else REPOSITORY / document
+        assert target.is_file(), f"{document}: {link}"
+        assert not heading or heading in anchors(target.read_text(encoding="utf-8")), f"{document}: {link}"
+    assert links or document == "DATASETS.md"
