@@ -392,7 +392,7 @@ def cuhk01(root):
 @reads("prid450s", "prid450s", None)
 def prid450s(root):
     for view in ("cam_a", "cam_b"):
-        plant(root / "prid450s" / view, "img_450.png img_003.png img_004.png img_001.png img_448.png img_447.png")
+        plant(root / "prid450s" / view, "img_450.png img_003.png img_004.png img_001.png img_448.PNG img_447.png")
         plant(root / "prid450s" / view, "img_002.png")
         plant(root / "prid450s" / view, "mask_001.png img_001_mask.png img_005_seg.png mask_img_006.png")
         litter(root / "prid450s" / view, "img_009.png")
@@ -800,7 +800,8 @@ RANDOM = {
         {n} 0 {n:04}001.png   {n} 0 {n:04}002.png   {n} 1 {n:04}003.PNG   {n} 1 {n:04}004.png"""
         for n in (1, 3, 4, 970, 971))),
     "prid450s": ("prid450s", 10, " ".join(f"""
-        {n} 0 cam_a/img_{n:03}.png   {n} 1 cam_b/img_{n:03}.png""" for n in (1, 2, 3, 4, 447, 448, 450))),
+        {int(n[:3])} 0 cam_a/img_{n}   {int(n[:3])} 1 cam_b/img_{n}"""
+        for n in "001.png 002.png 003.png 004.png 447.png 448.PNG 450.png".split())),
     "prid": ("prid2011/prid_2011/single_shot", 10, " ".join(f"""
         {n} 0 cam_a/person_{n:04}.png   {n} 1 cam_b/person_{n:04}.png""" for n in (1, 2, 3, 5, 200))),
     "ilids": ("ilids/i-LIDS_Pedestrian/Persons", 10, """
