@@ -433,19 +433,15 @@ def paint_person(canvas, look, pose, camera, *, feet, size):
     for key, start, end, widths, texture, cap in parts:
         start, end = np.asarray(start) @ turn, np.asarray(end) @ turn  # x to the right, y up, z to the viewer
         placed.append((key + (start[2] + end[2]) / 2, start, end, widths, texture, cap))
-    paint_shadow(canvas, feet, size * np.array([0.16, 0.035]))
+    y, x = np.ogrid[: canvas.shape[0], : canvas.shape[1]]
+    shadow = ((x - feet[0]) / (size * 0.16)) ** 2 + ((y - feet[1]) / (size * 0.035)) ** 2
+    canvas *= (1 - 0.45 * np.exp(-shadow))[..., None].astype(np.float32)
     for _, start, end, widths, texture, cap in sorted(placed, key=lambda part: part[0]):
         start, end = (
             np.array([feet[0] + size * point[0], feet[1] - size * (point[1] * np.cos(camera.pitch) - point[2] * sink)])
             for point in (start, end)
         )
         paint_tube(canvas, start, end, widths * size, texture, cap, camera.light)
-
-
-def paint_shadow(canvas, centre, radii):
-    y, x = np.ogrid[: canvas.shape[0], : canvas.shape[1]]
-    distance = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
-    canvas *= (1 - 0.45 * np.exp(-distance))[..., None].astype(np.float32)
 
 
 def tint(rng, *colour, spread=7):
