@@ -339,6 +339,7 @@ def test_cmc_curves_draw_what_they_are_given(tmp_path, monkeypatch):
     pictures.cmc_curves({"a": np.array([0.5, 0.75]), "b": [0.25, 1.0]}, tmp_path / "cmc.png")
     lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
     assert lines == {"a: 50.0 at rank 1": [[1, 50], [2, 75]], "b: 25.0 at rank 1": [[1, 25], [2, 100]]}
+    assert not drawn[0].axes[0].spines["top"].get_visible()
 
 
 def test_roc_curve_marks_the_rates_that_the_pairs_can_show(tmp_path, monkeypatch):

@@ -151,6 +151,31 @@ def test_paths_are_told_as_they_were_given(model, market, tmp_path, monkeypatch,
     assert "images: 5 query, 6 gallery, 1 unreadable" in printed and "\n  link/text.jpg: cannot identify" in printed
 
 
+def test_a_model_of_tracklets_ranks_each_image_by_itself(market, tmp_path):
+    """Also two that their names tell to be of one tracklet: who keeps tracklets keeps an index."""
+    person(2, 7).save(market[1] / "0002_c2s1_000004_01.jpg")
+    model = write_clip_model(tmp_path / "clip.onnx")
+    search.main([*command(model, market[0] / "0002_c1s1_000001_00.jpg", market[1], tmp_path / "out"),
+                 "--labels", "market1501"])  # fmt: skip
+    assert {Path(row["gallery"]).name for row in read_csv(tmp_path / "out")} == {
+        path.name for path in market[1].iterdir()} - {"0002_c1s1_000002_01.jpg", "-1_c3s1_000005_01.jpg"}
+
+
+def test_paths_are_told_as_they_were_given(model, market, tmp_path, monkeypatch, capsys):
+    """Relative, and through a link. A query that is junk is ranked, and nobody knows whether an answer is right."""
+    (market[0] / "-1_c1s1_000009_00.jpg").write_bytes((market[0] / "0001_c1s1_000001_00.jpg").read_bytes())
+    (market[1] / "text.jpg").write_text("no image")
+    (tmp_path / "link").symlink_to(market[1])
+    monkeypatch.chdir(tmp_path)
+    search.main([*command(model, "./query/", "link", "out"), "--labels", "market1501"])
+    rows = read_csv(tmp_path / "out")
+    assert {os.path.dirname(row["query"]) for row in rows} == {"query"}
+    assert {os.path.dirname(row["gallery"]) for row in rows} == {"link"}
+    assert {row["match"] for row in rows if row["query"] == "query/-1_c1s1_000009_00.jpg"} == {""}
+    printed = capsys.readouterr().out
+    assert "images: 5 query, 6 gallery, 1 unreadable" in printed and "\n  link/text.jpg: cannot identify" in printed
+
+
 def test_command_with_one_query_and_odd_names(model, market, tmp_path, capsys):
     name = "ein Bild, café 名前.png"
     person(2, 5).save(market[1] / name)
