@@ -20,7 +20,6 @@ To try all of it where there is no GPU, a small synthetic set stands for Market-
 """
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -40,10 +39,12 @@ import numpy as np
 import torch
 
 import data
+import images
 import models
 import pictures
-from tools.benchmark import hardware
+from tools.benchmark.measure import hardware
 
+REPOSITORY = Path(__file__).parent.parent
 STOPPED = 130  # exit code of train.py, and of this, after Ctrl-C or where the time is up
 
 
@@ -151,10 +152,8 @@ def choose(names):
     groups = list(dict.fromkeys(experiment.group for experiment in EXPERIMENTS.values()))
     unknown = sorted(set(names) - set(EXPERIMENTS) - set(groups) - {"all"})
     if unknown:
-        raise ValueError(
-            f"no experiment or group {', '.join(unknown)}; groups: {', '.join(groups)}, all; experiments: "
-            f"{', '.join(EXPERIMENTS)}"
-        )
+        known = f"groups: {', '.join(groups)}, all; experiments: {', '.join(EXPERIMENTS)}"
+        raise ValueError(f"no experiment or group {', '.join(unknown)}; {known}")
     return [name for name, (group, *_) in EXPERIMENTS.items() if {"all", name, group} & set(names)]
 
 
@@ -201,13 +200,12 @@ def read_status(folder):
     try:
         return json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is not what study.py wrote ({error}): delete the folder, and run it again") from error
+        raise ValueError(f"{path} is not what study wrote ({error}): delete the folder, and run it again") from error
 
 
 def write_status(folder, **status):
-    temporary = folder / f"study.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(status, indent=2) + "\n")
-    os.replace(temporary, folder / "study.json")
+    with images.replacing(folder / "study.json") as file:
+        file.write(f"{json.dumps(status, indent=2)}\n".encode())
 
 
 def is_through(folder):
@@ -231,41 +229,44 @@ def check_flags(runs, out):
 class Study:
     """Runs commands of train.py in folders below `out`, until `deadline` (time.monotonic) or Ctrl-C."""
 
-    def __init__(self, out, deadline, device, speed=()):
-        self.out, self.deadline, self.device, self.speed = out, deadline, device, list(speed)
+    def __init__(self, out, deadline, device, speed):
+        self.out, self.deadline, self.device, self.speed = out, deadline, device, speed
         self.interrupted = threading.Event()
 
     def execute(self, run, flags):
         """Runs one command, or goes on with it; its exit code. Its folder is locked as long as a process trains."""
         folder = self.out / run
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{run}: another process is at work on {folder}", flush=True)
-                return 1
+        lock = images.lock(folder / "lock")
+        if lock is None:
+            print(f"{run}: another process is at work on {folder}", flush=True)
+            return 1
+        with lock:
             status = read_status(folder)
             if status.get("code") == 0:
                 return 0
-            parts = status.get("parts", [])
+            code, parts = None, status.get("parts", [])
             if is_through(folder):
-                write_status(folder, flags=flags, code=0, parts=parts)
-                return 0
-            if time.monotonic() >= self.deadline or self.interrupted.is_set():
+                code = 0
+            elif time.monotonic() >= self.deadline or self.interrupted.is_set():
                 return STOPPED
-            write_status(folder, flags=flags, code=None, parts=parts)  # before: whatever happens, these were the flags
-            return self.start(run, flags, parts, lock)
+            else:
+                write_status(folder, flags=flags, code=code, parts=parts)  # before: these are the flags, whatever comes
+                code, seconds = self.start(folder, flags, lock)
+                parts = [*parts, {"hardware": hardware(self.device), "seconds": seconds}]
+            write_status(folder, flags=flags, code=code, parts=parts)
+            return code
 
-    def start(self, run, flags, parts, lock):
-        folder, resumes = self.out / run, (self.out / run / "last.pth").exists()
-        given = ["--resume", f"{folder}/last.pth"] if resumes else [*flags, "--out", str(folder)]
+    def start(self, folder, flags, lock):
+        """(exit code, seconds) of train.py, whose process holds the lock too."""
+        run, last = folder.name, folder / "last.pth"
+        given = ["--resume", str(last)] if last.exists() else [*flags, "--out", str(folder)]
         given = [text.replace("{out}", str(self.out)) for text in given]
         given += [] if "--evaluate" in flags else self.speed
         print(f"{run}: python train.py {shlex.join(given)}", flush=True)
         began, timed_out = time.monotonic(), False
         with open(folder / "printed.txt", "a") as printed:
-            command = [sys.executable, str(Path(__file__).with_name("train.py")), *given]
+            command = [sys.executable, str(REPOSITORY / "train.py"), *given]
             child = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()])
             try:
                 code = child.wait(None if math.isinf(self.deadline) else max(0.1, self.deadline - time.monotonic()))
@@ -276,12 +277,10 @@ class Study:
         if code and (timed_out or self.interrupted.is_set()):
             code = STOPPED
         seconds = time.monotonic() - began
-        parts = [*parts, {"hardware": hardware(self.device), "seconds": seconds}]
-        write_status(folder, flags=flags, code=code, parts=parts)
-        last = (folder / "printed.txt").read_text().strip().splitlines()[-1:]
+        said = (folder / "printed.txt").read_text().strip().splitlines()[-1:]
         told = {0: "done", STOPPED: "stopped, the same command goes on"}
-        print(f"{run}: {told.get(code, f'failed, see {folder}/printed.txt: {last}')} ({seconds:.0f} s)", flush=True)
-        return code
+        print(f"{run}: {told.get(code, f'failed, see {folder}/printed.txt: {said}')} ({seconds:.0f} s)", flush=True)
+        return code, seconds
 
     def execute_all(self, runs, parallel):
         """Exit codes of all runs; those that evaluate what others train come after these."""
@@ -334,9 +333,7 @@ def rows_of(name, experiment, out):
         command = shlex.join(status["flags"]).replace(f" --seed {seed}", "", 1)
         for target, summary in scores_of(folder).items():
             found[command, target].append((seed, summary, minutes, rate, chips))
-    if not found:
-        return [f"| {name} | | | | | not run yet | `{experiment.flags}` | |"]
-    rows = []
+    rows = [] if found else [f"| {name} | | | | | not run yet | `{experiment.flags}` | |"]
     for (command, target), runs in found.items():
         seeds, summaries, minutes, rates, chips = zip(*runs, strict=True)
         cells = [spread([summary[key] for summary in summaries]) for key in ("rank1", "mAP", "mINP")]
@@ -358,30 +355,29 @@ def table(out):
 
 def draw_curves(out, path):
     """Training loss and accuracy by epoch of all runs that have begun, as a PNG; how many there are."""
-    from matplotlib.figure import Figure
-
     logs = {name: out / f"{name}-{e.seeds[0]}" / "log.jsonl" for name, e in EXPERIMENTS.items()}
     logs = {name: pictures.read_log(log) for name, log in logs.items() if log.is_file()}
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    kinds = ("loss", 1, "training loss"), ("accuracy", 100, "accuracy on the batches, %")
-    for axes, (key, factor, title) in zip(figure.subplots(1, 2), kinds, strict=True):
+    if not logs:
+        return 0
+    with pictures.drawing(path, (12, 5), (1, 1)) as (left, right):
         for number, (name, records) in enumerate(logs.items()):
-            told = [(record["epoch"], factor * record[key]) for record in records if key in record]
-            epochs, values = zip(*told, strict=True) if told else ((), ())  # heads of their own tell no accuracy
             style = ("-", "--", ":", "-.")[number // 10 % 4]  # matplotlib has ten colours
-            axes.plot(epochs, values, style, marker="." if len(told) < 20 else None, label=name)
-        axes.set(title=title, xlabel="epoch")
-        pictures.tidy(axes)
-    if logs:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-        figure.savefig(path, dpi=120, format="png")
+            epochs, marker = [record["epoch"] for record in records], "." if len(records) < 20 else None
+            accuracy = [100 * record.get("accuracy", math.nan) for record in records]  # a head of its own tells none
+            left.plot(epochs, [record["loss"] for record in records], style, marker=marker, label=name)
+            right.plot(epochs, accuracy, style, marker=marker)
+        left.set(title="training loss", xlabel="epoch")
+        right.set(title="accuracy on the batches, %", xlabel="epoch")
+        left.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return len(logs)
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     argv, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="groups or experiments to run; table; nothing: list them")
     add("--root", default="data", help="folder above market1501 and synthetic (default: data)")
@@ -409,11 +405,11 @@ def main(argv=None):
             except ImportError as error:
                 print(f"\nno learning curves, as matplotlib is not installed ({error})")
             return 0
-        mode = {"auto": "reduce-overhead" if device.type == "cuda" else "off"}.get(args.compile, args.compile)
         runs = commands(choose(args.names), args.root, more)
         check_flags(runs, args.out)
         if any("{out}/small" in flags for flags in runs.values()):
             link_some_persons(args.root, args.out)
+        mode = {"auto": "reduce-overhead" if device.type == "cuda" else "off"}.get(args.compile, args.compile)
         speed = [] if mode == "off" else ["--compile", mode]
         study = Study(args.out, time.monotonic() + 60 * args.minutes, device, speed)
         codes = study.execute_all(runs, args.parallel)

@@ -1,9 +1,8 @@
-"""Tests of study.py: its table of experiments, running and going on, and what it tells of them.
+"""Tests of tools/study.py: its table of experiments, running and going on, and what it tells of them.
 
 python -m pytest tests/tools/test_study.py
 """
 
-import fcntl
 import json
 import random
 import shlex
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 import data
+import images
 import models
 import train
 from tools import study
@@ -172,13 +172,12 @@ def test_minutes_are_minutes_and_a_run_that_nobody_saw_end_is_done(drawn_root, t
     path.unlink()  # nothing says with which flags
     assert run(drawn_root, tmp_path, "global-alone") == 1 and "nothing says which" in capsys.readouterr().err
     path.write_text('{"flags": [')
-    assert study.main(["--out", str(tmp_path)]) == 1 and f"{path} is not what study.py wrote" in capsys.readouterr().err
+    assert study.main(["--out", str(tmp_path)]) == 1 and f"{path} is not what study wrote" in capsys.readouterr().err
 
 
 def test_a_folder_is_for_one_process(drawn_root, tmp_path, capsys):
     (tmp_path / RUN).mkdir()
-    with open(tmp_path / RUN / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with images.lock(tmp_path / RUN / "lock"):
         assert run(drawn_root, tmp_path, "global-alone") == 1
     assert "another process is at work" in capsys.readouterr().out and not (tmp_path / RUN / "last.pth").exists()
 
