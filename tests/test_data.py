@@ -2037,3 +2037,8 @@ def test_labels_follow_the_sorted_pids():
     labels, pids = data.relabel([item(1488, 0), item(2, 0), item(7, 1), item(2, 1)])
     assert labels.tolist() == [2, 0, 1, 0] and labels.dtype == np.int64
     assert pids == [2, 7, 1488]
+
+
+def test_merged_lists_share_no_person_and_no_camera():
+    merged = data.merge([[item(5, 1, "a"), item(0, 0, "b")], [], [item(0, 0, "c"), item(5, 2, "d")]])
+    assert [(i.paths[0], i.pid, i.camid) for i in merged] == [("a", 5, 1), ("b", 0, 0), ("c", 6, 2), ("d", 11, 4)]
