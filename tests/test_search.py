@@ -3,6 +3,7 @@
 python -m pytest tests/test_search.py
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -159,21 +160,6 @@ def test_a_model_of_tracklets_ranks_each_image_by_itself(market, tmp_path):
                  "--labels", "market1501"])  # fmt: skip
     assert {Path(row["gallery"]).name for row in read_csv(tmp_path / "out")} == {
         path.name for path in market[1].iterdir()} - {"0002_c1s1_000002_01.jpg", "-1_c3s1_000005_01.jpg"}
-
-
-def test_paths_are_told_as_they_were_given(model, market, tmp_path, monkeypatch, capsys):
-    """Relative, and through a link. A query that is junk is ranked, and nobody knows whether an answer is right."""
-    (market[0] / "-1_c1s1_000009_00.jpg").write_bytes((market[0] / "0001_c1s1_000001_00.jpg").read_bytes())
-    (market[1] / "text.jpg").write_text("no image")
-    (tmp_path / "link").symlink_to(market[1])
-    monkeypatch.chdir(tmp_path)
-    search.main([*command(model, "./query/", "link", "out"), "--labels", "market1501"])
-    rows = read_csv(tmp_path / "out")
-    assert {os.path.dirname(row["query"]) for row in rows} == {"query"}
-    assert {os.path.dirname(row["gallery"]) for row in rows} == {"link"}
-    assert {row["match"] for row in rows if row["query"] == "query/-1_c1s1_000009_00.jpg"} == {""}
-    printed = capsys.readouterr().out
-    assert "images: 5 query, 6 gallery, 1 unreadable" in printed and "\n  link/text.jpg: cannot identify" in printed
 
 
 def test_command_with_one_query_and_odd_names(model, market, tmp_path, capsys):
@@ -918,9 +904,12 @@ def test_csv_on_a_terminal_is_escaped_and_in_a_pipe_it_is_not(model, tmp_path, m
             monkeypatch.setattr(sys, "stdout", console)
             search.main([*query(model, tmp_path / "i", crops), "--csv", "-"])
             monkeypatch.undo()
-            console.flush()
-            text = os.read(ends[0], 100000).decode()
+        text = b""
+        with contextlib.suppress(OSError):  # the end of what a terminal has to say
+            while part := os.read(ends[0], 100000):
+                text += part
         os.close(ends[0])
+        text = text.decode()
         assert all(name in text for name in expected[:2]) and clean(text.replace("\r", "")) == (make is os.openpty)
 
 
