@@ -339,17 +339,13 @@ def open_board(out, epoch):
 
 def write_board(board, record):
     """The numbers of a line of log.jsonl, under names such as loss/xent and market1501/mAP."""
-    if board is None:
-        return
-    targets = record.get("targets", {})
-    for name, value in record.items():
-        if name == "loss" or name in recipes.LOSSES:
-            board.add_scalar(f"loss/{name}", value, record["epoch"])
-        elif name in ("accuracy", "lr", "images_per_second"):
-            board.add_scalar(f"train/{name}", value, record["epoch"])
-    for target, summary in targets.items():
-        for name in evaluate.SCORES:
-            board.add_scalar(f"{target}/{name}", summary[name], record["epoch"])
+    kinds = {name: "loss" for name in ("loss", *recipes.LOSSES)}
+    kinds |= {name: "train" for name in ("accuracy", "lr", "images_per_second")}
+    found = {f"{kinds[name]}/{name}": value for name, value in record.items() if name in kinds}
+    for target, summary in record.get("targets", {}).items():
+        found |= {f"{target}/{name}": summary[name] for name in evaluate.SCORES}
+    for name, value in found.items():
+        board.add_scalar(name, value, record["epoch"])
     board.flush()
 
 
@@ -615,7 +611,8 @@ def write_logs(run, state, drawn):
     """log.jsonl, TensorBoard and curves.png after an epoch; when the last was drawn (drawn: before), a second's work
     that some epochs are shorter than."""
     append_record(run.out / "log.jsonl", state["record"])
-    write_board(run.board, state["record"])
+    if run.board:
+        write_board(run.board, state["record"])
     if state["epoch"] < run.args.epochs and time.monotonic() - drawn < 30:
         return drawn
     with contextlib.suppress(ImportError, OSError, ValueError):  # no matplotlib, or no log: no picture

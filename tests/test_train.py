@@ -479,7 +479,7 @@ def test_curves_and_tensorboard_follow_the_training(drawn_root, tmp_path, capsys
 class Tiny(torch.nn.Module):
     """A base with a batch norm and with a part that must never train, and a classifier."""
 
-    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    mean, std, input_size = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (8, 8)
 
     def __init__(self):
         super().__init__()
@@ -502,8 +502,9 @@ def train_tiny(epochs, *flags, parallel=False, amp="off", compiled=False, scale=
     """(network, its optimizer, its weights before and after each of `epochs`) of two steps of four images each."""
     args = train.parse(["--batch-size", "4", "--lr", "0.1", "--log-every", "99", "--amp", amp, *map(str, flags)])[0]
     torch.manual_seed(0)
-    model = Tiny()
-    training = train.prepare_training(args, model, TrainSet(RandomPixels(), LABELS, batch_size=4, augment=()))
+    model, instances = Tiny(), args.num_instances if recipes.NEED_POSITIVES & args.loss.keys() else None
+    samples = TrainSet(RandomPixels(), LABELS, batch_size=4, num_instances=instances, augment=())
+    training = train.prepare_training(args, model, samples)
     if parallel:
         training = training._replace(runner=torch.nn.DataParallel(training.runner))
     if scale:
@@ -785,7 +786,8 @@ def test_persons_and_cameras_of_several_sets_do_not_meet(forest):
 @pytest.mark.parametrize("sampler", ["camera", "dataset"])
 @pytest.mark.parametrize("sample", ["random", "frames"])
 def test_domains_of_samples(forest, sampler, sample):
-    args = arguments(forest, "--dataset", "market1501", "mars", "--sampler", sampler, "--train-sample", sample)
+    flags = ["--sampler", sampler, "--train-sample", sample, "--batch-size", 6]
+    args = arguments(forest, "--dataset", "market1501", "mars", *flags)
     args.split = 0
     items, sources, _ = train.load_sets(args)
     pixels = [(number, item) for number, item in enumerate(items) for _ in item.paths]

@@ -109,11 +109,6 @@ def silent_others(errors=False):
             raise
 
 
-def hides_bars():
-    """What tqdm's `disable` takes: true in all processes but the first, None where a terminal decides."""
-    return True if rank() > 0 else None
-
-
 @contextlib.contextmanager
 def first_on_machine():
     """The body runs in the first process of each machine, then in the others: they find what it left in files."""
