@@ -110,6 +110,7 @@ def test_default_set_can_be_trained_on_and_matched():
     takes = synthetic.plan_takes(300, 100, 150, 50, 0)
     names = list(synthetic.plan_pictures(takes, 0)[0])
     assert len(names) == len(takes)
+    assert len({(take.shown, take.camid, take.track) for take in takes}) == len(takes)  # nor one picture
     cameras = {split: defaultdict(list) for split in synthetic.SPLITS}
     for name in names:
         split, file = name.split("/")
@@ -286,6 +287,7 @@ def test_video_default_set():
     assert 8000 <= len(plan) <= 10000
     lengths = list(Counter(name.partition("F")[0] for name in plan).values())  # up to the number of the frame
     assert len(lengths) == len(takes)  # no two have one name
+    assert len({(take.shown, take.camid, take.track) for take in takes}) == len(takes)  # nor one picture
     assert min(lengths) == 2 and 20 < max(lengths) <= 40 and 5 <= np.median(lengths) <= 12
     cameras = defaultdict(set)
     for take in takes:
