@@ -17,13 +17,16 @@ of each block that is done.
 """
 
 import contextlib
+import glob
 import json
 import os
+import platform
 import re
 import stat
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -99,11 +102,29 @@ def list_images(folder):
     return sorted(found, key=lambda path: os.path.relpath(path, folder).replace(os.sep, "/"))
 
 
+def partial_name(path):
+    """Where a file lies while this process writes it."""
+    return f"{path}.{platform.node()}.{os.getpid()}.tmp"
+
+
+def remove_abandoned(folder):
+    """Deletes what processes of this machine that were killed were writing into a folder."""
+    for path in sorted(Path(folder).glob(f"*.{glob.escape(platform.node())}.*.tmp")):
+        try:
+            if os.name == "posix":  # elsewhere the call would not only ask
+                os.kill(int(path.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            pass  # not ours
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A file to write bytes into, which takes the name `path` when the block ends: a kill, an error or a full disk
     leaves the old file as it was. file.name is where it lies until then; flush before you read it."""
-    partial = f"{path}.{os.getpid()}.tmp"
+    partial = partial_name(path)
+    remove_abandoned(os.path.dirname(partial) or ".")
     try:
         with open(partial, "wb") as file:
             yield file

@@ -747,8 +747,6 @@ def execute(args, checkpoint, device):
         )
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        for abandoned in sorted(Path(args.out).glob("*.pth.*.tmp")):  # by a process that was killed while it saved
-            abandoned.unlink()
         tee = Tee(sys.stdout, Path(args.out) / "log.txt")
     except OSError as error:
         raise ValueError(f"--out {args.out} cannot be written: {error}") from error

@@ -4,6 +4,7 @@ python -m pytest tests/test_images.py
 """
 
 import os
+import platform
 import struct
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
         file.write(b"half")
         raise KeyError
     assert path.read_bytes() == b"second" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_file(tmp_path):
+    running, dead = os.getpid(), 99999999  # no process has that number
+    names = [f"a.json.{platform.node()}.{dead}.tmp", f"a.json.{platform.node()}.{running}.tmp",
+             f"a.json.elsewhere.{dead}.tmp", f"a.json.{platform.node()}.word.tmp", "a.tmp"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "b.json") as file:
+        file.write(b"new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "b.json"])
 
 
 def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):

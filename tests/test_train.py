@@ -7,6 +7,7 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import re
 import resource
 import shutil
@@ -346,7 +347,7 @@ def test_the_network_is_compiled_where_asked_for_and_lies_channels_last(drawn_ro
 def test_a_run_goes_on_in_fp16_and_what_a_killed_process_was_saving_goes(drawn_root, tmp_path, capsys):
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--out", tmp_path / "run"]
     assert run_main(capsys, *flags)[0] == 0
-    (tmp_path / "run" / "last.pth.4711.tmp").write_bytes(b"half")
+    (tmp_path / "run" / f"last.pth.{platform.node()}.99999999.tmp").write_bytes(b"half")  # no process has that number
     code, _, errors = run_main(capsys, "--resume", tmp_path / "run" / "last.pth", "--epochs", 2, "--amp", "fp16")
     assert code == 0, errors
     assert "scaler" in models.read_checkpoint(tmp_path / "run" / "last.pth")

@@ -16,7 +16,6 @@ Three things differ from the usual way:
 
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,15 @@ import PIL
 import torch
 
 import data
-from images import BLOCK, decode_block, decode_in_processes, progress, read_or_reason
+from images import (
+    BLOCK,
+    decode_block,
+    decode_in_processes,
+    partial_name,
+    progress,
+    read_or_reason,
+    remove_abandoned,
+)
 from training import distributed
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -106,18 +113,6 @@ def decode_into(array, paths, size, description, file=None):
     refuse_broken(broken)
 
 
-def remove_abandoned(cache):
-    """Deletes what decoding was writing in processes of this machine that were killed."""
-    for path in sorted(cache.glob(f"*.npy.{platform.node()}.*.tmp")):
-        try:
-            if os.name == "posix":  # elsewhere the call would not only ask
-                os.kill(int(path.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (ValueError, PermissionError):
-            pass  # not ours
-
-
 SHARED = 0.1  # of the limit: so large may an array be that holds more than was asked for
 
 
@@ -150,7 +145,7 @@ def load_pixels(paths, size, cache=None, name="images", *, limit_gb=20.0, among=
     target = cache / f"{stem}-{fingerprint(paths, size)}.npy"
     if target.is_file():
         return Pixels(paths, size, np.load(target, mmap_mode="r"))
-    temporary = cache / f"{target.name}.{platform.node()}.{os.getpid()}.tmp"
+    temporary = Path(partial_name(target))
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_abandoned(cache)
