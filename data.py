@@ -874,7 +874,6 @@ def load_dataset(
     if holdout:
         with explained(f"{where}: "):
             splits = hold_out(splits, holdout, protocol)
-        where += f", with --holdout {holdout}"
         print(f"tested on {holdout} of the persons to train on:\n{describe(splits)}")
     with explained(f"{where}: ", f". Expected: {dataset.layout}, see DATASETS.md"):
         checked = check_splits(

@@ -1680,6 +1680,7 @@ def test_check_finds_unreadable_images(market, capsys, content, path):
     assert code == 1 and str(market / path) in printed and "all files" not in printed
     last = printed.splitlines()[-1]
     assert last.startswith("error: market1501: 1 files cannot be read: ") and str(market / path) in last
+    assert printed.count("cannot be read") == 1
     assert ("empty" in printed) == (content == b"") and "BytesIO" not in printed
 
 
