@@ -10,19 +10,19 @@ Every model keeps one contract: in evaluation it gives features (B, D); in train
 what evaluation would give. It carries `input_size` (H, W), `feature_dim` D, `mean` and `std`. Input: (B, 3, H, W), RGB
 in 0..1, minus `mean`, divided by `std`.
 
-HA-CNN, MuDeep and OSNet stand here. Everything else is a backbone of torchvision or timm under one head: py.
+Sections: HA-CNN, whole; MuDeep; OSNet; every other network of torchvision and timm under one head; tracklets: pooling
+over frames; the table and build_model; what a network looks at; options and files; the listing.
 
 HA-CNN: Li, Zhu, Gong, "Harmonious Attention Network for Person Re-Identification", CVPR 2018.
 Where ours differs from the paper's and the usual implementation:
-- Regions are cut by two matrix products instead of grid sampling, with positions in fp32 whatever precision the
-  network runs in (crops.py): the same numbers, and it exports to every runtime.
+- Regions are cut by two matrix products instead of grid sampling (Jaderberg, Simonyan, Zisserman, Kavukcuoglu,
+  "Spatial Transformer Networks", NIPS 2015), with positions in fp32 whatever precision the network runs in: the same
+  numbers and gradients, from products alone, which every runtime has.
 - The four regions pass the local branch as one batch. In evaluation that changes nothing. In training batch norm
   then sees the four regions of a batch together; `joint_norm=False` normalises each by itself, as a loop over them.
 - `align_corners` says how a region's positions map to pixels: weights trained with torch < 1.3 expect True.
 
-MuDeep: Qian, Fu, Jiang, Xiang, Xue, "Multi-scale Deep Learning Architectures for Person Re-identification", ICCV 2017.
-Its feature is the 4096-d layer before the classifier, in evaluation too.
-OSNet: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
+The papers of the others stand in their sections.
 """
 
 import argparse
@@ -47,23 +47,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------------------------------
-# HA-CNN: layers, regions cut out of maps, attention, the network
+# HA-CNN: layers, which other networks share; regions cut out of maps; attention; the network
 
 
-class ConvBlock(nn.Module):
-    """Convolution, normalisation, ReLU; HA-CNN and MuDeep have a bias in each, OSNet in none."""
+class ConvBlock(nn.Sequential):
+    """Convolution with a bias, batch norm, ReLU."""
 
-    def __init__(
-        self, in_channels, out_channels, kernel, stride=1, padding=0, *, bias=True, instance_norm=False, relu=True
-    ):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
-        self.bn = nn.InstanceNorm2d(out_channels, affine=True) if instance_norm else nn.BatchNorm2d(out_channels)
-        self.relu = relu
-
-    def forward(self, x):
-        x = self.bn(self.conv(x))
-        return F.relu(x) if self.relu else x
+    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0):
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels), relu=nn.ReLU()))
 
 
 def convs(channels, *steps, stride=1):
@@ -109,29 +101,37 @@ def neck_and_classifier(dim, num_ids, bnneck):
     return neck, classifier
 
 
-def behind_neck(neck, feature):
-    """What evaluation makes of a feature (B, dim): normalised by the running statistics of its neck, where it has one.
+class Network(nn.Module):
+    """The contract of every network. Each gives in `branches` the raw features (B, D_i) of images, one per branch."""
 
-    In training mode too: they stay as they are.
-    """
-    if isinstance(neck, nn.Identity):
-        return feature
-    return F.batch_norm(feature, neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps)
+    def __init__(self, title, input_size, feature_dim, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+        super().__init__()
+        self.title, self.input_size, self.feature_dim, self.mean, self.std = title, input_size, feature_dim, mean, std
 
+    def heads(self):
+        """(neck, classifier) of each branch."""
+        return [(self.bnneck, self.classifier)]
 
-def check_images(name, x, size):
-    """ValueError where x is not (B, 3, H, W); a trace skips it, its file fixes the size anyway."""
-    if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *size):
-        raise ValueError(f"{name} takes images (B, 3, {size[0]}, {size[1]}), got {tuple(x.shape)}")
+    def describe(self, features):
+        """What evaluation gives, (B, D), from the list of features that training gives; running statistics stay.
 
+        A branch is normalised by its neck, where it has one; several are scaled to length 1 and concatenated.
+        """
+        found = []
+        for (neck, _), f in zip(self.heads(), features, strict=True):
+            if isinstance(neck, nn.BatchNorm1d):
+                f = F.batch_norm(f, neck.running_mean, neck.running_var, neck.weight, neck.bias, eps=neck.eps)
+            found.append(f)
+        return torch.cat([F.normalize(f, dim=1) for f in found], dim=1) if len(found) > 1 else found[0]
 
-def resize_taps(size_in, size_out):
-    """Which two inputs each output of a linear resize with aligned corners blends: all integers, so exact.
-
-    Output i lies at i * (size_in - 1) / (size_out - 1): input `lower[i]` plus `remainder[i]` / (size_out - 1).
-    """
-    scaled = torch.arange(size_out) * (size_in - 1)
-    return scaled // (size_out - 1), scaled % (size_out - 1)
+    def forward(self, x):
+        size = self.input_size
+        if not torch.jit.is_tracing() and tuple(x.shape[1:]) != (3, *size):  # a traced file fixes the size anyway
+            raise ValueError(f"{self.title} takes images (B, 3, {size[0]}, {size[1]}), got {tuple(x.shape)}")
+        features = self.branches(x)
+        if not self.training:
+            return self.describe(features)
+        return [classify(neck(f)) for (neck, classify), f in zip(self.heads(), features, strict=True)], features
 
 
 def hat(positions, index):
@@ -143,12 +143,6 @@ def hat(positions, index):
     """
     offset = positions.unsqueeze(-1) - index
     return torch.where(offset < 0, 1 + offset, 1 - offset) * ((offset >= -1) & (offset < 1))
-
-
-def resize_matrix(size_in, size_out):
-    """(size_out, size_in): a linear resize with aligned corners as a matrix."""
-    lower, remainder = resize_taps(size_in, size_out)
-    return hat(lower + remainder.double() / (size_out - 1), torch.arange(size_in)).float()
 
 
 class CropMatrix(nn.Module):
@@ -164,9 +158,10 @@ class CropMatrix(nn.Module):
         self.scale, self.last_out, self.middle = scale, size_out - 1, (size_in - 1) / 2
         # -1 and 1 are the centres of the first and last pixel, or the outer edges of them
         self.unit = (size_in - 1) / 2 if align_corners else size_in / 2
-        lower, remainder = resize_taps(size_in, size_out)
-        self.register_buffer("lower", lower, persistent=False)  # integers: .half() leaves them exact
-        self.register_buffer("remainder", remainder, persistent=False)
+        # output i of the resize lies at input `lower[i]` plus `remainder[i]` / `last_out`
+        scaled = torch.arange(size_out) * (size_in - 1)
+        self.register_buffer("lower", scaled // self.last_out, persistent=False)  # integers: .half() leaves them exact
+        self.register_buffer("remainder", scaled % self.last_out, persistent=False)
         self.register_buffer("index", torch.arange(size_in), persistent=False)
 
     def forward(self, shift):
@@ -174,11 +169,6 @@ class CropMatrix(nn.Module):
         first = centre + self.scale * (self.lower.float() - self.middle)  # (B, R, size_out)
         share = (self.remainder.float() / self.last_out).unsqueeze(-1)  # (size_out, 1)
         return (1 - share) * hat(first, self.index) + share * hat(first + self.scale, self.index)
-
-    def edges(self, shift):
-        """Where regions begin and end, as fractions of the axis: half a step before and after their samples."""
-        centre = (self.middle + self.unit * shift + 0.5) / len(self.index)
-        return centre - self.scale / 2, centre + self.scale / 2
 
 
 class RegionCrop(nn.Module):
@@ -206,11 +196,6 @@ class RegionCrop(nn.Module):
         x = columns.unsqueeze(2) @ x.view(batch, regions, h, width, channels)  # (B, R, h, w, C)
         return x.view(batch * regions, h, w, channels).permute(0, 3, 1, 2)  # (B * R, C, h, w)
 
-    def boxes(self, theta, size):
-        """theta (B, R, 2) -> (B, R, 4): top, left, bottom, right, in pixels of an image of this size (H, W)."""
-        (top, bottom), (left, right) = self.rows.edges(theta[..., 1]), self.columns.edges(theta[..., 0])
-        return torch.stack([top * size[0], left * size[1], bottom * size[0], right * size[1]], dim=-1)
-
 
 def inception_a(channels, out):
     """Four streams of equal width on the same map size: (B, C_in, H, W) -> (B, C_out, H, W)."""
@@ -227,6 +212,12 @@ def inception_b(channels, out):
     )  # fmt: skip
 
 
+def resize_matrix(size_in, size_out):
+    """(size_in, size_out): the matrix that resizes lines (..., size_in), linearly with aligned corners."""
+    units = torch.eye(size_in, dtype=torch.float64)
+    return F.interpolate(units[None], size_out, mode="linear", align_corners=True)[0].float()
+
+
 class SpatialAttention(nn.Module):
     """Where to look (Sec. 3.1.I, spatial): (B, C, H, W) -> (B, 1, H, W)."""
 
@@ -236,25 +227,13 @@ class SpatialAttention(nn.Module):
         self.conv1 = ConvBlock(1, 1, 3, stride=2, padding=1)
         self.conv2 = ConvBlock(1, 1, 1)
         # Bilinear resize back to (H, W): fixed, so two constant matrices, which every runtime multiplies alike.
-        self.register_buffer("rows", resize_matrix(height // 2, height), persistent=False)  # (H, H/2)
-        self.register_buffer("columns", resize_matrix(width // 2, width).T.contiguous(), persistent=False)  # (W/2, W)
+        self.register_buffer("rows", resize_matrix(height // 2, height).T.contiguous(), persistent=False)  # (H, H/2)
+        self.register_buffer("columns", resize_matrix(width // 2, width), persistent=False)  # (W/2, W)
 
     def forward(self, x):
         x = self.conv1(x.mean(dim=1, keepdim=True))  # (B, 1, H/2, W/2)
         x = self.rows.to(x.dtype) @ x @ self.columns.to(x.dtype)  # (B, 1, H, W)
         return self.conv2(x)
-
-
-class ChannelAttention(nn.Module):
-    """What to look at (Sec. 3.1.I, channel; squeeze and excitation): (B, C, H, W) -> (B, C, 1, 1)."""
-
-    def __init__(self, channels, reduction=16):
-        super().__init__()
-        self.conv1 = ConvBlock(channels, channels // reduction, 1)
-        self.conv2 = ConvBlock(channels // reduction, channels, 1)
-
-    def forward(self, x):
-        return self.conv2(self.conv1(x.mean(dim=(2, 3), keepdim=True)))
 
 
 class SoftAttention(nn.Module):
@@ -263,11 +242,14 @@ class SoftAttention(nn.Module):
     def __init__(self, channels, size):
         super().__init__()
         self.spatial_attn = SpatialAttention(size)
-        self.channel_attn = ChannelAttention(channels)
+        narrow, wide = ConvBlock(channels, channels // 16, 1), ConvBlock(channels // 16, channels, 1)
+        self.channel_attn = nn.Sequential(OrderedDict(conv1=narrow, conv2=wide))
         self.conv = ConvBlock(channels, channels, 1)
 
     def forward(self, x):
-        return torch.sigmoid(self.conv(self.spatial_attn(x) * self.channel_attn(x)))
+        where = self.spatial_attn(x)  # (B, 1, H, W)
+        what = self.channel_attn(x.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1): Sec. 3.1.I, channel
+        return torch.sigmoid(self.conv(where * what))
 
 
 class HardAttention(nn.Module):
@@ -288,14 +270,14 @@ class HardAttention(nn.Module):
         return torch.tanh(theta).view(-1, 4, 2)
 
 
-class HACNN(nn.Module):
+class HACNN(Network):
     """HA-CNN for images of 160 x 64: 2.93 M parameters without its two classifiers, 0.54 GMAC.
 
     Evaluation: (B, 1024), the 512-d global and local features, each L2-normalised, then concatenated (norm sqrt 2).
     Training: two logits (B, num_ids) and two raw features (B, 512), global first.
     learn_region=False: the global branch alone, (B, 512), raw. The layers that place regions keep their names but are
     frozen there: they would get no gradient.
-    bnneck=True: a batch norm between each branch's feature and its classifier (py), which evaluation applies.
+    bnneck=True: a batch norm between each branch's feature and its classifier, which evaluation applies.
     joint_norm=False: in training, the batch norms of the local branch see one region of all images at a time.
     """
 
@@ -306,13 +288,11 @@ class HACNN(nn.Module):
     def __init__(
         self, num_ids, *, learn_region=True, align_corners=False, bnneck=False, joint_norm=True, input_size=(160, 64)
     ):
-        super().__init__()
+        super().__init__("HA-CNN", input_size, 1024 if learn_region else 512)
         if input_size != (160, 64):
             raise ValueError(f"hacnn takes images of 160 x 64 alone (its regions are cut for them), not {input_size}")
         self.learn_region, self.joint_norm = learn_region, joint_norm
-        self.input_size, self.mean, self.std = input_size, IMAGENET_MEAN, IMAGENET_STD
-        self.feature_dim = 1024 if learn_region else 512
-        height, width = self.input_size
+        height, width = input_size
         self.conv = ConvBlock(3, self.WIDTHS[0], 3, stride=2, padding=1)
         self.crops = nn.ModuleList()
         for stage in (1, 2, 3):
@@ -357,26 +337,14 @@ class HACNN(nn.Module):
             features.append(self.fc_local(means))
         return features
 
-    def describe(self, features):
-        """What evaluation gives, (B, D), from the list of features that training gives."""
-        found = [behind_neck(neck, f) for (neck, _), f in zip(self.heads(), features, strict=True)]
-        return torch.cat([F.normalize(f, dim=1) for f in found], dim=1) if self.learn_region else found[0]
-
     def heads(self):
-        """(neck, classifier) of each branch."""
         names = ("global", "local") if self.learn_region else ("global",)
         return [(getattr(self, f"bnneck_{name}"), getattr(self, f"classifier_{name}")) for name in names]
 
-    def forward(self, x):
-        check_images("HA-CNN", x, self.input_size)
-        features = self.branches(x)
-        if not self.training:
-            return self.describe(features)
-        return [classify(neck(f)) for (neck, classify), f in zip(self.heads(), features, strict=True)], features
-
 
 # ----------------------------------------------------------------------------------------------------------------------
-# MuDeep
+# MuDeep: Qian, Fu, Jiang, Xiang, Xue, "Multi-scale Deep Learning Architectures for Person Re-identification", ICCV
+# 2017. Its feature is the 4096-d layer before the classifier, in evaluation too.
 
 
 def check_multiple(name, size, step):
@@ -401,13 +369,12 @@ class Fusion(nn.Module):
         return F.avg_pool2d(sum(x.chunk(4, dim=1)), 4)
 
 
-class MuDeep(nn.Module):
+class MuDeep(Network):
     """MuDeep: 138 M parameters, of which 134 M lie between the last map and its 4096-d feature."""
 
     def __init__(self, num_ids, *, input_size=(256, 128)):
-        super().__init__()
+        super().__init__("MuDeep", input_size, 4096)
         check_multiple("mudeep", input_size, 16)
-        self.input_size, self.mean, self.std, self.feature_dim = input_size, IMAGENET_MEAN, IMAGENET_STD, 4096
         self.block1 = nn.Sequential(OrderedDict(
             conv1=ConvBlock(3, 48, 3, padding=1), conv2=ConvBlock(48, 96, 3, padding=1), pool=nn.MaxPool2d(3, 2, 1)
         ))  # fmt: skip
@@ -424,34 +391,31 @@ class MuDeep(nn.Module):
         )  # fmt: skip
         self.block5 = Fusion()
         self.fc = fully_connected(256 * (input_size[0] // 16) * (input_size[1] // 16), self.feature_dim)
-        self.classifier = nn.Linear(self.feature_dim, num_ids)
+        self.bnneck, self.classifier = neck_and_classifier(self.feature_dim, num_ids, bnneck=False)
 
-    def describe(self, features):
-        """What evaluation gives, (B, D), from the list of features that training gives: the one in it."""
-        return features[0]
-
-    def forward(self, x):
-        check_images("MuDeep", x, self.input_size)
+    def branches(self, x):
         x = self.block3(self.block2(self.block1(x)))  # (B, 256, H/4, W/4)
-        features = [self.fc(self.block5(self.block4(x)).flatten(1))]
-        return ([self.classifier(features[0])], features) if self.training else self.describe(features)
+        return [self.fc(self.block5(self.block4(x)).flatten(1))]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# OSNet
+# OSNet: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
 
 
-class LightConv3x3(nn.Module):
+def conv_norm(in_channels, out_channels, kernel=1, stride=1, *, norm=None, relu=True):
+    """Convolution without a bias, a norm (batch norm by default), ReLU; only the stride changes the map's size."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    layers = OrderedDict(conv=conv, bn=norm or nn.BatchNorm2d(out_channels))
+    return nn.Sequential(layers | {"relu": nn.ReLU()} if relu else layers)
+
+
+class LightConv3x3(nn.Sequential):
     """3x3 convolution in two cheap steps: across channels, then each channel over space."""
 
     def __init__(self, channels):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=channels)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        return F.relu(self.bn(self.conv2(self.conv1(x))))
+        across = nn.Conv2d(channels, channels, 1, bias=False)
+        space = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=channels)
+        super().__init__(OrderedDict(conv1=across, conv2=space, bn=nn.BatchNorm2d(channels), relu=nn.ReLU()))
 
 
 class ChannelGate(nn.Module):
@@ -472,14 +436,14 @@ class OSBlock(nn.Module):
     def __init__(self, in_channels, out_channels, instance_norm=False):
         super().__init__()
         mid = out_channels // 4
-        self.conv1 = ConvBlock(in_channels, mid, 1, bias=False)
+        self.conv1 = conv_norm(in_channels, mid)
         self.conv2a = LightConv3x3(mid)
         for name, depth in (("conv2b", 2), ("conv2c", 3), ("conv2d", 4)):
             self.add_module(name, nn.Sequential(*[LightConv3x3(mid) for _ in range(depth)]))
         self.gate = ChannelGate(mid)
-        self.conv3 = ConvBlock(mid, out_channels, 1, bias=False, relu=False)
+        self.conv3 = conv_norm(mid, out_channels, relu=False)
         same = in_channels == out_channels
-        self.downsample = nn.Identity() if same else ConvBlock(in_channels, out_channels, 1, bias=False, relu=False)
+        self.downsample = nn.Identity() if same else conv_norm(in_channels, out_channels, relu=False)
         self.IN = nn.InstanceNorm2d(out_channels, affine=True) if instance_norm else nn.Identity()
 
     def forward(self, x):
@@ -488,23 +452,23 @@ class OSBlock(nn.Module):
         return F.relu(self.IN(self.conv3(mixed) + entering))
 
 
-class OSNet(nn.Module):
+class OSNet(Network):
     """OSNet of the given widths after conv1 and after the three stages; ibn adds instance norm to the first two."""
 
     def __init__(self, widths, ibn, num_ids, *, input_size=(256, 128)):
-        super().__init__()
+        super().__init__("OSNet", input_size, 512)
         check_multiple("osnet", input_size, 16)
-        self.input_size, self.mean, self.std, self.feature_dim = input_size, IMAGENET_MEAN, IMAGENET_STD, 512
-        self.conv1 = ConvBlock(3, widths[0], 7, stride=2, padding=3, bias=False, instance_norm=ibn)
+        norm = nn.InstanceNorm2d(widths[0], affine=True) if ibn else None
+        self.conv1 = conv_norm(3, widths[0], 7, stride=2, norm=norm)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, c_in, c_out in zip((2, 3, 4), widths, widths[1:], strict=False):
             blocks = nn.Sequential(*[OSBlock(c, c_out, ibn and stage == 2) for c in (c_in, c_out)])
             if stage < 4:  # transition
-                blocks.append(nn.Sequential(ConvBlock(c_out, c_out, 1, bias=False), nn.AvgPool2d(2)))
+                blocks.append(nn.Sequential(conv_norm(c_out, c_out), nn.AvgPool2d(2)))
             self.add_module(f"conv{stage}", blocks)
-        self.conv5 = ConvBlock(widths[3], widths[3], 1, bias=False)
+        self.conv5 = conv_norm(widths[3], widths[3])
         self.fc = fully_connected(widths[3], self.feature_dim)
-        self.classifier = nn.Linear(self.feature_dim, num_ids)
+        self.bnneck, self.classifier = neck_and_classifier(self.feature_dim, num_ids, bnneck=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -513,20 +477,18 @@ class OSNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def describe(self, features):
-        """What evaluation gives, (B, D), from the list of features that training gives: the one in it."""
-        return features[0]
-
-    def forward(self, x):
-        check_images("OSNet", x, self.input_size)
+    def branches(self, x):
         x = self.maxpool(self.conv1(x))  # (B, C, H/4, W/4)
         x = self.conv5(self.conv4(self.conv3(self.conv2(x))))  # (B, C, H/16, W/16)
-        features = [self.fc(x.mean(dim=(2, 3)))]
-        return ([self.classifier(features[0])], features) if self.training else self.describe(features)
+        return [self.fc(x.mean(dim=(2, 3)))]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Networks of torchvision and timm, cut before their pooling, under one head of ours
+# Networks of torchvision and timm, cut before their pooling, under one head of ours: pooling to one vector, an
+# embedding layer, a BNNeck, the classifier. The head is the same for all, so no loss shapes a network.
+# BNNeck and last stride 1: Luo, Gu, Liao, Lai, Jiang, "Bag of Tricks and a Strong Baseline for Deep Person
+# Re-Identification", CVPR Workshops 2019. GeM: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human
+# Annotation", TPAMI 2019.
 
 
 class GeM(nn.Module):
@@ -540,17 +502,15 @@ class GeM(nn.Module):
         return x.float().clamp(min=1e-6).pow(self.p.float()).mean(-1).pow(1 / self.p.float()).to(x.dtype)
 
 
-class WithHead(nn.Module):
-    """A backbone under our head: pooling to one vector, embedding layer, BNNeck, classifier.
+class WithHead(Network):
+    """A backbone under our head.
 
     The feature that the losses see stands before the BNNeck, the one that evaluation gives after it; without a BNNeck
     they are the same.
     """
 
     def __init__(self, arch, backbone, num_channels, num_ids, statistics, input_size, pooling, embedding, bnneck):
-        super().__init__()
-        self.arch, self.input_size, (self.mean, self.std) = arch, input_size, statistics
-        self.feature_dim = embedding or num_channels
+        super().__init__(arch, input_size, embedding or num_channels, *statistics)
         self.backbone, self.pooling = backbone, pooling
         self.channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
         self.num_prefix_tokens = getattr(backbone, "num_prefix_tokens", 0)
@@ -576,21 +536,20 @@ class WithHead(nn.Module):
         Libraries write no `backbone.`; old ResNets of the field count their layers, base.0 (conv1) to base.7 (layer4).
         Positions that a transformer learned on another grid of patches, a square one, are resampled to ours.
         """
-        own, names = self.state_dict(), {}
+        own, names, position = self.state_dict(), {}, "backbone.pos_embed"
         numbered = {f"base.{number}": name for number, (name, _) in enumerate(self.backbone.named_children())}
         for name in weights:
             ours = re.sub(r"^base\.\d+", lambda found: numbered.get(found[0], found[0]), name)
             names[name] = f"backbone.{ours}" if f"backbone.{ours}" in own else ours
         grid = getattr(getattr(self.backbone, "patch_embed", None), "grid_size", None)
-        position = own.get("backbone.pos_embed") if grid else None  # (1, class and register tokens + patches, C)
-        for name, value in weights.items() if position is not None else ():
-            if names[name] == "backbone.pos_embed" and value.dim() == 3 and value.shape != position.shape:
-                from timm.layers import resample_abs_pos_embed  # here: what has a grid is timm's
+        learned = [name for name, ours in names.items() if ours == position] if grid and position in own else []
+        for name in learned:  # (1, class and register tokens + patches, C)
+            from timm.layers import resample_abs_pos_embed  # here: what has a grid is timm's
 
-                prefix = position.shape[1] - grid[0] * grid[1]
-                count = value.shape[1] - prefix
-                if count > 0 and math.isqrt(count) ** 2 == count:
-                    weights = {**weights, name: resample_abs_pos_embed(value, grid, num_prefix_tokens=prefix)}
+            value, prefix = weights[name], own[position].shape[1] - grid[0] * grid[1]
+            count = value.shape[1] - prefix if value.dim() == 3 else 0
+            if value.shape != own[position].shape and count > 0 and math.isqrt(count) ** 2 == count:
+                weights = {**weights, name: resample_abs_pos_embed(value, grid, num_prefix_tokens=prefix)}
         return names, weights
 
     def lay_out(self, x):
@@ -601,19 +560,11 @@ class WithHead(nn.Module):
         count = x.shape[1] - self.num_prefix_tokens if x.dim() == 3 else 0
         rows = round((count * height / width) ** 0.5)  # patches are square
         if rows == 0 or rows * rows * width != count * height:
-            raise ValueError(f"{self.arch} has no map of its last features, which are of shape {tuple(x.shape)}")
+            raise ValueError(f"{self.title} has no map of its last features, which are of shape {tuple(x.shape)}")
         return x[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, -1))  # (B, N, C) -> (B, C, h, w)
 
-    def describe(self, features):
-        """What evaluation gives, (B, D), from the list of features that training gives."""
-        return behind_neck(self.bnneck, features[0])
-
-    def forward(self, x):
-        check_images(self.arch, x, self.input_size)
-        features = [self.fc(self.pool(self.backbone(x)))]
-        if not self.training:
-            return self.describe(features)
-        return [self.classifier(self.bnneck(features[0]))], features
+    def branches(self, x):
+        return [self.fc(self.pool(self.backbone(x)))]
 
 
 def create_torchvision(arch, input_size, pretrained):
@@ -661,26 +612,6 @@ def create_timm(arch, input_size, pretrained):
         page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or "timm"
         raise no_download(arch, page, error, "download the weights elsewhere and give them by") from error
     return network, (tuple(config.mean), tuple(config.std))
-
-
-def find_backbone(arch):
-    """(function that creates arch, or None; names that were looked through; their libraries).
-
-    A name that both libraries know is torchvision's unless written timm/NAME; timm is imported only for what is left.
-    """
-    import torchvision
-
-    # without torchvision's ViT and MaxViT, which take square images alone; timm's take others
-    names = torchvision.models.list_models(module=torchvision.models, exclude=("vit_*", "maxvit_*"))
-    if arch in names:
-        return create_torchvision, names, "torchvision"
-    try:
-        import timm
-    except ImportError:
-        return None, names, "torchvision and, once timm is installed, of timm"
-    timm_names = timm.list_models(pretrained=True) if "." in arch else timm.list_models()
-    known = arch.removeprefix("timm/") in timm_names
-    return create_timm if known else None, names + timm_names, "torchvision and timm"
 
 
 def first_line(error):
@@ -768,17 +699,10 @@ def build_with_head(
     return WithHead(arch, network, channels, num_ids, statistics, input_size, pooling, embedding, bnneck).train()
 
 
-FIELD = {  # families of the field, with one or two members each
-    **dict.fromkeys(("resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2"), create_torchvision),
-    **dict.fromkeys(("shufflenet_v2_x1_0", "squeezenet1_1"), create_torchvision),
-    **dict.fromkeys(("seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2"), create_timm),
-    **dict.fromkeys(("nasnetalarge", "legacy_xception", "vit_small_patch16_224"), create_timm),
-    **dict.fromkeys(("swin_tiny_patch4_window7_224", "timm/convnext_tiny"), create_timm),
-}
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# Tracklets: from the frames to one feature
+# Tracklets: from the features of their frames to one, by the average, the maximum, or an average whose weights are
+# learned: temporal attention, as in Gao and Nevatia, "Revisiting Temporal Modeling for Video-based Person ReID", 2018,
+# section 3.2, here from the features of each frame alone.
 
 POOLING = ("avg", "max", "attention")
 
@@ -836,12 +760,21 @@ class VideoModel(nn.Module):
         weights = self.weigh(described, mask).unsqueeze(2)  # (B, T, 1)
         logits = [(x * weights).sum(dim=1) for x in logits]
         if self.pooling == "max":
-            return logits, [x.masked_fill(mask.unsqueeze(2) == 0, float("-inf")).amax(dim=1) for x in features]
+            return logits, [self.pool_frames(x, mask) for x in features]
         return logits, [(x * weights).sum(dim=1) for x in features]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The table, and the two ways to a model
+
+# families of the field, with one or two members each
+TORCHVISION = (
+    "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v2", "shufflenet_v2_x1_0", "squeezenet1_1",
+)  # fmt: skip
+TIMM = (
+    "seresnet50", "legacy_seresnet50", "inception_v4", "inception_resnet_v2", "nasnetalarge", "legacy_xception",
+    "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "timm/convnext_tiny",
+)  # fmt: skip
 
 MODELS = {  # name -> function of (num_ids, **options)
     "hacnn": HACNN,
@@ -851,8 +784,9 @@ MODELS = {  # name -> function of (num_ids, **options)
     "osnet_x0_5": functools.partial(OSNet, (32, 128, 192, 256), False),
     "osnet_x0_25": functools.partial(OSNet, (16, 64, 96, 128), False),
     "osnet_ibn_x1_0": functools.partial(OSNet, (64, 256, 384, 512), True),
-    # one or two members of each family of the field; every other name of the two libraries builds as well
-    **{name: functools.partial(build_with_head, create, name) for name, create in FIELD.items()},
+    # every other name of the two libraries builds as well
+    **{name: functools.partial(build_with_head, create_torchvision, name) for name in TORCHVISION},
+    **{name: functools.partial(build_with_head, create_timm, name) for name in TIMM},
 }
 
 
@@ -863,12 +797,27 @@ def options_of(builder):
 
 
 def find_builder(arch):
-    """The table's entry, or one for any other network of torchvision or timm. ValueError with the nearest names."""
+    """The table's entry, or one for any other network of torchvision or timm. ValueError with the nearest names.
+
+    A name that both libraries know is torchvision's unless written timm/NAME; timm is imported only for what is left.
+    """
     if arch in MODELS:
         return MODELS[arch]
-    create, names, libraries = find_backbone(arch)
-    if create:
-        return functools.partial(build_with_head, create, arch)
+    import torchvision
+
+    # without torchvision's ViT and MaxViT, which take square images alone; timm's take others
+    names = torchvision.models.list_models(module=torchvision.models, exclude=("vit_*", "maxvit_*"))
+    if arch in names:
+        return functools.partial(build_with_head, create_torchvision, arch)
+    try:
+        import timm
+    except ImportError:
+        libraries = "torchvision and, once timm is installed, of timm"
+    else:
+        timm_names = timm.list_models(pretrained=True) if "." in arch else timm.list_models()
+        if arch.removeprefix("timm/") in timm_names:
+            return functools.partial(build_with_head, create_timm, arch)
+        names, libraries = names + timm_names, "torchvision and timm"
     near = difflib.get_close_matches(arch.lower(), sorted({*MODELS, *names}), n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     raise ValueError(f"no architecture {arch!r}{hint} Available: {', '.join(MODELS)}, all others of {libraries}")
@@ -907,6 +856,19 @@ def build_model(arch, num_ids, *, pretrained=False, temporal=None, **options):
 # What a network looks at
 
 
+def boxes_of(crop, theta, size):
+    """The regions theta (B, R, 2) of a RegionCrop as (B, R, 4): top, left, bottom, right, in pixels of an image (H, W).
+
+    They begin and end half a step before and after their samples.
+    """
+    edges = []
+    for axis, shift, length in ((crop.rows, theta[..., 1], size[0]), (crop.columns, theta[..., 0], size[1])):
+        centre = (axis.middle + axis.unit * shift + 0.5) / len(axis.index)  # as a fraction of the axis
+        edges.append([(centre - axis.scale / 2) * length, (centre + axis.scale / 2) * length])
+    (top, bottom), (left, right) = edges
+    return torch.stack([top, left, bottom, right], dim=-1)
+
+
 @torch.no_grad()
 def explain(model, images):
     """What a model in evaluation mode looks at in normalised images (B, 3, H, W), as tensors on the CPU.
@@ -934,7 +896,7 @@ def explain(model, images):
         found["attention"] = [seen[f"ha{stage}.soft_attn"].float().mean(dim=1).cpu() for stage in (1, 2, 3)]
         thetas = [seen[f"ha{stage}.hard_attn"] for stage in (1, 2, 3)] if model.learn_region else []
         pairs = zip(model.crops, thetas, strict=model.learn_region)
-        found["regions"] = [crop.boxes(theta, model.input_size).cpu() for crop, theta in pairs]
+        found["regions"] = [boxes_of(crop, theta, model.input_size).cpu() for crop, theta in pairs]
     elif isinstance(model, WithHead):
         last = model.lay_out(last)
     norms = last.float().norm(dim=1).cpu()  # (B, h, w)
@@ -1073,18 +1035,6 @@ def count_macs(model):
     return layers // 2, (sum(flops.values()) - layers) // 2
 
 
-def describe_model(arch):
-    """One line of the listing."""
-    model = build_model(arch, 751)
-    layers, products = count_macs(model)
-    every, deployed = count_parameters(model)
-    size = f"{model.input_size[0]} x {model.input_size[1]}"
-    return (
-        f"{arch:30} {size:>9} {every / 1e6:8.2f} {deployed / 1e6:8.2f} {layers / 1e9:8.3f} {products / 1e9:8.3f} "
-        f"{2 * (layers + products) / 1e9:8.3f} {model.feature_dim:8}"
-    )
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Lists networks: input size, parameters, cost and feature size.")
     parser.add_argument("arch", nargs="*", default=list(MODELS), help="default: all of the table; any other name too")
@@ -1095,7 +1045,14 @@ def main(argv=None):
     print(f"{'name':30} {names[0]:>9} " + " ".join(f"{name:>8}" for name in names[1:]))
     try:
         for arch in args.arch:
-            print(describe_model(arch), flush=True)
+            model = build_model(arch, 751)
+            size = f"{model.input_size[0]} x {model.input_size[1]}"
+            every, deployed = count_parameters(model)
+            layers, products = count_macs(model)
+            print(
+                f"{arch:30} {size:>9} {every / 1e6:8.2f} {deployed / 1e6:8.2f} {layers / 1e9:8.3f} "
+                f"{products / 1e9:8.3f} {2 * (layers + products) / 1e9:8.3f} {model.feature_dim:8}", flush=True,
+            )  # fmt: skip
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,358 +1,30 @@
-"""Tests of models.py: the reference's names, shapes and outputs, gradients, contracts, checkpoints.
+"""Tests of models.py: every network of its table, what explain shows, the listing, checkpoints.
+
+HA-CNN, the networks of torchvision and timm, and networks for tracklets have files of their own, test_models_*.py.
 
 python -m pytest tests/test_models.py
 """
 
 import copy
 import functools
-import json
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
+from test_models_hacnn import FIXTURES, SHAPES, filled, filled_weights, images, reference_input, small, step
 from torch import nn
 
 import export
 import models
-
-FIXTURES = Path(__file__).parent / "fixtures"
-REFERENCE = np.load(FIXTURES / "hacnn_reference.npz")
-SHAPES = json.loads((FIXTURES / "state_shapes.json").read_text())
-CASES = [(region, align) for region in (True, False) for align in (False, True)]
-
-
-def fill_value(name, shape):
-    """The weights that the reference numbers were measured with: each tensor follows from its name alone."""
-    rng = np.random.RandomState(zlib.crc32(name.encode()))
-    if name.endswith("num_batches_tracked"):
-        return np.zeros(shape)
-    if name.endswith("running_var"):
-        return 0.5 + rng.rand(*shape)
-    if name.endswith(("running_mean", "bias")):
-        return 0.1 * rng.randn(*shape)
-    if len(shape) == 1:
-        return 1 + 0.1 * rng.randn(*shape)
-    return rng.randn(*shape) * np.sqrt(2 / np.prod(shape[1:]))
-
-
-@functools.lru_cache(maxsize=2)
-def filled_weights(name):
-    """The state that the reference numbers of one entry of state_shapes.json were measured with."""
-    shapes = SHAPES[name]
-    values = {name: torch.tensor(fill_value(name, shape), dtype=torch.float32) for name, shape in shapes.items()}
-    return {name: value.long() if name.endswith("tracked") else value for name, value in values.items()}
-
-
-def filled(learn_region=True, align_corners=False):
-    """The model of the reference numbers, in evaluation mode."""
-    model = models.build_model("hacnn", 751, learn_region=learn_region, align_corners=align_corners)
-    model.load_state_dict(filled_weights(f"hacnn(num_classes=751, learn_region={learn_region})"), strict=True)
-    return model.eval()
-
-
-def reference_input():
-    return torch.from_numpy(np.random.RandomState(1501).randn(4, 3, 160, 64).astype(np.float32))
-
-
-def small(num_ids=5, seed=0, **options):
-    """A fresh model, in evaluation mode, that is the same for the same seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return models.build_model("hacnn", num_ids, **options).eval()
-
-
-def images(count=2, seed=0):
-    return torch.randn(count, 3, 160, 64, generator=torch.Generator().manual_seed(seed))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The reference
-
-
-@pytest.mark.parametrize("learn_region", [True, False])
-def test_names_and_shapes_are_the_reference_s(learn_region):
-    state = models.build_model("hacnn", 751, learn_region=learn_region).state_dict()
-    expected = SHAPES[f"hacnn(num_classes=751, learn_region={learn_region})"]
-    assert {name: list(value.shape) for name, value in state.items()} == expected
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-@pytest.mark.parametrize(("learn_region", "align_corners"), CASES)
-def test_features_are_the_reference_s(learn_region, align_corners, memory_format):
-    model = filled(learn_region, align_corners).to(memory_format=memory_format)
-    with torch.no_grad():
-        features = model(reference_input().contiguous(memory_format=memory_format))
-    expected = REFERENCE[f"features_region{int(learn_region)}_align{int(align_corners)}"]
-    np.testing.assert_allclose(features.numpy(), expected, rtol=0, atol=1e-5)
-
-
-def test_global_branch_in_training_is_the_reference_s():
-    with torch.no_grad():
-        logits, features = filled().train()(reference_input())
-    np.testing.assert_allclose(logits[0].numpy(), REFERENCE["train_global_logits"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(features[0].numpy(), REFERENCE["train_global_features"], rtol=0, atol=1e-3)
-
-
-def test_number_of_parameters():
-    assert models.count_parameters(models.build_model("hacnn", 751)) == (3_699_638, 2_929_112)
-
-
-def test_regions_begin_as_four_strips():
-    theta = small().ha2.hard_attn(torch.randn(3, 256, 20, 8))
-    assert theta.shape == (3, 4, 2)
-    assert theta[:, :, 0].abs().max() == 0
-    assert theta[1, :, 1].tolist() == pytest.approx([-0.635, -0.245, 0.245, 0.635], abs=1e-3)
-
-
-def test_soft_attention_lies_between_one_half_and_one():
-    maps = filled().ha1.soft_attn(torch.randn(2, 128, 40, 16))
-    assert maps.shape == (2, 128, 40, 16)
-    assert maps.min() >= 0.5 and maps.max() <= 1 and maps.std() > 0.01
-
-
-@pytest.mark.parametrize("arch", ["osnet_x1_0", "osnet_x0_25", "mudeep"])
-def test_other_networks_are_the_reference_s(arch):
-    name = f"{arch}(num_classes=751)"
-    with torch.device("meta"):  # MuDeep's 138 M weights need not be drawn first
-        model = models.build_model(arch, 751)
-    assert {name: list(value.shape) for name, value in model.state_dict().items()} == SHAPES[name]
-    model.load_state_dict(filled_weights(name), strict=True, assign=True)
-    shape, seed = (2, 3, 256, 128), 1502 if arch == "mudeep" else 1503
-    with torch.no_grad():
-        features = model.eval()(torch.from_numpy(np.random.RandomState(seed).randn(*shape).astype(np.float32))).numpy()
-    expected = np.load(FIXTURES / f"{arch}_reference.npz")["features"]
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-    assert (expected > 0).mean() > 0.2, "too few numbers to compare"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Precision
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("how", ["autocast", "converted"])
-def test_theta_is_computed_in_single_precision(how, dtype):
-    attention = filled().ha1.hard_attn
-    x = (3 + torch.randn(4, 128, 40, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
-    if how == "converted":
-        attention.to(dtype)
-    weight, bias = attention.fc.weight.double(), attention.fc.bias.double()
-    expected = torch.tanh(x.double().mean(dim=(2, 3)) @ weight.T + bias).view(4, 4, 2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        theta = attention(x)
-    assert theta.dtype == torch.float32
-    torch.testing.assert_close(theta.double(), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("how", ["autocast", "half", "bfloat16"])
-def test_forward_in_reduced_precision(how):
-    model, x = filled(), reference_input()
-    if how != "autocast":
-        model, x = getattr(model, how)(), getattr(x, how)()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        features = model(x).float()
-    cosine = F.cosine_similarity(features, torch.from_numpy(REFERENCE["features_region1_align0"]))
-    assert cosine.min() > 0.99
-
-
-def test_training_under_autocast():
-    model = small().train()
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, features = model(images())
-    sum(out.float().square().mean() for out in logits + features).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Contracts
-
-
-def local_stages(model, x):
-    """(map that regions are cut from, theta, crop, local_conv) of each stage."""
-    stages, entering = [], model.conv(x)
-    for stage, crop in enumerate(model.crops, start=1):
-        attention = getattr(model, f"ha{stage}")
-        maps = getattr(model, f"inception{stage}")(entering)
-        stages.append((entering, attention.hard_attn(maps), crop, getattr(model, f"local_conv{stage}")))
-        entering = maps * attention.soft_attn(maps)
-    return stages
-
-
-def test_four_regions_as_one_batch_equal_a_loop():
-    model, x = filled(), reference_input()
-    with torch.no_grad():
-        stages, means = local_stages(model, x), []
-        for region in range(4):
-            local = 0
-            for entered, theta, crop, local_conv in stages:
-                local = local_conv(crop(entered, theta[:, region : region + 1]) + local)
-            means.append(local.mean(dim=(2, 3)))  # (B, 384)
-        looped = F.normalize(model.fc_local(torch.cat(means, dim=1)), dim=1)
-        torch.testing.assert_close(model(x)[:, 512:], looped, rtol=0, atol=1e-6)
-
-
-def test_separate_norms_train_as_a_loop_over_regions_does():
-    model, x = small(joint_norm=False, seed=3), images(3)
-    loop, counted = copy.deepcopy(model).train(), model.local_conv1.stream1[0].bn.num_batches_tracked
-    logits, features = model.train()(x)
-    local = [0] * 4
-    for entered, theta, crop, local_conv in local_stages(loop, x):
-        for region in range(4):
-            local[region] = local_conv(crop(entered, theta[:, region : region + 1]) + local[region])
-    expected = loop.fc_local(torch.cat([maps.mean(dim=(2, 3)) for maps in local], dim=1))
-    torch.testing.assert_close(features[1], expected, rtol=0, atol=1e-5)
-    assert counted == 4  # batches that each batch norm of the local branch has seen
-    state = loop.state_dict()  # running statistics went the same way, the regions in turn
-    for name, value in model.state_dict().items():
-        if name.startswith("local_conv"):
-            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-6)
-    joint = small(seed=3).train()
-    assert (joint(x)[1][1] - features[1]).abs().max() > 0.1
-    joint.load_state_dict(model.state_dict())
-    assert torch.equal(joint.eval()(x), model.eval()(x))  # in evaluation they are one and the same
-    assert not without_gradient(small(joint_norm=False))
-
-
-@pytest.mark.parametrize("learn_region", [True, False])
-def test_bnneck_of_hacnn(learn_region):
-    model, plain = small(learn_region=learn_region, bnneck=True), small(learn_region=learn_region)
-    branches = ["global", "local"][: 1 + learn_region]
-    added, gone = set(model.state_dict()) - set(plain.state_dict()), set(plain.state_dict()) - set(model.state_dict())
-    statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    assert added == {f"bnneck_{branch}.{name}" for branch in branches for name in statistics}
-    assert gone == {f"classifier_{branch}.bias" for branch in branches}
-
-    necks = [getattr(model, f"bnneck_{branch}") for branch in branches]
-    assert not any(neck.bias.requires_grad for neck in necks)
-    spreads = [getattr(model, f"classifier_{branch}").weight.std().item() for branch in branches]
-    assert spreads == pytest.approx([0.001] * len(branches), rel=0.1)
-    for seed, neck in enumerate(necks):
-        generator = torch.Generator().manual_seed(seed)
-        neck.running_mean.copy_(torch.rand(512, generator=generator))
-        neck.running_var.copy_(0.5 + torch.rand(512, generator=generator))
-        neck.weight.data.copy_(0.5 + torch.rand(512, generator=generator))
-    x = images(3)
-    with torch.no_grad():
-        raw = model.branches(x)
-        pairs = zip(raw, necks, strict=True)
-        by_hand = [(f - neck.running_mean) / (neck.running_var + 1e-5).sqrt() * neck.weight for f, neck in pairs]
-        expected = torch.cat([f / f.norm(dim=1, keepdim=True) for f in by_hand], dim=1) if learn_region else by_hand[0]
-        torch.testing.assert_close(model(x), expected, rtol=0, atol=2e-6 if learn_region else 2e-5)
-
-        logits, features = model.train()(x)
-        before = [neck.running_mean.clone() for neck in necks]
-        described = model.describe(features)  # in training mode: the statistics are used and stay
-        assert all(torch.equal(a, neck.running_mean) for a, neck in zip(before, necks, strict=True))
-        assert described.shape == (3, model.feature_dim)
-        for branch, out, feature, neck in zip(branches, logits, features, necks, strict=True):
-            centred = (feature - feature.mean(dim=0)) / (feature.var(dim=0, unbiased=False) + 1e-5).sqrt() * neck.weight
-            classify = getattr(model, f"classifier_{branch}")
-            torch.testing.assert_close(out, centred @ classify.weight.T, rtol=0, atol=1e-4)
-    assert without_gradient(small(learn_region=learn_region, bnneck=True)) == []
-
-
-def without_gradient(model):
-    """Names of the parameters that training should change and that a step gives no gradient.
-
-    A gradient of zeros counts as one: batch norm takes away what the bias before it adds, exactly.
-    """
-    logits, features = model.train()(images(3))
-    generator = torch.Generator().manual_seed(0)
-    sum((out * torch.randn(out.shape, generator=generator)).sum() for out in logits + features).backward()
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [name for name, p in parameters if p.grad is None or not p.grad.isfinite().all()]
-
-
-def test_every_parameter_gets_a_gradient():
-    model = small()
-    missing = without_gradient(model)
-    assert not missing, f"no gradient: {', '.join(missing)}"
-
-
-def test_regions_learn_both_coordinates_from_the_local_branch():
-    model = small().train()
-    model(images(3))[1][1].square().sum().backward()  # the local feature alone
-    for attention in (model.ha1, model.ha2, model.ha3):
-        assert attention.hard_attn.fc.bias.grad.abs().min() > 0
-
-
-def test_without_regions_only_the_region_layers_are_frozen():
-    model = small(learn_region=False)
-    missing = without_gradient(model)
-    assert not missing, f"no gradient: {', '.join(missing)}"
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {f"ha{stage}.hard_attn.fc.{kind}" for stage in (1, 2, 3) for kind in ("weight", "bias")}
-
-
-@pytest.mark.parametrize(("learn_region", "branches"), [(True, 2), (False, 1)])
-def test_training_gives_two_lists(learn_region, branches):
-    model = small(7, learn_region=learn_region).train()
-    logits, features = model(images(3))
-    assert isinstance(logits, list) and isinstance(features, list)
-    assert [tuple(out.shape) for out in logits] == [(3, 7)] * branches
-    assert [tuple(out.shape) for out in features] == [(3, 512)] * branches
-    norms = features[0].norm(dim=1)
-    assert (norms - 1).abs().max() > 0.1, "features are raw in training"
-    heads = [model.classifier_global] + ([model.classifier_local] if learn_region else [])
-    for head, out, feature in zip(heads, logits, features, strict=True):
-        torch.testing.assert_close(head(feature), out)
-
-
-@pytest.mark.parametrize(("learn_region", "dim"), [(True, 1024), (False, 512)])
-def test_evaluation_gives_features(learn_region, dim):
-    model = filled(learn_region)
-    assert (model.input_size, model.feature_dim) == ((160, 64), dim)
-    assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    with torch.no_grad():
-        features = model(reference_input())
-        one = model(reference_input()[:1])
-    assert features.shape == (4, dim) and one.shape == (1, dim)
-    torch.testing.assert_close(features[:1], one, rtol=0, atol=1e-6)
-    if learn_region:
-        halves = features.view(4, 2, 512).norm(dim=2)
-        torch.testing.assert_close(halves, torch.ones(4, 2))
-
-
-def test_state_holds_no_constants_of_the_geometry():
-    assert not [name for name in small().state_dict() if name.startswith("crops") or "rows" in name]
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 256, 128), (2, 3, 64, 160), (2, 1, 160, 64), (3, 160, 64)])
-def test_wrong_input_size_names_both(shape):
-    with pytest.raises(ValueError, match=r"\(B, 3, 160, 64\)") as error:
-        small()(torch.zeros(shape))
-    assert str(shape) in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["hacn", "hac-nn", "HACNN"])
-def test_unknown_architecture_names_the_nearest(name):
-    with pytest.raises(ValueError, match=f"'{name}'.*did you mean 'hacnn'"):
-        models.build_model(name, 5)
-
-
-def test_unknown_architecture_lists_what_there_is():
-    with pytest.raises(ValueError, match="'zzz'.*Available: .*hacnn"):
-        models.build_model("zzz", 5)
-
-
-def test_unknown_option_names_the_options():
-    with pytest.raises(ValueError, match="learn_regions.*learn_region, align_corners"):
-        models.build_model("hacnn", 5, learn_regions=False)
-
-
-def test_pretrained_is_refused_where_there_is_nothing():
-    with pytest.raises(ValueError, match="hacnn has no ImageNet weights"):
-        models.build_model("hacnn", 5, pretrained=True)
-
+from exporting import gate
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Every network of the table
+
 
 SMALLEST = {"hacnn": (160, 64), "inception_v4": (96, 96), "inception_resnet_v2": (96, 96)}  # others take 64 x 32
 
@@ -380,18 +52,6 @@ def awake(model):
         elif isinstance(module, models.ChannelGate):
             module.fc1.weight.data.abs_()
     return model
-
-
-def step(model, x, optimizer=None):
-    """Backward through all outputs in training, and a step of `optimizer`; names of parameters without a gradient."""
-    logits, features = model.train()(x)
-    generator = torch.Generator().manual_seed(0)
-    sum((out * torch.randn(out.shape, generator=generator)).sum() for out in logits + features).backward()
-    if optimizer:
-        optimizer.step()
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    assert all(p.grad is None or p.grad.isfinite().all() for _, p in parameters)
-    return [name for name, p in parameters if p.grad is None or not p.grad.any()]
 
 
 def check_features(model, x):
@@ -442,6 +102,21 @@ def test_every_network_evaluates_and_trains(arch):
     assert not torch.allclose(check_features(model, x), before)
 
 
+@pytest.mark.parametrize("arch", ["osnet_x1_0", "osnet_x0_25", "mudeep"])
+def test_other_networks_are_the_reference_s(arch):
+    name = f"{arch}(num_classes=751)"
+    with torch.device("meta"):  # MuDeep's 138 M weights need not be drawn first
+        model = models.build_model(arch, 751)
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == SHAPES[name]
+    model.load_state_dict(filled_weights(name), strict=True, assign=True)
+    shape, seed = (2, 3, 256, 128), 1502 if arch == "mudeep" else 1503
+    with torch.no_grad():
+        features = model.eval()(torch.from_numpy(np.random.RandomState(seed).randn(*shape).astype(np.float32))).numpy()
+    expected = np.load(FIXTURES / f"{arch}_reference.npz")["features"]
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert (expected > 0).mean() > 0.2, "too few numbers to compare"
+
+
 HEADS = {"bnneck": True, "embedding": 24, "pooling": "gem"}
 
 
@@ -481,6 +156,22 @@ def test_gradients_are_zero_only_behind_a_scale_of_zero():
     assert step(model, images_for(model)) == behind
 
 
+@pytest.mark.parametrize(
+    ("arch", "shape"),
+    [(arch, (2, 3, 96, 32)) for arch in ("osnet_x0_25", "mudeep", "resnet18", "test_vit")]
+    + [("hacnn", shape) for shape in ((2, 3, 256, 128), (2, 3, 64, 160), (2, 1, 160, 64), (3, 160, 64))],
+)
+def test_images_of_another_size_than_the_model_s(arch, shape):
+    right = "(B, 3, 160, 64)" if arch == "hacnn" else "(B, 3, 64, 32)"
+    with pytest.raises(ValueError, match=re.escape(f"takes images {right}, got {shape}")):
+        light(arch)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("arch", ["hacnn", "resnet18", "test_vit"])
+def test_a_new_model_is_in_training_mode(arch):
+    assert all(module.training for module in models.build_model(arch, 5).modules())
+
+
 class Passing(nn.Module):
     """Stands for a block that keeps the shape of its first input."""
 
@@ -518,7 +209,7 @@ def test_every_network_exports(tmp_path, monkeypatch, arch):
         densenet = lambda *_, **__: torchvision.models.DenseNet(**ARGUMENTS[arch])  # noqa: E731
         monkeypatch.setattr(torchvision.models, "get_model", densenet)
         monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, **ARGUMENTS[arch]))
-    monkeypatch.setattr(export, "BATCHES", (1, 3))  # written with 2
+    monkeypatch.setattr(gate, "BATCHES", (1, 3))  # written with 2
     model = light(arch, **(HEADS if arch == "resnet18" else {})).eval().requires_grad_(False)
     if arch == "resnet18":  # fresh statistics of a BNNeck change nothing
         nn.init.uniform_(model.bnneck.running_var, 1, 4)
@@ -688,7 +379,8 @@ def test_macs_of_well_known_networks():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints
+# Options and checkpoints
+
 
 ONE_BRANCH = {"learn_region": False}  # half the bytes to write
 
@@ -788,91 +480,6 @@ def test_foreign_checkpoint_with_less_than_the_model(tmp_path):
 def test_nothing_fits(tmp_path, content):
     with pytest.raises(ValueError, match="none of the . tensors in the file fits"):
         models.load_checkpoint(saved(tmp_path, content), arch="hacnn")
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
-def test_backbone_weights_of_other_code(tmp_path, prefix):
-    """As files of torchvision or of the reference name them, with an embedding layer and a classifier for 9 ids."""
-    model = light("resnet18", 9, embedding=16, last_stride=2)
-    weights = {
-        name if prefix == "backbone." else "module." * (prefix == "module.") + name.removeprefix("backbone."): value
-        for name, value in model.state_dict().items()
-    }
-    path = saved(tmp_path, {"state_dict": weights})
-    options = {"embedding": 16, "last_stride": 2, "input_size": (64, 32)}
-    loaded, info = models.load_checkpoint(path, arch="resnet18", **options)
-    assert_same_weights(loaded, model)
-    assert info["skipped"] == [] and loaded.classifier.out_features == 9
-
-
-def test_a_resnet_whose_layers_are_counted(tmp_path):
-    """base.0 to base.7: what nn.Sequential makes of the children of torchvision's ResNet without its last two."""
-    original = torchvision.models.resnet18(num_classes=9)
-    network = nn.Module()
-    network.base, network.classifier = nn.Sequential(*list(original.children())[:-2]), original.fc
-    names = set(network.state_dict())
-    assert {"base.0.weight", "base.1.running_var", "base.4.0.conv1.weight", "base.7.1.bn2.bias"} < names
-    path = saved(tmp_path, {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}})
-    loaded, info = models.load_checkpoint(path, arch="resnet18", last_stride=2, input_size=(64, 32))
-    assert info["skipped"] == [] and loaded.classifier.out_features == 9
-    x = images_for(loaded)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.classifier(loaded(x)), original.eval()(x))
-
-
-def test_a_layer_counted_beyond_the_last_is_skipped():
-    weights = {**light("resnet18").state_dict(), "base.8.weight": torch.zeros(3), "base.0": torch.zeros(3)}
-    skipped, missing = models.load_weights(light("resnet18"), weights)
-    assert (skipped, missing) == (["base.0", "base.8.weight"], [])
-
-
-@pytest.mark.parametrize("square", [224, 96, 64])
-def test_positions_of_another_grid_are_resampled(square):
-    """As timm resamples them when a network of its own is to take another size."""
-    source = timm.create_model("test_vit", num_classes=0, img_size=square)
-    nn.init.normal_(source.pos_embed)
-    weights = {name: value.clone() for name, value in source.state_dict().items()}
-    model = models.build_model("test_vit", 5, input_size=(128, 64))
-    assert models.load_weights(model, weights) == ([], ["classifier.bias", "classifier.weight"])
-    source.set_input_size(img_size=(128, 64))
-    assert source.pos_embed.shape == (1, 1 + 8 * 4, 64)
-    assert torch.equal(model.backbone.pos_embed, source.pos_embed)
-
-
-@pytest.mark.parametrize("shape", [(1, 1 + 8, 64), (1, 1, 64), (1, 1 + 16, 32), (65,)])
-def test_positions_that_do_not_tell_their_grid_are_skipped(shape):
-    weights = {**light("test_vit").state_dict(), "backbone.pos_embed": torch.ones(shape)}
-    model = models.build_model("test_vit", 5, input_size=(128, 64))
-    before = model.backbone.pos_embed.clone()
-    assert models.load_weights(model, weights) == (["backbone.pos_embed"], ["backbone.pos_embed"])
-    assert torch.equal(model.backbone.pos_embed, before)
-    swin = light("swin_tiny_patch4_window7_224")  # a grid, and no positions
-    more = {**swin.state_dict(), "backbone.pos_embed": torch.ones(shape)}
-    assert models.load_weights(swin, more) == (["backbone.pos_embed"], [])
-
-
-def test_our_checkpoint_of_a_library_s_network(tmp_path):
-    options = {"input_size": (64, 32), "pooling": "gem", "bnneck": True}
-    model = models.build_model("test_vit", 5, **options).eval()
-    content = {"arch": "test_vit", "num_ids": 5, "options": options, "model": model.state_dict()}
-    loaded, info = models.load_checkpoint(saved(tmp_path, content))
-    assert info["options"] == options
-    with torch.no_grad():
-        assert torch.equal(loaded(images_for(model)), model(images_for(model)))
-
-
-def test_weights_in_a_safetensors_file(tmp_path):
-    import safetensors.torch
-
-    source, model = light("test_vit"), light("test_vit")
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(source.backbone.state_dict(), path)
-    skipped, missing = models.load_weights(model, models.find_weights(models.read_checkpoint(path)))
-    assert (skipped, missing) == ([], ["classifier.bias", "classifier.weight"])
-    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, source.backbone.blocks[0].attn.qkv.weight)
-    path.write_bytes(b"hello")
-    with pytest.raises(ValueError, match="model.safetensors is not a checkpoint"):
-        models.read_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Tests of models.py: layers run as their libraries run them, the head's options, ImageNet weights, bad input.
+"""Networks of torchvision and timm: layers run as their libraries run them, the head, weights of other code, bad input.
 
-python -m pytest tests/test_backbones.py
+python -m pytest tests/test_models_backbones.py
 """
 
 import re
@@ -12,7 +12,8 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_models import images_for, light
+from test_models import assert_same_weights, images_for, light, saved
+from torch import nn
 
 import models
 
@@ -103,6 +104,10 @@ def test_statistics_follow_the_weights():
         assert (model.mean, model.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), arch
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
 @pytest.mark.parametrize(
     ("arch", "options", "fragments"),
     [
@@ -119,6 +124,11 @@ def test_statistics_follow_the_weights():
         ("osnet_x0_25", {"input_size": (8, 8)}, ["8 x 8", "multiples of 16"]),
         ("test_vit", {"input_size": (250, 120)}, ["250 x 120", "multiples of 16", "it takes: 256 x 128"]),
         ("squeezenet1_1", {"input_size": (8, 8)}, ["squeezenet1_1 cannot take images of 8 x 8", "it takes: 32 x 32"]),
+        ("hacnn", {"learn_regions": False}, ["no option learn_regions", "options: learn_region, align_corners"]),
+        ("hacn", {}, ["'hacn'", "did you mean 'hacnn'"]),
+        ("hac-nn", {}, ["'hac-nn'", "did you mean 'hacnn'"]),
+        ("HACNN", {}, ["'HACNN'", "did you mean 'hacnn'"]),
+        ("zzz", {}, ["'zzz'. Available: hacnn, mudeep"]),
         ("vit_tiny_patch14", {}, ["'vit_tiny_patch14'", "'vit_tiny_patch16_224'"]),
         ("resnet51", {}, ["'resnet51'", "did you mean", "'resnet50'"]),
         ("resnet50.nonsense", {}, ["'resnet50.nonsense'", "did you mean 'resnet50"]),
@@ -130,12 +140,6 @@ def test_bad_arch_option_or_size(arch, options, fragments):
     assert not [fragment for fragment in fragments if fragment not in str(error.value)], error.value
 
 
-@pytest.mark.parametrize("arch", ["osnet_x0_25", "mudeep", "resnet18", "test_vit"])
-def test_images_of_another_size_than_the_model_s(arch):
-    with pytest.raises(ValueError, match=r"takes images \(B, 3, 64, 32\), got \(2, 3, 96, 32\)"):
-        light(arch)(torch.zeros(2, 3, 96, 32))
-
-
 def test_without_timm_its_networks_say_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # import fails
     with pytest.raises(ValueError, match="seresnet50 comes from a package that is missing.*pip install timm"):
@@ -143,11 +147,6 @@ def test_without_timm_its_networks_say_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match="did you mean .* and, once timm is installed, of timm"):
         models.build_model("resnet51", 5)
     assert models.build_model("resnet18", 5).feature_dim == 512
-
-
-@pytest.mark.parametrize("arch", ["hacnn", "resnet18", "test_vit"])
-def test_a_new_model_is_in_training_mode(arch):
-    assert all(module.training for module in models.build_model(arch, 5).modules())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -188,10 +187,99 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    ("arch", "fragment"), [("mudeep", "mudeep has no ImageNet weights"), ("osnet_x1_0", "as a file.*--weights FILE")]
-)
+    ("arch", "fragment"),
+    [("hacnn", "hacnn has no ImageNet weights"), ("mudeep", "mudeep has no ImageNet weights"),
+     ("osnet_x1_0", "as a file.*--weights FILE")],
+)  # fmt: skip
 def test_own_networks_say_where_their_weights_are(arch, fragment):
     with pytest.raises(ValueError, match=fragment):
         models.build_model(arch, 5, pretrained=True)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Files of other code
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_backbone_weights_of_other_code(tmp_path, prefix):
+    """As files of torchvision or of the reference name them, with an embedding layer and a classifier for 9 ids."""
+    model = light("resnet18", 9, embedding=16, last_stride=2)
+    weights = {
+        name if prefix == "backbone." else "module." * (prefix == "module.") + name.removeprefix("backbone."): value
+        for name, value in model.state_dict().items()
+    }
+    path = saved(tmp_path, {"state_dict": weights})
+    options = {"embedding": 16, "last_stride": 2, "input_size": (64, 32)}
+    loaded, info = models.load_checkpoint(path, arch="resnet18", **options)
+    assert_same_weights(loaded, model)
+    assert info["skipped"] == [] and loaded.classifier.out_features == 9
+
+
+def test_a_resnet_whose_layers_are_counted(tmp_path):
+    """base.0 to base.7: what nn.Sequential makes of the children of torchvision's ResNet without its last two."""
+    original = torchvision.models.resnet18(num_classes=9)
+    network = nn.Module()
+    network.base, network.classifier = nn.Sequential(*list(original.children())[:-2]), original.fc
+    names = set(network.state_dict())
+    assert {"base.0.weight", "base.1.running_var", "base.4.0.conv1.weight", "base.7.1.bn2.bias"} < names
+    path = saved(tmp_path, {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}})
+    loaded, info = models.load_checkpoint(path, arch="resnet18", last_stride=2, input_size=(64, 32))
+    assert info["skipped"] == [] and loaded.classifier.out_features == 9
+    x = images_for(loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.classifier(loaded(x)), original.eval()(x))
+
+
+def test_a_layer_counted_beyond_the_last_is_skipped():
+    weights = {**light("resnet18").state_dict(), "base.8.weight": torch.zeros(3), "base.0": torch.zeros(3)}
+    skipped, missing = models.load_weights(light("resnet18"), weights)
+    assert (skipped, missing) == (["base.0", "base.8.weight"], [])
+
+
+@pytest.mark.parametrize("square", [224, 96, 64])
+def test_positions_of_another_grid_are_resampled(square):
+    """As timm resamples them when a network of its own is to take another size."""
+    source = timm.create_model("test_vit", num_classes=0, img_size=square)
+    nn.init.normal_(source.pos_embed)
+    weights = {name: value.clone() for name, value in source.state_dict().items()}
+    model = models.build_model("test_vit", 5, input_size=(128, 64))
+    assert models.load_weights(model, weights) == ([], ["classifier.bias", "classifier.weight"])
+    source.set_input_size(img_size=(128, 64))
+    assert source.pos_embed.shape == (1, 1 + 8 * 4, 64)
+    assert torch.equal(model.backbone.pos_embed, source.pos_embed)
+
+
+@pytest.mark.parametrize("shape", [(1, 1 + 8, 64), (1, 1, 64), (1, 1 + 16, 32), (65,)])
+def test_positions_that_do_not_tell_their_grid_are_skipped(shape):
+    weights = {**light("test_vit").state_dict(), "backbone.pos_embed": torch.ones(shape)}
+    model = models.build_model("test_vit", 5, input_size=(128, 64))
+    before = model.backbone.pos_embed.clone()
+    assert models.load_weights(model, weights) == (["backbone.pos_embed"], ["backbone.pos_embed"])
+    assert torch.equal(model.backbone.pos_embed, before)
+    swin = light("swin_tiny_patch4_window7_224")  # a grid, and no positions
+    more = {**swin.state_dict(), "backbone.pos_embed": torch.ones(shape)}
+    assert models.load_weights(swin, more) == (["backbone.pos_embed"], [])
+
+
+def test_our_checkpoint_of_a_library_s_network(tmp_path):
+    options = {"input_size": (64, 32), "pooling": "gem", "bnneck": True}
+    model = models.build_model("test_vit", 5, **options).eval()
+    content = {"arch": "test_vit", "num_ids": 5, "options": options, "model": model.state_dict()}
+    loaded, info = models.load_checkpoint(saved(tmp_path, content))
+    assert info["options"] == options
+    with torch.no_grad():
+        assert torch.equal(loaded(images_for(model)), model(images_for(model)))
+
+
+def test_weights_in_a_safetensors_file(tmp_path):
+    import safetensors.torch
+
+    source, model = light("test_vit"), light("test_vit")
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(source.backbone.state_dict(), path)
+    skipped, missing = models.load_weights(model, models.find_weights(models.read_checkpoint(path)))
+    assert (skipped, missing) == ([], ["classifier.bias", "classifier.weight"])
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, source.backbone.blocks[0].attn.qkv.weight)
+    path.write_bytes(b"hello")
+    with pytest.raises(ValueError, match="model.safetensors is not a checkpoint"):
+        models.read_checkpoint(path)

@@ -1,6 +1,6 @@
-"""Tests of video.py: the frames of a clip, and what pooling makes of their features, against loops over tracklets.
+"""Networks for tracklets: what pooling makes of the features of their frames, against loops over tracklets.
 
-python -m pytest tests/test_video.py
+python -m pytest tests/test_models_video.py
 """
 
 import copy
@@ -8,6 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from test_models import assert_same_weights
 from torch import nn
 
 import models
@@ -18,10 +19,6 @@ NETWORKS = {
     "resnet18": {"input_size": (64, 32), "bnneck": True},
 }
 PAIRS = [(arch, "attention") for arch in NETWORKS] + [("osnet_x0_25", "avg"), ("resnet18", "max")]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Pooling
 
 
 def stir(model):
@@ -61,10 +58,6 @@ def pool_by_hand(model, frames):
     if model.pooling == "avg":
         return frames.mean(axis=0)
     return (attention_by_hand(model, frames)[:, None] * frames).sum(axis=0)
-
-
-def same_bits(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def features_of_frames(model, frames):
@@ -110,6 +103,8 @@ def test_a_clip_of_which_no_frame_counts_gives_zeros(pooling):
                 found = model(torch.stack([content, clips[1]]), kind)
                 assert found[0].eq(0).all()
                 torch.testing.assert_close(found[1:], expected, rtol=1e-5, atol=1e-6)
+    _, (feature,) = model.train()(clips, mask)
+    assert feature.isfinite().all() and (pooling == "attention" or feature[0].eq(0).all())
 
 
 @pytest.mark.parametrize(("arch", "pooling"), PAIRS)
@@ -243,7 +238,8 @@ def test_weights_of_an_image_network_and_a_checkpoint_of_a_video_network(arch, p
         assert torch.equal(model(images[:, None]), image(images))
     back = models.build_model(arch, 3, **NETWORKS[arch])
     skipped, missing = models.load_weights(back, model.state_dict())
-    assert same_bits(back.state_dict(), image.state_dict()) and missing == []
+    assert_same_weights(back, image)
+    assert missing == []
     assert all(name.startswith("attention.") for name in skipped) and bool(skipped) == (pooling == "attention")
     content = {"arch": arch, "num_ids": 3, "options": {**NETWORKS[arch], "temporal": pooling}}
     torch.save({**content, "model": model.state_dict()}, tmp_path / "video.pth")
