@@ -38,7 +38,7 @@ longer tie (a collapsed model would score at random, or perfectly).
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -52,7 +52,6 @@ DISTANCES = ("cosine", "euclidean")
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")
 BLOCK = {"cpu": (1024, 4096), "cuda": (4096, 8192)}  # queries x gallery items whose distances are in memory at a time
 HELD = {"cpu": 2**24, "cuda": 2**28}  # so many distances of a block of queries to the gallery are computed only once
-BINS = 2**14  # of the histograms of distances that verification counts in
 
 
 # Checks of what comes in ---------------------------------------------------------------------------------------------
@@ -126,52 +125,33 @@ class Features(NamedTuple):
     squares: torch.Tensor
 
 
-def check_features(query_features, gallery_features):
-    """The Features of both sides, and the device to compare them on; ValueError where they cannot be compared."""
-    sides = []
-    for features, what in ((query_features, "query features"), (gallery_features, "gallery features")):
-        matrix = as_matrix(features, what)
-        sides.append(Features((matrix,), check_matrix(matrix, what)))
-        if not (4 * sides[-1].squares).isfinite().all():  # the largest number that distances are made of
-            raise ValueError(f"{what}: squared lengths overflow {sides[-1].squares.dtype}: scale the features down")
-    queries, gallery = (side.parts[0] for side in sides)
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"query features have {queries.shape[1]} columns, gallery features {gallery.shape[1]}")
-    return *sides, queries.device if queries.is_cuda else gallery.device
-
-
-def split_index(parts, index):
-    """For matrices that stand one below the other: (part, which of index (n,) are rows of it, which rows of it)."""
-    first = 0
-    for part in parts:
-        place = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
-        yield part, place, index[place] - first
-        first += len(part)
-
-
 def take(parts, index, device, dtype):
     """The rows `index` (n,), a tensor or a slice, of matrices that stand one below the other: (n, D) on `device`."""
-    if isinstance(index, slice):
-        pieces, first = [], 0
-        for part in parts:
-            pieces.append(part[max(0, index.start - first) : max(0, index.stop - first)].to(device, dtype))
-            first += len(part)
-        pieces = [piece for piece in pieces if len(piece)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    rows = torch.empty(len(index), parts[0].shape[1], dtype=dtype, device=device)
-    for part, place, inside in split_index(parts, index):
-        rows[place] = part[inside.to(part.device)].to(device, dtype)
-    return rows
+    pieces, places, first = [], [], 0
+    for part in parts:
+        if isinstance(index, slice):
+            inside = slice(max(0, index.start - first), max(0, index.stop - first))
+        else:
+            places.append(((index >= first) & (index < first + len(part))).nonzero()[:, 0])
+            inside = (index[places[-1]] - first).to(part.device)
+        pieces.append(part[inside].to(device, dtype))
+        first += len(part)
+    pieces = [piece for piece in pieces if len(piece)]  # a single one is not copied
+    rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return rows[torch.cat(places).argsort()] if len(places) > 1 else rows
 
 
-def check_ids(ids, length, what, device):
-    """`ids` as an int64 tensor (length,); raises ValueError where they are anything else."""
-    ids = as_tensor(ids, what)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"{what} must be integers, not {ids.dtype}")
-    if ids.shape != (length,):
-        raise ValueError(f"{what} must have the shape ({length},), one id per item, not {tuple(ids.shape)}")
-    return ids.to(device, torch.int64)
+def check_ids(ids, size, device, gallery="gallery_"):
+    """pids and camids of queries and gallery, in evaluate's order, as int64 tensors (Q,) or (G,); size is (Q, G)."""
+    names, checked = ("query_pids", f"{gallery}pids", "query_camids", f"{gallery}camids"), []
+    for values, length, what in zip(ids, 2 * size, names, strict=True):
+        values = as_tensor(values, what)
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise ValueError(f"{what} must be integers, not {values.dtype}")
+        if values.shape != (length,):
+            raise ValueError(f"{what} must have the shape ({length},), one id per item, not {tuple(values.shape)}")
+        checked.append(values.to(device, torch.int64))
+    return checked
 
 
 # Distances, block by block -------------------------------------------------------------------------------------------
@@ -192,17 +172,6 @@ def exact_products(device):
             backend.fp32_precision = precision
 
 
-class Comparison(NamedTuple):
-    """What is compared with what; keys are numbers that order the gallery as the distance does."""
-
-    keys: Callable  # rows (B,) of queries -> (a slice of the gallery's columns -> keys (B, n))
-    to_distance: Callable  # (keys (B,) or (B, n), rows (B,)) -> distances
-    bounds: tuple | None  # (low, high) outside which no distance lies; None where nobody needs it
-    size: tuple  # (Q, G)
-    shape: tuple  # (queries, gallery items) of a block
-    device: torch.device
-
-
 def block_shape(block, device, size):
     """The shape of a block of keys out of `size`: at most `block`, evenly cut."""
     block = BLOCK["cuda" if device.type == "cuda" else "cpu"] if block is None else block
@@ -211,59 +180,85 @@ def block_shape(block, device, size):
     return tuple(-(-n // -(-n // most)) for n, most in zip(size, block, strict=True))  # both divisions round up
 
 
-def compare_features(queries, gallery, device, distance, block=None):
-    """The Comparison of two Features.
+class Comparison:
+    """Features against features, a block of (queries, gallery items) at a time.
 
-    What depends on the query alone is left out of the keys (|q|^2 of the squared Euclidean distance, 1 / |q| of the
-    cosine): so integer-valued features have the same keys in blocks of any size.
+    Keys are numbers that order the gallery as the distance does. What depends on the query alone is left out of them
+    (|q|^2 of the squared Euclidean distance, 1 / |q| of the cosine): so integer-valued features have the same keys in
+    blocks of any size.
     """
-    dtype = torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
-    query_squares, offset = queries.squares.to(device, dtype), gallery.squares.to(device, dtype)  # (Q,), (G,)
-    lengths, scale = query_squares.sqrt().clamp_min(1e-12), -1 / offset.sqrt().clamp_min(1e-12)
-    size = len(lengths), len(offset)
-    shape = block_shape(block, device, size)
 
-    def load(features, index, most):
-        rows = take(features.parts, index, device, dtype)
-        missing = max(16, most) - len(rows)  # below 16 another routine multiplies, which rounds equal rows differently
-        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    def __init__(self, queries, gallery, device, distance, block=None):
+        self.queries, self.gallery, self.device, self.distance = queries, gallery, device, distance
+        self.dtype = torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
+        self.query_squares = queries.squares.to(device, self.dtype)  # (Q,)
+        self.gallery_squares = gallery.squares.to(device, self.dtype)  # (G,)
+        self.lengths = self.query_squares.sqrt().clamp_min(1e-12)
+        self.scale = -1 / self.gallery_squares.sqrt().clamp_min(1e-12)
+        self.size = len(self.lengths), len(self.scale)
+        self.shape = block_shape(block, device, self.size)
 
-    def keys(rows):
-        query_block = load(queries, rows, shape[0])  # (rows, D)
+    def load(self, features, index, least=0):
+        """Rows (n, D) of features, and rows of zeros behind them where there are less than `least`."""
+        rows = take(features.parts, index, self.device, self.dtype)
+        return F.pad(rows, (0, 0, 0, least - len(rows))) if len(rows) < least else rows
 
-        def of_columns(columns):
-            products = torch.mm(query_block, load(gallery, columns, shape[1]).T)
-            products = products[: len(rows), : len(offset[columns])]
-            if distance == "euclidean":
-                return torch.add(offset[columns], products, alpha=-2, out=products)
-            return products.mul_(scale[columns])
+    def keys(self, rows):
+        """For rows (B,) of queries a function: start -> keys (B, n) of the block of the gallery that begins there."""
+        # all products are of one shape; below 16 another routine multiplies, which rounds equal rows differently
+        height, width = (max(16, side) for side in self.shape)
+        query_block = self.load(self.queries, rows, height)
 
-        return of_columns
+        def of_block(start):
+            columns = slice(start, start + self.shape[1])
+            products = torch.mm(query_block, self.load(self.gallery, columns, width).T)
+            return self.to_keys(products[: len(rows), : len(self.scale[columns])], columns)
 
-    def to_distance(keys, rows):
+        return of_block
+
+    def to_keys(self, products, columns):
+        """Products (B, n) or (n,) with columns (n,) of the gallery -> keys, in their place."""
+        if self.distance == "euclidean":
+            return torch.add(self.gallery_squares[columns], products, alpha=-2, out=products)
+        return products.mul_(self.scale[columns])
+
+    def to_distance(self, keys, rows):
+        """Keys (B,) or (B, n) of rows (B,) -> distances."""
         rows = rows.view(-1, *[1] * (keys.ndim - 1))
-        if distance == "euclidean":
-            return (keys + query_squares[rows]).clamp_min(0)
-        return (1 + keys / lengths[rows]).clamp_min(0)
-
-    longest = query_squares.max().sqrt() + offset.max().sqrt()
-    bounds = (0.0, longest.square().item() or 1.0 if distance == "euclidean" else 2.0)  # 1: all features are 0
-    return Comparison(keys, to_distance, bounds, size, shape, device)
+        if self.distance == "euclidean":
+            return (keys + self.query_squares[rows]).clamp_min(0)
+        return (1 + keys / self.lengths[rows]).clamp_min(0)
 
 
-def compare_matrix(distmat, block=None):
-    """The same for a given matrix of distances (Q, G)."""
-    distmat = as_tensor(distmat, "distances")
-    check_matrix(distmat, "distances")
+class GivenDistances:
+    """The same for a matrix of distances (Q, G), which are their own keys."""
 
-    def keys(rows):
-        def of_columns(columns):
-            return distmat[rows, columns].to(compare_dtype(distmat))
+    def __init__(self, distmat, block=None):
+        self.distmat = as_tensor(distmat, "distances")
+        check_matrix(self.distmat, "distances")
+        self.size, self.device = tuple(self.distmat.shape), self.distmat.device
+        self.shape = block_shape(block, self.device, self.size)
 
-        return of_columns
+    def keys(self, rows):
+        return lambda start: self.distmat[rows, start : start + self.shape[1]].to(compare_dtype(self.distmat))
 
-    size, device = tuple(distmat.shape), distmat.device
-    return Comparison(keys, lambda keys, rows: keys, None, size, block_shape(block, device, size), device)
+    def to_distance(self, keys, rows):
+        return keys
+
+
+def compare(query_features, gallery_features, distance, block=None):
+    """The Comparison of two feature matrices, which are checked."""
+    check_choice(distance, DISTANCES, "distance")
+    sides = []
+    for features, what in ((query_features, "query features"), (gallery_features, "gallery features")):
+        matrix = as_matrix(features, what)
+        sides.append(Features((matrix,), check_matrix(matrix, what)))
+        if not (4 * sides[-1].squares).isfinite().all():  # the largest number that distances are made of
+            raise ValueError(f"{what}: squared lengths overflow {sides[-1].squares.dtype}: scale the features down")
+    queries, gallery = (side.parts[0] for side in sides)
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query features have {queries.shape[1]} columns, gallery features {gallery.shape[1]}")
+    return Comparison(*sides, queries.device if queries.is_cuda else gallery.device, distance, block)
 
 
 # Ranks ---------------------------------------------------------------------------------------------------------------
@@ -275,16 +270,17 @@ def count_per_row(row, num_rows):
     return count, torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
 
 
-def sort_rows(keys, pool):
+def sort_rows(keys):
     """A copy (B, n) with sorted rows. numpy sorts numbers alone, with vector instructions: 20 times faster on a CPU."""
     if keys.device.type != "cpu":
         return keys.sort(dim=1).values
     ordered = keys.clone(memory_format=torch.contiguous_format)
-    parts = np.array_split(ordered.numpy(), torch.get_num_threads() if ordered.numel() > 2**16 else 1)
-    if len(parts) == 1:  # a thread would take longer
-        parts[0].sort(axis=1)
-    else:
-        list(pool.map(lambda part: part.sort(axis=1), parts))
+    threads = min(torch.get_num_threads(), ordered.numel() // 2**18)  # starting one takes as long as sorting so many
+    if threads < 2:
+        ordered.numpy().sort(axis=1)
+        return ordered
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(ordered.numpy(), threads)))
     return ordered
 
 
@@ -299,14 +295,17 @@ def count_closer(keys, ordered, limits, place):
     return closer
 
 
-def count_closer_by_person(keys, limits, place, row, match, person, counts):
-    """Adds the same to counts (P, persons), for the P pairs (row, match), by the person (n,) of each column."""
-    columns = torch.arange(keys.shape[1], device=keys.device)
-    for part in torch.arange(len(row), device=keys.device).split(1024):
-        at = row[part], match[part]
-        key, limit = keys[at[0]], limits[at][:, None]  # (1024, n), (1024, 1)
-        ahead = (key < limit) | ((key == limit) & (columns < place[at][:, None]))
-        counts[part] = counts[part].index_add(1, person, ahead.to(counts.dtype))
+def count_closer_by_person(of_block, size, row, column, limits, person, images):
+    """Before each match (P,), as (row, column, key): how many items of each other person rank, (P, persons)."""
+    counts = torch.zeros(len(row), len(images), device=limits.device)
+    for start in range(0, len(person), size):
+        keys, own = of_block(start), person[start : start + size]
+        columns = torch.arange(start, start + len(own), device=keys.device)
+        for part in torch.arange(len(row), device=keys.device).split(1024):
+            key, limit = keys[row[part]], limits[part, None]  # (1024, n), (1024, 1)
+            ahead = (key < limit) | ((key == limit) & (columns < column[part, None]))
+            counts[part] = counts[part].index_add(1, own, ahead.to(counts.dtype))
+    return counts.scatter_(1, person[column, None], 0)
 
 
 def successes(probabilities, most):
@@ -321,22 +320,18 @@ def successes(probabilities, most):
     return result
 
 
+def entries(first, count):
+    """Of lists of count (B,) entries that stand from first (B,) on: whose and which each entry is, (P,), (P,)."""
+    row = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    return row, first[row] + count_per_row(row, len(count))[1]
+
+
 def same_person_pairs(rows, query_pids, gallery_pids, by_pid):
     """The (query, item) pairs of one person: position in rows (P,) and column (P,), both ascending. by_pid: argsort."""
     pids, ordered = query_pids[rows], gallery_pids[by_pid]
     first = torch.searchsorted(ordered, pids)
-    count = torch.searchsorted(ordered, pids, right=True) - first
-    row = torch.arange(len(rows), device=rows.device).repeat_interleave(count)  # (P,)
-    return row, by_pid[first[row] + count_per_row(row, len(rows))[1]]
-
-
-def blocks(of_columns, size, hold):
-    """start -> keys (B, n) of the `size` columns from there on; hold: each is multiplied once and kept."""
-
-    def of_block(start):
-        return of_columns(slice(start, start + size))
-
-    return cache(of_block) if hold else of_block
+    row, place = entries(first, torch.searchsorted(ordered, pids, right=True) - first)
+    return row, by_pid[place]
 
 
 def keys_of_pairs(of_block, row, column, size):
@@ -359,31 +354,26 @@ def closest_first(keys, column, row, nth, count):
     return limits, place.gather(1, order)
 
 
-def count_wrong(of_block, same, limits, place, hits, person, by_person, size, pool):
+def count_wrong(of_block, size, num_gallery, row, column, limits, place):
     """Wrong answers before each match (B, M), and key and column (B,) of the nearest one; gallery block by block.
 
-    same: the pairs (row, column) of one person, which are no wrong answers. hits: (row, nth) of the matches, whose
-    closer wrong answers are added up by person too where by_person (P, persons) is given.
+    The pairs (row, column) of one person are no wrong answers.
     """
-    row, column = same
-    wrong, nearest, nearest_key = torch.zeros_like(place), place.new_full(place.shape[:1], -1), None
-    for start in range(0, len(person), size):
+    wrong, nearest = torch.zeros_like(place), place.new_full(place.shape[:1], -1)
+    nearest_key = torch.full_like(limits[:, 0], torch.inf)
+    for start in range(0, num_gallery, size):
         block = of_block(start)  # (B, n)
         inside = (column >= start) & (column < start + size)
         block[row[inside], column[inside] - start] = torch.inf
-        ordered = sort_rows(block, pool)
+        ordered = sort_rows(block)
         wrong += count_closer(block, ordered, limits, place - start)
-        if by_person is not None:
-            count_closer_by_person(block, limits, place - start, *hits, person[start : start + size], by_person)
-        if nearest_key is None:
-            nearest_key = torch.full_like(ordered[:, 0], torch.inf)
         nearer = (ordered[:, 0] < nearest_key).nonzero()[:, 0]  # strictly: of equal ones the first is kept
         nearest_key[nearer] = ordered[nearer, 0]
         nearest[nearer] = start + block[nearer].argmin(1)  # the first of equal ones
     return wrong, nearest_key, nearest
 
 
-def rank_queries(comparison, ids, protocol, max_rank, pool):
+def rank_queries(comparison, ids, protocol, max_rank):
     """The dict `queries` of evaluate, and P(first hit at rank r) (Q, max_rank), which is 0 for queries without one."""
     device, size = comparison.device, comparison.shape[1]
     query_pids, gallery_pids, query_camids, gallery_camids = ids
@@ -397,15 +387,14 @@ def rank_queries(comparison, ids, protocol, max_rank, pool):
         is_match = gallery_camids[column] != query_camids[rows[row]]
         if protocol == "no_camera_rule":
             is_match = torch.ones_like(is_match)
-        of_block = blocks(comparison.keys(rows), size, hold=len(rows) * len(gallery_pids) <= HELD[device.type])
+        of_block = comparison.keys(rows)
+        if len(rows) * len(gallery_pids) <= HELD[device.type]:
+            of_block = cache(of_block)
         hit_row, hit_column = row[is_match], column[is_match]  # (P,)
         count, nth = count_per_row(hit_row, len(rows))  # (B,), (P,)
         hit_keys = keys_of_pairs(of_block, hit_row, hit_column, size)
         limits, place = closest_first(hit_keys, hit_column, hit_row, nth, count)  # (B, M)
-        by_person = torch.zeros(len(hit_row), len(images), device=device) if protocol == "cuhk03" else None
-        wrong, wrong_key, nearest_wrong = count_wrong(
-            of_block, (row, column), limits, place, (hit_row, nth), person, by_person, size, pool
-        )
+        wrong, wrong_key, nearest_wrong = count_wrong(of_block, size, len(person), row, column, limits, place)
         found, seen = count > 0, count.clamp_min(1)
         hits = torch.arange(1, wrong.shape[1] + 1, device=device)
         precision = hits / (hits + wrong).double()  # (B, M)
@@ -421,7 +410,8 @@ def rank_queries(comparison, ids, protocol, max_rank, pool):
             "wrong_distance": comparison.to_distance(wrong_key, rows),
         })
         if protocol == "cuhk03":  # any of the matches may be the image that is drawn of the person
-            chances = successes(by_person.double() / images, max_rank) / seen[hit_row, None]
+            ahead = count_closer_by_person(of_block, size, hit_row, hit_column, hit_keys, person, images)
+            chances = successes(ahead.double() / images, max_rank) / seen[hit_row, None]
             first_hit[rows] = torch.zeros_like(first_hit[rows]).index_add(0, hit_row, chances)
         else:
             shown = (wrong[:, 0] < max_rank) & found
@@ -432,8 +422,7 @@ def rank_queries(comparison, ids, protocol, max_rank, pool):
 
 def score(comparison, ids, distance, protocol, max_rank, gather=None):
     """The dict that evaluate and evaluate_distances give."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # for sort_rows; starting threads anew takes its time
-        queries, first_hit = rank_queries(comparison, ids, protocol, max_rank, pool)
+    queries, first_hit = rank_queries(comparison, ids, protocol, max_rank)
     if gather:
         queries, first_hit = {name: gather(values) for name, values in queries.items()}, gather(first_hit)
     number = int((queries["matches"] > 0).sum())
@@ -453,25 +442,6 @@ def score(comparison, ids, distance, protocol, max_rank, gather=None):
         "protocol": protocol,
         "queries": {name: values.cpu() for name, values in queries.items()},
     }
-
-
-def check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, size, device, gallery="gallery_"):
-    """The four id vectors as int64 tensors on the device; size is (Q, G)."""
-    return (
-        check_ids(query_pids, size[0], "query_pids", device),
-        check_ids(gallery_pids, size[1], f"{gallery}pids", device),
-        check_ids(query_camids, size[0], "query_camids", device),
-        check_ids(gallery_camids, size[1], f"{gallery}camids", device),
-    )
-
-
-def compare_with_ids(query_features, gallery_features, ids, distance, protocol, block):
-    """The Comparison of two feature matrices and their four id vectors, everything checked."""
-    check_choice(distance, DISTANCES, "distance")
-    check_choice(protocol, PROTOCOLS, "protocol")
-    queries, gallery, device = check_features(query_features, gallery_features)
-    comparison = compare_features(queries, gallery, device, distance, block)
-    return comparison, check_all_ids(*ids, comparison.size, device)
 
 
 def check_whole(value, low, what):
@@ -507,8 +477,9 @@ def evaluate(
     Raises ValueError for features that are not finite, ids of the wrong length or type, and no query with a match.
     """
     check_whole(max_rank, 1, "max_rank")
-    ids = query_pids, gallery_pids, query_camids, gallery_camids
-    comparison, ids = compare_with_ids(query_features, gallery_features, ids, distance, protocol, block)
+    check_choice(protocol, PROTOCOLS, "protocol")
+    comparison = compare(query_features, gallery_features, distance, block)
+    ids = check_ids((query_pids, gallery_pids, query_camids, gallery_camids), comparison.size, comparison.device)
     with exact_products(comparison.device):
         return score(comparison, ids, distance, protocol, max_rank, gather)
 
@@ -528,8 +499,8 @@ def evaluate_distances(
     """The same from a matrix of distances (Q, G), smaller is closer: tensor, numpy array or memory-mapped file."""
     check_choice(protocol, PROTOCOLS, "protocol")
     check_whole(max_rank, 1, "max_rank")
-    comparison = compare_matrix(distmat, block)
-    ids = check_all_ids(query_pids, gallery_pids, query_camids, gallery_camids, comparison.size, comparison.device)
+    comparison = GivenDistances(distmat, block)
+    ids = check_ids((query_pids, gallery_pids, query_camids, gallery_camids), comparison.size, comparison.device)
     return score(comparison, ids, "given", protocol, max_rank)
 
 
@@ -567,21 +538,20 @@ def open_set(queries, far=0.01):
 # Verification: the same person or not --------------------------------------------------------------------------------
 
 
-def count_distances(comparison, ids, protocol, query_group, gallery_group, groups, bins):
+def count_distances(comparison, ids, protocol, query_group, gallery_group, groups, bins, high):
     """Histograms: genuine pairs by person, impostor pairs by both of their persons (groups, bins), and all (bins,)."""
     query_pids, gallery_pids, query_camids, gallery_camids = ids
-    low, high = comparison.bounds
-    width = (high - low) / bins
+    width = high / bins
     # a row more for persons without a query, a column more for pairs that do not count
     genuine, impostor = torch.zeros(2, (groups + 1) * (bins + 1), dtype=torch.int64, device=comparison.device)
     every = torch.zeros(bins + 1, dtype=torch.int64, device=comparison.device)
     one = torch.ones((), dtype=torch.int64, device=comparison.device)
     for rows in torch.arange(len(query_pids), device=comparison.device).split(comparison.shape[0]):
-        of_columns, group = comparison.keys(rows), query_group[rows, None] * (bins + 1)
+        of_block, group = comparison.keys(rows), query_group[rows, None] * (bins + 1)
         for start in range(0, len(gallery_pids), comparison.shape[1]):
             columns = slice(start, start + comparison.shape[1])
-            distances = comparison.to_distance(of_columns(columns), rows)  # (B, n)
-            number = ((distances - low) / width).long().clamp_(0, bins - 1)
+            distances = comparison.to_distance(of_block(start), rows)  # (B, n)
+            number = (distances / width).long().clamp_(0, bins - 1)
             same = query_pids[rows, None] == gallery_pids[columns]
             same_camera = query_camids[rows, None] == gallery_camids[columns]
             right = same if protocol == "no_camera_rule" else same & ~same_camera
@@ -607,7 +577,7 @@ def verification(
     *,
     distance="cosine",
     protocol="market1501",
-    bins=BINS,
+    bins=2**14,
     block=None,
 ):
     """ROC over all pairs of a query and a gallery item, junk left out: a pair is accepted below a threshold.
@@ -620,26 +590,30 @@ def verification(
     2**24 / bins persons share rows.
     """
     check_whole(bins, 2, "bins")
-    ids = query_pids, gallery_pids, query_camids, gallery_camids
-    comparison, ids = compare_with_ids(query_features, gallery_features, ids, distance, protocol, block)
+    check_choice(protocol, PROTOCOLS, "protocol")
+    comparison = compare(query_features, gallery_features, distance, block)
+    ids = check_ids((query_pids, gallery_pids, query_camids, gallery_camids), comparison.size, comparison.device)
+    high = 2.0  # no distance lies above
+    if distance == "euclidean":
+        longest = comparison.query_squares.max().sqrt() + comparison.gallery_squares.max().sqrt()
+        high = longest.square().item() or 1.0  # 1: all features are 0
     persons, query_person = ids[0].unique(return_inverse=True)
     gallery_person = torch.searchsorted(persons, ids[1]).clamp_max(len(persons) - 1)
     groups = min(len(persons), max(1, 2**24 // bins))
     gallery_group = torch.where(persons[gallery_person] == ids[1], gallery_person % groups, groups)
     with exact_products(comparison.device):
         genuine, impostor, every = count_distances(
-            comparison, ids, protocol, query_person % groups, gallery_group, groups, bins
+            comparison, ids, protocol, query_person % groups, gallery_group, groups, bins, high
         )
     for number, what in ((genuine.sum(), "of one person"), (every.sum(), "of two persons")):
         if number == 0:
             raise ValueError(f"no pair {what} among queries and gallery: a ROC needs both kinds (protocol {protocol})")
-    low, high = comparison.bounds
     false, true = (F.pad(part.cumsum(0), (1, 0)) for part in (every, genuine.sum(0)))  # pairs accepted
     fmr, tpr, fnmr = false / false[-1].double(), true / true[-1].double(), (true[-1] - true) / true[-1].double()
     return {
-        "threshold": torch.linspace(low, high, bins + 1, dtype=torch.float64), "fmr": fmr, "fnmr": fnmr, "tpr": tpr,
+        "threshold": torch.linspace(0, high, bins + 1, dtype=torch.float64), "fmr": fmr, "fnmr": fnmr, "tpr": tpr,
         "eer": ((fmr + fnmr) / 2)[(fmr - fnmr).abs().argmin()].item(),
-        "num_genuine": int(genuine.sum()), "num_impostor": int(every.sum()), "resolution": (high - low) / bins,
+        "num_genuine": int(genuine.sum()), "num_impostor": int(every.sum()), "resolution": high / bins,
         "distance": distance, "protocol": protocol,
         "genuine_by_person": genuine, "impostor_by_person": impostor, "impostor": every,
     }
@@ -708,7 +682,7 @@ def multi_query(features, pids, camids, query_pids, query_camids, *, pool="avera
     size = as_tensor(query_pids, "query_pids").numel(), len(features)
     if size[0] == 0:
         raise ValueError("query_pids are empty: there is no query to pool images for")
-    ids = check_all_ids(query_pids, pids, query_camids, camids, size, features.device, gallery="")
+    ids = check_ids((query_pids, pids, query_camids, camids), size, features.device, gallery="")
     features = scaled_rows(features.to(compare_dtype(features)), distance)
     seen = torch.cat([torch.stack(ids[::2], dim=1), torch.stack(ids[1::2], dim=1)])  # (Q + N, 2): pid, camid
     places, place = seen.unique(dim=0, return_inverse=True)
@@ -723,47 +697,34 @@ def multi_query(features, pids, camids, query_pids, query_camids, *, pool="avera
     return pooled[query_place]
 
 
-def smallest(keys, k):
-    """The k smallest keys of each row, ascending, equal ones by column: keys (B, k), columns (B, k)."""
-    k = min(k, keys.shape[1])
-    values, columns = keys.topk(k, dim=1, largest=False)  # which of equal keys it takes is left open
-    columns = columns.sort(dim=1).values
-    values, order = keys.gather(1, columns).sort(dim=1, stable=True)
-    columns = columns.gather(1, order)
-    crowded = ((keys <= values[:, -1:]).sum(1) > k).nonzero()[:, 0]
-    if len(crowded):
-        ordered = keys[crowded].sort(dim=1, stable=True)
-        values[crowded], columns[crowded] = ordered.values[:, :k], ordered.indices[:, :k]
-    return values, columns
-
-
 def neighbours(comparison, k, kept=None):
     """The k nearest gallery items of each query, (Q, k) ascending, and the distance to the farthest of all, (Q,).
 
     kept (q, g): a matrix that takes the keys of the first q queries with the last g items.
     """
-    nearest, farthest = [], []
+    nearest, farthest, k = [], [], min(k, comparison.size[1])
     for rows in torch.arange(comparison.size[0], device=comparison.device).split(comparison.shape[0]):
-        of_columns, best = comparison.keys(rows), None
+        of_block = comparison.keys(rows)
+        best = torch.full((len(rows), k), torch.inf, dtype=comparison.dtype, device=comparison.device)
+        columns, last = torch.zeros_like(best, dtype=torch.int64), torch.full_like(best[:, 0], -torch.inf)
         for start in range(0, comparison.size[1], comparison.shape[1]):
-            keys = of_columns(slice(start, start + comparison.shape[1]))
+            keys = of_block(start)
+            last = torch.maximum(last, keys.amax(1))
             if kept is not None and rows[0] < len(kept):
                 skipped = comparison.size[1] - kept.shape[1] - start  # columns in front of the kept ones
                 part = keys[: len(kept) - int(rows[0]), max(0, skipped) :]
                 kept[rows[: len(part)], max(0, -skipped) : max(0, -skipped) + part.shape[1]] = part
-            if best is None:
-                best, last = smallest(keys, k), keys.amax(1)
-                continue
-            limit = best[0][:, -1:] if best[0].shape[1] == k else torch.inf
-            row, column = (keys < limit).nonzero().T  # few; what ties with the last of the list comes after it
+            # few may enter the list: of the first block those up to its k-th, later what is closer than the last of the
+            # list, as what ties with that comes after it
+            first = keys.topk(min(k, keys.shape[1]), dim=1, largest=False).values[:, -1:] if start == 0 else None
+            row, column = (keys < best[:, -1:] if first is None else keys <= first).nonzero().T
             count, nth = count_per_row(row, len(rows))
-            values = keys.new_full((len(rows), int(count.max())), torch.inf)
-            columns = torch.zeros_like(values, dtype=torch.int64)
-            values[row, nth], columns[row, nth] = keys[row, column], column + start
-            values, order = torch.cat([best[0], values], dim=1).sort(dim=1, stable=True)
-            columns = torch.cat([best[1], columns], dim=1).gather(1, order)
-            best, last = (values[:, :k], columns[:, :k]), torch.maximum(last, keys.amax(1))
-        nearest.append(best[1])
+            more = keys.new_full((len(rows), int(count.max())), torch.inf)
+            more_columns = torch.zeros_like(more, dtype=torch.int64)
+            more[row, nth], more_columns[row, nth] = keys[row, column], column + start
+            best, order = torch.cat([best, more], dim=1).sort(dim=1, stable=True)
+            best, columns = best[:, :k], torch.cat([columns, more_columns], dim=1).gather(1, order[:, :k])
+        nearest.append(columns)
         farthest.append(comparison.to_distance(last, rows))
     return torch.cat(nearest), torch.cat(farthest)
 
@@ -774,41 +735,20 @@ def expand_queries(query_features, gallery_features, *, k=5, distance="cosine", 
 
     For the cosine distance all of them count with length 1.
     """
-    check_choice(distance, DISTANCES, "distance")
     check_whole(k, 1, "k")
-    queries, gallery, device = check_features(query_features, gallery_features)
-    comparison = compare_features(queries, gallery, device, distance, block)
-    with exact_products(device):
+    comparison = compare(query_features, gallery_features, distance, block)
+    with exact_products(comparison.device):
         nearest, _ = neighbours(comparison, k)
-    expanded, dtype = [], torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
-    for rows in torch.arange(len(nearest), device=device).split(256):
-        total = scaled_rows(take(queries.parts, rows, device, dtype), distance)  # (B, D)
+    expanded = []
+    for rows in torch.arange(len(nearest), device=comparison.device).split(256):
+        total = scaled_rows(comparison.load(comparison.queries, rows), distance)  # (B, D)
         for column in nearest[rows].T:
-            total = total + scaled_rows(take(gallery.parts, column, device, dtype), distance)
+            total = total + scaled_rows(comparison.load(comparison.gallery, column), distance)
         expanded.append(total / (1 + nearest.shape[1]))
     return torch.cat(expanded)
 
 
 # Re-ranking ----------------------------------------------------------------------------------------------------------
-
-
-class Sparse(NamedTuple):
-    """Rows with few entries: those of row i are column[start[i] : start[i + 1]] and value[...]."""
-
-    start: torch.Tensor  # (N + 1,)
-    column: torch.Tensor  # (P,)
-    value: torch.Tensor  # (P,)
-
-    def entries(self, rows):
-        """For some rows (B,): which of them (P',) has which entry (P',), an index into column and value."""
-        count = self.start[rows + 1] - self.start[rows]
-        which = torch.arange(len(rows), device=rows.device).repeat_interleave(count)
-        return which, self.start[rows][which] + count_per_row(which, len(rows))[1]
-
-
-def sparse(row, column, value, num_rows):
-    """Sparse from entries (P,) whose rows ascend."""
-    return Sparse(F.pad(torch.bincount(row, minlength=num_rows).cumsum(0), (1, 0)), column, value)
 
 
 def reciprocal(nearest):
@@ -840,39 +780,47 @@ def expanded_sets(nearest, half):
     return [torch.cat(part) for part in zip(*pairs, strict=True)]
 
 
-def pair_distances(features, first, second, distance, device, dtype):
-    """Distances (P,) of given pairs of rows."""
-    dots = torch.empty(len(first), dtype=dtype, device=device)
-    size = max(1, 2**18 // features.parts[0].shape[1])  # rows of both that stay in a CPU's cache
-    for left, of_left, left_rows in split_index(features.parts, first):
-        for right, of_right, right_rows in split_index(features.parts, second[of_left]):
-            pairs = of_left[of_right], left_rows[of_right], right_rows
-            for place, i, j in zip(*(index.split(size) for index in pairs), strict=True):
-                a, b = left[i.to(left.device)].to(device, dtype), right[j.to(right.device)].to(device, dtype)
-                dots[place] = (a * b).sum(1)
-    own, other = (features.squares.to(device, dtype)[side] for side in (first, second))
-    if distance == "euclidean":
-        return (own + other - 2 * dots).clamp_min(0)
-    return (1 - dots / (own.sqrt().clamp_min(1e-12) * other.sqrt().clamp_min(1e-12))).clamp_min(0)
+def pair_distances(comparison, first, second):
+    """Distances (P,) of given pairs of rows, of what is compared with itself."""
+    size = max(1, 2**18 // comparison.queries.parts[0].shape[1])  # rows of both that stay in a CPU's cache
+    dots = []
+    for sides in zip(first.split(size), second.split(size), strict=True):
+        one, other = (comparison.load(comparison.queries, side) for side in sides)
+        dots.append((one * other).sum(1))
+    return comparison.to_distance(comparison.to_keys(torch.cat(dots), second), first)
 
 
-def mean_of_rows(weights, lists):
-    """Sparse rows, each the mean of the rows in its list: lists (N, k)."""
-    parts, number = [], len(lists)
-    for rows in torch.arange(number, device=lists.device).split(4096):
-        which, entry = weights.entries(lists[rows].flatten())
-        key, inverse = (which // lists.shape[1] * number + weights.column[entry]).unique(return_inverse=True)
-        value = weights.value.new_zeros(len(key)).index_add_(0, inverse, weights.value[entry]) / lists.shape[1]
-        parts.append((rows[0] + key // number, key % number, value))
-    return sparse(*(torch.cat(part) for part in zip(*parts, strict=True)), number)
+def mean_of_rows(row, column, value, lists):
+    """A sparse matrix (N, N), row by row in entries (P,) -> one whose rows are means of its rows: lists (N, k)."""
+    number, k = lists.shape
+    count = torch.bincount(row, minlength=number)
+    first, parts = count.cumsum(0) - count, []
+    for rows in torch.arange(number, device=row.device).split(4096):
+        chosen = lists[rows].flatten()
+        which, entry = entries(first[chosen], count[chosen])
+        key, inverse = (which // k * number + column[entry]).unique(return_inverse=True)
+        sums = value.new_zeros(len(key)).index_add_(0, inverse, value[entry])
+        parts.append((rows[0] + key // number, key % number, sums / k))
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
-def transposed(weights, first_row):
-    """Sparse by column of the rows from first_row on, which are numbered from 0."""
-    begin, number = weights.start[first_row], len(weights.start) - 1
-    column, order = weights.column[begin:].sort(stable=True)
-    row = torch.arange(number, device=column.device).repeat_interleave(weights.start.diff())[begin:][order] - first_row
-    return sparse(column, row, weights.value[begin:][order], number)
+def overlaps(row, column, value, num_queries, num_gallery):
+    """Of such a matrix, Q + G a side: the sums over all columns of the smaller of a query's and an item's weights.
+
+    Yields the numbers of some queries (B,) with their sums (B, G).
+    """
+    begin = torch.searchsorted(row, num_queries)
+    by_column, order = column[begin:].sort(stable=True)  # the gallery's part, column by column
+    item, weight = row[begin:][order] - num_queries, value[begin:][order]
+    count = torch.bincount(by_column, minlength=num_queries + num_gallery)
+    first = count.cumsum(0) - count
+    for rows in torch.arange(num_queries, device=row.device).split(64):
+        own = slice(*torch.searchsorted(row, torch.stack([rows[0], rows[-1] + 1])).tolist())
+        which, entry = entries(first[column[own]], count[column[own]])
+        place = (row[own] - rows[0])[which] * num_gallery + item[entry]
+        sums = value.new_zeros(len(rows) * num_gallery)
+        sums.index_add_(0, place, torch.minimum(value[own][which], weight[entry]))
+        yield rows, sums.view(len(rows), num_gallery)
 
 
 @torch.no_grad()
@@ -884,35 +832,27 @@ def rerank(query_features, gallery_features, *, k1=20, k2=6, lambda_value=0.3, d
     divided by the largest of the query. As the authors' code has it, the item itself is the first of its k1 + 1
     neighbours, and the weights (Eq. 7) take the divided distances.
     """
-    check_choice(distance, DISTANCES, "distance")
     check_whole(k1, 1, "k1")
     check_whole(k2, 1, "k2")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value must lie in 0..1, not {lambda_value}")
-    queries, gallery, device = check_features(query_features, gallery_features)
-    dtype = torch.promote_types(queries.squares.dtype, gallery.squares.dtype)
-    num_queries, num_gallery = len(queries.squares), len(gallery.squares)
-    squares = torch.cat([queries.squares.to(device, dtype), gallery.squares.to(device, dtype)])
-    both = Features(queries.parts + gallery.parts, squares)
-    comparison = compare_features(both, both, device, distance, block)
-    with exact_products(device):
-        result = torch.empty(num_queries, num_gallery, dtype=dtype, device=device)
+    sides = compare(query_features, gallery_features, distance, block)
+    squares = torch.cat([sides.query_squares, sides.gallery_squares])
+    both = Features(sides.queries.parts + sides.gallery.parts, squares)
+    comparison = Comparison(both, both, sides.device, distance, block)
+    with exact_products(sides.device):
+        result = torch.empty(sides.size, dtype=sides.dtype, device=sides.device)
         nearest, farthest = neighbours(comparison, max(k1 + 1, k2), kept=result)  # (N, k), (N,)
         farthest = farthest.clamp_min(1e-12)
         item, member = expanded_sets(nearest[:, : k1 + 1], round(k1 / 2) + 1)
-        closeness = (-pair_distances(both, item, member, distance, device, dtype) / farthest[item]).exp()
+        # at most 1, but for rounding where all items are alike
+        divided = (pair_distances(comparison, item, member) / farthest[item]).clamp_max(1)
+        closeness = (-divided).exp()
         total = closeness.new_zeros(len(nearest)).index_add_(0, item, closeness)
-        weights = sparse(item, member, closeness / total[item], len(nearest))  # V (Eq. 7), rows that sum to 1
+        weights = item, member, closeness / total[item]  # V (Eq. 7), rows that sum to 1
         if k2 > 1:
-            weights = mean_of_rows(weights, nearest[:, :k2])  # local query expansion (Sec. 3.4)
-        in_gallery = transposed(weights, num_queries)
-        for rows in torch.arange(num_queries, device=device).split(128):
-            overlap = result.new_zeros(len(rows) * num_gallery)  # sum over members of the smaller weight
-            for which, entry in zip(*(part.split(4096) for part in weights.entries(rows)), strict=True):
-                shared, other = in_gallery.entries(weights.column[entry])
-                smaller = torch.minimum(weights.value[entry][shared], in_gallery.value[other])
-                overlap.index_add_(0, which[shared] * num_gallery + in_gallery.column[other], smaller)
-            overlap = overlap.view(len(rows), num_gallery)
+            weights = mean_of_rows(*weights, nearest[:, :k2])  # local query expansion (Sec. 3.4)
+        for rows, overlap in overlaps(*weights, *result.shape):
             jaccard = 2 - 2 / (2 - overlap)  # Eq. 10, 1 - s / (2 - s)
             part = result[rows[0] : rows[0] + len(rows)]
             original = comparison.to_distance(part, rows).div_(farthest[rows, None])

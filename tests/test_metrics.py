@@ -1198,8 +1198,9 @@ def test_rerank_of_many_items_equals_the_dense_reference_of_the_few_that_matter(
 
 
 def test_rerank_of_a_collapsed_model_is_finite():
-    for distance, k2 in itertools.product(metrics.DISTANCES, (1, 3)):
-        found = metrics.rerank(np.ones((3, 4)), np.ones((30, 4)), k1=5, k2=k2, distance=distance)
+    drawn = np.random.default_rng(4).standard_normal((1, 33)).astype(np.float32)  # distances are 0 but for rounding
+    for feature, distance, k2 in itertools.product((np.ones((1, 4)), drawn), metrics.DISTANCES, (1, 3)):
+        found = metrics.rerank(feature.repeat(3, axis=0), feature.repeat(30, axis=0), k1=5, k2=k2, distance=distance)
         assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
 
 
