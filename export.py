@@ -34,18 +34,17 @@ the file.
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import hashlib
 import io
 import json
 import logging
-import os
 import sys
 import tempfile
 import types
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,9 +58,9 @@ from torch import nn
 import models
 from exporting import fuse, gate
 from exporting.resize import Resize
+from images import replacing
 
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
-BATCHES = (1, 2, 7, 32)
 CALIBRATION = 128  # images
 FEWEST = 32  # images to calibrate on
 
@@ -136,23 +135,21 @@ class Traced(NamedTuple):
     names: list[str]  # of the inputs
 
 
+FREE = {"images": ["batch"], "clips": ["batch", "frames"], "bytes": ["batch", "height", "width"]}  # the first axes
+
+
 def trace(model, variant=FLOAT):
     """The fused graph of a network, for all formats of a variant."""
-    kind, batch, (height, width) = kind_of(model, variant), torch.export.Dim("batch"), model.input_size
-    module, names = (BytesExtractor if kind == "bytes" else Extractor)(model).eval(), [kind]
-    images = gate.normalised(gate.draw_patches(6, model.input_size, seed=0), model)
-    if kind == "images":
-        examples, axes = (images[:2],), ({0: batch},)
-    elif kind == "clips":
-        examples = (images.unflatten(0, (2, 3)), torch.ones(2, 3))
-        axes = ({0: batch, 1: torch.export.Dim("frames")},) * 2
-        names.append("mask")
-    else:
-        examples = (torch.from_numpy(gate.draw_patches(2, (height + 7, width + 5), seed=0)),)
-        axes = ({0: batch, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")},)
+    kind, (height, width) = kind_of(model, variant), model.input_size
+    size = (height + 7, width + 5) if kind == "bytes" else (height, width)
+    pictures = gate.draw_patches(6 if kind == "clips" else 2, size, seed=0)
+    (arrays,) = gate.inputs_of(pictures, kind, model, [3, 3])
+    examples = tuple(map(torch.from_numpy, arrays))
+    axes = ({number: torch.export.Dim(name) for number, name in enumerate(FREE[kind])},) * len(examples)
+    module = (BytesExtractor if kind == "bytes" else Extractor)(model).eval()
     begin = functools.partial(fuse.trace, examples=examples, dynamic_shapes=axes)
     graph = fuse.halve(module, begin) if variant.precision == "fp16" else fuse.fuse(begin(module))
-    return Traced(graph, examples, axes, names)
+    return Traced(graph, examples, axes, [kind, "mask"][: len(examples)])
 
 
 def hash_model(model, info, program=None):
@@ -168,14 +165,14 @@ def hash_model(model, info, program=None):
     return digest.hexdigest()
 
 
-def describe(model, info, variant=FLOAT):
-    """What a user of the exported file must know, as plain values."""
+def describe(model, info, kind, precision, program=None):
+    """What a user of the exported file must know, as plain values; program: as hash_model has it."""
     return {
         "schema": 2,
         "arch": info["arch"],
         "options": info["options"],
-        "input": kind_of(model, variant),
-        "precision": variant.precision,
+        "input": kind,
+        "precision": precision,
         "input_size": list(model.input_size),
         "mean": list(model.mean),
         "std": list(model.std),
@@ -188,7 +185,7 @@ def describe(model, info, variant=FLOAT):
         "dataset": info.get("dataset"),
         "epoch": info.get("epoch"),
         "scores": info.get("scores"),
-        "weights_sha256": hash_model(model, info),
+        "weights_sha256": hash_model(model, info, program),
         "torch": torch.__version__,
         "gate": None,
     }
@@ -198,20 +195,16 @@ def describe(model, info, variant=FLOAT):
 # Formats: how a graph becomes a program, how that becomes a file, and how features come out of the file again
 
 
-def quietly(function):
-    """The function without the warnings of libraries about their own insides."""
-
-    @functools.wraps(function)
-    def quiet(*arguments):
-        logging.getLogger("onnxscript").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return function(*arguments)
-
-    return quiet
+@contextlib.contextmanager
+def quiet():
+    """Without the warnings of libraries about their own insides."""
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
-@quietly
+@quiet()
 def build_torchscript(traced):
     """Scripted: a trace would fix sizes. Frozen. (optimize_for_inference belongs after loading: its files break.)"""
     graph = copy.deepcopy(traced.graph)
@@ -232,26 +225,21 @@ def build_torchscript(traced):
     return torch.jit.freeze(torch.jit.script(graph).eval())
 
 
-@quietly
+@quiet()
 def pack_torchscript(program, metadata):
     buffer = io.BytesIO()  # torch ends the process where it cannot write to a disk that is full
     torch.jit.save(program, buffer, _extra_files={"reid.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
-def read_archive(path):
-    with zipfile.ZipFile(path) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("/reid.json"))
-        return json.loads(archive.read(name))
+@quiet()
+def load_torchscript(content):
+    files = {"reid.json": ""}
+    module = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=files)
+    return json.loads(files["reid.json"]), gate.on_arrays(module)
 
 
-@quietly
-def run_torchscript(path):
-    module = torch.jit.load(str(path), map_location="cpu")
-    return lambda *inputs: module(*map(torch.from_numpy, inputs)).numpy()
-
-
-@quietly
+@quiet()
 def build_pt2(traced):
     program = torch.export.export(traced.graph, traced.examples, dynamic_shapes=traced.axes)
     for node in program.graph.nodes:
@@ -260,20 +248,21 @@ def build_pt2(traced):
     return program
 
 
-@quietly
+@quiet()
 def pack_pt2(program, metadata):
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"reid.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
-@quietly
-def run_pt2(path):
-    module = torch.export.load(str(path)).module()
-    return lambda *inputs: module(*map(torch.from_numpy, inputs)).numpy()
+@quiet()
+def load_pt2(content):
+    files = {"reid.json": ""}
+    program = torch.export.load(io.BytesIO(content), extra_files=files)
+    return json.loads(files["reid.json"]), gate.on_arrays(program.module())
 
 
-@quietly
+@quiet()
 def build_onnx(traced):
     import onnx  # here, so that TorchScript can be written where onnx is not installed
 
@@ -281,11 +270,10 @@ def build_onnx(traced):
         traced.graph, traced.examples, dynamic_shapes=traced.axes, input_names=traced.names, output_names=["features"],
         opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
     ).model_proto  # fmt: skip
-    for node in model.graph.node:
-        node.ClearField("metadata_props")  # stack traces with the paths of the machine that exported
-        node.ClearField("doc_string")
-    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, model.graph]:
-        value.ClearField("metadata_props")
+    graph = model.graph
+    for part in [graph, *graph.node, *graph.value_info, *graph.input, *graph.output]:
+        part.ClearField("metadata_props")  # stack traces with the paths of the machine that exported
+        part.ClearField("doc_string")
     onnx.checker.check_model(model, full_check=True)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("") != OPSET:  # the exporter goes on with another opset where it cannot convert
@@ -300,34 +288,26 @@ def pack_onnx(model, metadata):
     return model.SerializeToString()
 
 
-def read_onnx(path):
-    import onnx
-
-    return json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["reid"])
-
-
-def run_onnx(path):
-    """path: a file, or the bytes of one."""
+def load_onnx(content):
     import onnxruntime
 
-    source = path if isinstance(path, bytes) else str(path)
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    return lambda *inputs: session.run(["features"], dict(zip(names, inputs, strict=True)))[0]
+    run = lambda *inputs: session.run(["features"], dict(zip(names, inputs, strict=True)))[0]  # noqa: E731
+    return json.loads(session.get_modelmeta().custom_metadata_map.get("reid", "null")), run
 
 
 class Format(NamedTuple):
     suffix: str
     build: Callable  # Traced -> program in float
     pack: Callable  # (program, metadata) -> bytes of the file
-    read: Callable  # path -> metadata
-    run: Callable  # path -> function from inputs to features (B, D), numpy
+    load: Callable  # bytes -> metadata, function from inputs to features (B, D), numpy
 
 
 FORMATS = {
-    "onnx": Format(".onnx", build_onnx, pack_onnx, read_onnx, run_onnx),
-    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, read_archive, run_torchscript),
-    "pt2": Format(".pt2", build_pt2, pack_pt2, read_archive, run_pt2),
+    "onnx": Format(".onnx", build_onnx, pack_onnx, load_onnx),
+    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, load_torchscript),
+    "pt2": Format(".pt2", build_pt2, pack_pt2, load_pt2),
 }
 DEFAULT = ("onnx", "torchscript")
 
@@ -341,20 +321,12 @@ class Evidence(NamedTuple):
 
     pictures: Sequence[np.ndarray] = ()
     source: str = "drawn patches"
-    ranking: gate.Ranking | gate.Neighbours | None = None
+    ranking: gate.Ranking | None = None
     calibration: Sequence[np.ndarray] = ()
     budget: float = gate.LIMITS["int8"].mAP  # points of mAP that int8 may lose
 
 
 PATCHES = Evidence()
-
-
-def make_trials(model, kind, evidence, told=None):
-    """Trials of the gate: patches where there are not enough pictures. told: the metadata to prepare inputs by."""
-    needed = sum(BATCHES) * (max(gate.LENGTHS) if kind == "clips" else 1)
-    pictures = [*evidence.pictures, *gate.draw_patches(max(needed - len(evidence.pictures), 0), model.input_size)]
-    inputs = types.SimpleNamespace(**told) if told else model
-    return gate.make_trials(Extractor(model).eval(), kind, pictures, BATCHES, inputs)
 
 
 def check_nodes(program, model):
@@ -367,40 +339,39 @@ def check_nodes(program, model):
 
 
 def to_int8(program, feed, look):
-    """(ONNX program in 8 bits, what is to be told about it); look: the `judge` of quantize.py."""
-    import quantize  # here: it needs onnx
+    """(ONNX program in 8 bits, what its report says, what is to be said); look: the `judge` of quantize.py."""
+    from exporting import quantize  # here: it needs onnx
 
-    count = len(quantize.layers_of(program))
-    program, kept = quantize.quantize(program, feed, lambda p: run_onnx(p.SerializeToString()), look)
-    return program, {"calibration": sum(len(batch[next(iter(batch))]) for batch in feed), "layers": count,
-                     "in_float": kept}  # fmt: skip
+    layers = quantize.layers_of(program)
+    program, kept = quantize.quantize(program, feed, lambda p: load_onnx(p.SerializeToString())[1], look)
+    said = f"; {len(kept)} of {len(layers)} layers in float"
+    if 2 * len(kept) > len(layers):
+        said += ", MORE THAN HALF: little is gained; calibrate on more images, or raise --budget"
+    count = sum(len(batch[next(iter(batch))]) for batch in feed)
+    return program, {"calibration": count, "layers": len(layers), "in_float": kept}, said
 
 
-def check_metadata(told, path, model, info, kind, traced):
-    """Findings about what a written file says of itself, against the network and the file's own graph."""
+def check_metadata(told, content, name, model, info, traced):
+    """Findings about what the content of a file says of itself, against the network and the file's own graph."""
     precision, program = "fp32", None
     if any(value.dtype == torch.float16 for value in traced.graph.state_dict().values()):
         precision = "fp16"
-    if path.suffix == ".onnx":
+    if name == "onnx":
         import onnx
 
-        written = onnx.load(path)
+        written = onnx.load_from_string(content)
         if any(node.op_type == "QuantizeLinear" for node in written.graph.node):
             precision, program = "int8", written
-    size, mean, std = (list(value) for value in (model.input_size, model.mean, model.std))
-    right = {
-        "schema": 2, "input": kind, "precision": precision, "input_size": size, "mean": mean, "std": std,
-        "colour_order": "RGB", "resize": "Pillow BILINEAR", "feature_dim": model.feature_dim, "l2_normalised": True,
-        "distance": "cosine", "weights_sha256": hash_model(model, info, program),
-    }  # fmt: skip
-    return [f"the file says {key} {told.get(key)!r}, it is {value!r}" for key, value in right.items()
-            if told.get(key) != value]  # fmt: skip
+    right = describe(model, info, traced.names[0], precision, program)
+    wrong = [key for key, value in right.items() if json.dumps(told.get(key)) != json.dumps(value)]
+    return [f"the file says {key} {told.get(key)!r}, it is {right[key]!r}" for key in wrong
+            if key not in ("threshold", "gate")]  # fmt: skip
 
 
 def keep_threshold(form, path, metadata):
     """Puts the threshold of the file that is to be replaced into the metadata where it holds on; what is to be told."""
     try:
-        earlier = form.read(path)
+        earlier, _ = form.load(path.read_bytes())
         threshold, same = earlier["threshold"], earlier["weights_sha256"] == metadata["weights_sha256"]
     except Exception:  # there is none, or it is not ours: whatever its reader says of it
         return ""
@@ -412,71 +383,56 @@ def keep_threshold(form, path, metadata):
     return "; the earlier file's threshold was of another network and is gone: calibrate again"
 
 
-def write(path, content):
-    """OSError with the way out where the disk is full."""
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror}; make room there, or give "
-                      "another folder with --out") from error  # fmt: skip
-
-
 def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None):
-    """Writes and checks one file; returns a line about it. ValueError, and no file, where it does not agree; any other
-    end leaves the file of an earlier export as it was.
+    """Writes one file, once its content has been checked; returns a line about it. ValueError, and no file, where it
+    does not agree; any other end leaves the file of an earlier export as it was.
 
     traced: trace(model, variant), where several formats are written.
     """
-    form, kind = FORMATS[name], kind_of(model, variant)
-    if variant.precision == "int8" and name != "onnx":
+    form, kind, path = FORMATS[name], kind_of(model, variant), Path(path)
+    quantised = variant.precision == "int8"
+    if quantised and name != "onnx":
         raise ValueError(f"--int8 is for onnx alone, not {name}: give --format onnx, or leave --int8 out")
     limits = gate.limits_of(variant.precision, kind)
-    if variant.precision == "int8":
-        limits = limits._replace(mAP=evidence.budget)
-    partial = path.with_name(f"partial.{path.name}")  # what has not passed never bears the final name
+    make_trials = functools.partial(gate.make_trials, Extractor(model).eval(), kind, evidence.pictures)
 
-    def refuse(findings, what):
+    def refuse(findings, what=""):
         if findings:
             path.unlink(missing_ok=True)
             raise ValueError(f"{path} does not agree with PyTorch{what} and was removed:\n  " + "\n  ".join(findings))
 
+    traced = traced or trace(model, variant)
+    program, how = form.build(traced), {"images": evidence.source}
+    said = check_nodes(program, model) if name == "onnx" else ""
+    if quantised:  # its limits would let slips of the preprocessing pass
+        trials, limits = make_trials(), limits._replace(mAP=evidence.budget)
+        found, _ = gate.check(load_onnx(form.pack(program, {}))[1], trials, gate.limits_of("fp32", kind))
+        refuse(found, " before it is quantised")
+        look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
+        program, told, more = to_int8(program, gate.feed(evidence.calibration, kind, model), look)
+        how, said = how | told, said + more
+    metadata = describe(model, info, kind, variant.precision, program if quantised else None)
+    said += keep_threshold(form, path, metadata)
+    content = form.pack(program, metadata)
+    told, run = form.load(content)
+    trials = make_trials(types.SimpleNamespace(**told))
+    findings = check_metadata(told, content, name, model, info, traced)
+    found, report = gate.check(run, trials, limits, None if findings else evidence.ranking)
+    refuse(findings + found)
+    # the same program once more, with the report: it is read again, too
+    content = form.pack(program, metadata | {"gate": how | report | {"limits": limits._asdict()}})
+    told, run = form.load(content)
+    findings = check_metadata(told, content, name, model, info, traced)
+    refuse(findings + gate.check(run, trials[:1], limits)[0])
     try:
-        traced = traced or trace(model, variant)
-        program = form.build(traced)
-        said = check_nodes(program, model) if name == "onnx" else ""
-        metadata, how = describe(model, info, variant), {"images": evidence.source}
-        if variant.precision == "int8":  # its limits would let slips of the preprocessing pass
-            trials = make_trials(model, kind, evidence)
-            refuse(gate.check(run_onnx(form.pack(program, metadata)), trials, gate.limits_of("fp32", kind))[0],
-                   " before it is quantised")  # fmt: skip
-            look = lambda run: gate.check(run, trials, limits, evidence.ranking)[0]  # noqa: E731
-            program, told = to_int8(program, gate.feed(evidence.calibration, kind, model), look)
-            metadata["weights_sha256"] = hash_model(model, info, program)
-            how, floats, layers = how | told, len(told["in_float"]), told["layers"]
-            said += f"; {floats} of {layers} layers in float"
-            if 2 * floats > layers:
-                said += ", MORE THAN HALF: little is gained; calibrate on more images, or raise --budget"
-        said += keep_threshold(form, path, metadata)
-        write(partial, form.pack(program, metadata))
-        told = form.read(partial)
-        findings = check_metadata(told, partial, model, info, kind, traced)
-        trials = make_trials(model, kind, evidence, told)
-        found, report = gate.check(form.run(partial), trials, limits, None if findings else evidence.ranking)
-        refuse(findings + found, "")
-        # the same program once more, with the report: it is read again, too
-        metadata["gate"] = how | report | {"limits": limits._asdict()}
-        write(partial, form.pack(program, metadata))
-        findings = check_metadata(form.read(partial), partial, model, info, kind, traced)
-        refuse(findings + gate.check(form.run(partial), trials[:1], limits)[0], "")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sizes = ", ".join(map(str, BATCHES))
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror}; make room there, or give "
+                      "another folder with --out") from error  # fmt: skip
+    sizes = ", ".join(map(str, gate.BATCHES))
     measured = f"batches {sizes} of {evidence.source}: {gate.describe(report)}"
-    return f"{path}  {path.stat().st_size / 1e6:.1f} MB  agrees with PyTorch, {measured}{said}"
+    return f"{path}  {len(content) / 1e6:.1f} MB  agrees with PyTorch, {measured}{said}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -527,43 +483,38 @@ def check_flags(parser, args):
         parser.error("--persons says how many of a data set's: give --dataset, or leave it out")
     if args.budget is not None and not args.int8:
         parser.error("--budget is what --int8 may lose: give --int8 too, or leave it out")
-    args.persons = 100 if args.persons is None else args.persons
-    args.budget = gate.LIMITS["int8"].mAP if args.budget is None else args.budget
     args.format = args.format or (["onnx"] if args.int8 else list(DEFAULT))
 
 
-def gather(args, model, info, variant):
-    """The Evidence that the flags name."""
-    kind, learnt = kind_of(model, variant), info.get("args", {})
-    needed = sum(BATCHES) * (max(gate.LENGTHS) if kind == "clips" else 1)
-    ranking, calibration, pictures, source = None, [], [], "drawn patches"
-    if args.calibrate:
-        listed = gate.list_pictures(args.calibrate)
+def gather(
+    model, info, variant=FLOAT, *, images=None, dataset=None, root="data", persons=100, calibrate=None,
+    budget=PATCHES.budget,
+):  # fmt: skip
+    """The Evidence of folders with images and of a data set; what they are is told at the flags of these names."""
+    kind, extractor, learnt = kind_of(model, variant), Extractor(model).eval(), info.get("args", {})
+    paths, source, ranking, calibration = [], "drawn patches", None, []
+    if calibrate:
+        listed = gate.list_pictures(calibrate)
         if len(listed) < FEWEST:
-            raise ValueError(f"--calibrate {args.calibrate} has {len(listed)} images, too few to measure ranges on: "
+            raise ValueError(f"--calibrate {calibrate} has {len(listed)} images, too few to measure ranges on: "
                              f"{FEWEST} at least, 100 or more are better")  # fmt: skip
         chosen = gate.spread(listed, CALIBRATION)
         calibration = gate.open_pictures(chosen)
-        others = sorted(set(listed) - set(chosen)) or listed
-        if not args.images and not args.dataset:
-            pictures, source = gate.open_pictures(gate.spread(others, needed)), Path(args.calibrate).resolve().name
-    if args.dataset:
-        split = learnt.get("split") or 0 if args.dataset in learnt.get("dataset", []) else 0
-        ranking = gate.Ranking(
-            Extractor(model).eval(), kind, args.dataset, args.root, split=split, persons=args.persons,
-            seq_len=learnt.get("seq_len", 8),
-        )  # fmt: skip
-        if not args.images:
-            paths = sorted({path for frames in ranking.frames for path in frames})
-            pictures, source = gate.open_pictures(gate.spread(paths, needed)), args.dataset
-    elif args.int8:
-        ranking = gate.Neighbours(Extractor(model).eval(), kind, calibration)
-    if args.images:
-        pictures = gate.open_pictures(gate.spread(gate.list_pictures(args.images), needed))
-        source = Path(args.images).resolve().name  # not the path: a file does not tell where it was made
+        paths, source = sorted(set(listed) - set(chosen)) or listed, Path(calibrate).resolve().name
+    if dataset:
+        split = learnt.get("split") or 0 if dataset in learnt.get("dataset", []) else 0
+        seq_len = learnt.get("seq_len", 8)
+        ranking = gate.rank_dataset(extractor, kind, dataset, root, split=split, persons=persons, seq_len=seq_len)
+        paths, source = sorted({path for frames in ranking.frames for path in frames}), dataset
+    elif calibrate:
+        ranking = gate.rank_pictures(extractor, kind, f"{len(chosen)} calibration images", chosen)
+    if images:  # of a folder its name alone: a file does not tell where it was made
+        paths, source = gate.list_pictures(images), Path(images).resolve().name
+    needed = gate.pictures_needed(kind)
+    pictures = gate.open_pictures(gate.spread(paths, needed))
     if 0 < len(pictures) < needed:
         source += f" ({len(pictures)} images) and drawn patches"
-    return Evidence(pictures, source, ranking, calibration, args.budget)
+    return Evidence(pictures, source, ranking, calibration, budget)
 
 
 def refuse_options(path, given, info):
@@ -599,7 +550,8 @@ def main(argv=None):
         refuse_options(args.ckpt, args.options, info)
         model.requires_grad_(False)
         out = open_folder(Path(args.out or Path(args.ckpt).parent))
-        evidence = gather(args, model, info, variant)
+        given = {name: getattr(args, name) for name in ("images", "dataset", "root", "persons", "calibrate", "budget")}
+        evidence = gather(model, info, variant, **{key: value for key, value in given.items() if value is not None})
         traced = trace(model, variant)
         for name in args.format:
             path = out / (Path(args.ckpt).name.removesuffix(".pth") + variant.suffix + FORMATS[name].suffix)

@@ -8,8 +8,8 @@ Works for any network that torch.export takes. The module itself stays as it is:
 
 - A batch norm after a convolution or a linear layer becomes part of that layer's weights, one of features that stands
   behind something else (a BNNeck behind a ReLU) a product and a sum.
-- 1x1 convolutions that read the same map, and whose results go on through layers of one shape into one concatenation
-  (HA-CNN's Inception A), become one convolution, and what follows one grouped convolution; nothing is cut apart again.
+- 1x1 convolutions that read the same map, and whose results go on through layers of one shape into one concatenation,
+  side by side (HA-CNN's Inception A), become one, and what follows one grouped convolution; nothing is cut apart again.
   Where the results go different ways (Inception B) they stay separate. Merged and cut apart, they were slower by a
   tenth on a CPU: onnxruntime leaves its blocked layout for a Split, and comes back after it.
 - In half precision weights and activations are fp16. What a network computes in fp32 (HA-CNN's regions, GeM) stays so,
@@ -17,10 +17,10 @@ Works for any network that torch.export takes. The module itself stays as it is:
 """
 
 import copy
+import itertools
 import operator
 
 import torch
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -85,121 +85,91 @@ def is_weight(node):
 
 
 def fold_batch_norms(graph):
-    """Batch norms in evaluation mode right after a convolution or linear layer go into its weights."""
+    """Batch norms in evaluation mode, x * scale + shift, go into the weights of the layer right before them.
+
+    One of features (B, D) with no layer to go into, such as a BNNeck behind a ReLU, becomes a product and a sum.
+    """
     for norm in list(graph.graph.nodes):
         if norm.target is not aten.batch_norm.default or arguments(norm)["training"]:
             continue
-        layer, given = norm.args[0], arguments(norm)
-        foldable = layer.target in (*CONVOLUTIONS, aten.linear.default) and len(layer.users) == 1
-        if not foldable or not is_weight(layer.args[1]):  # computed, not stored
-            if norm.meta["val"].dim() == 2:
-                multiply_and_add(graph, norm, given)
+        x, given = norm.args[0], arguments(norm)
+        mean, var, weight, bias = (read(graph, given[key]) for key in ("running_mean", "running_var", "weight", "bias"))
+        scale = (var + given["eps"]).rsqrt() * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * scale
+        if x.target in (*CONVOLUTIONS, aten.linear.default) and len(x.users) == 1 and is_weight(x.args[1]):
+            kernel, offset = (read(graph, arguments(x)[key]) for key in ("weight", "bias"))
+            kernel = kernel * scale.view(-1, *[1] * (kernel.dim() - 1))
+            shift = shift if offset is None else offset * scale + shift
+            new = [add_weight(graph, x.args[1], value, x) for value in (kernel, shift)]
+            x.args, x.kwargs, result = (x.args[0], *new, *x.args[3:]), {}, x
+        elif norm.meta["val"].dim() == 2:
+            new = [add_weight(graph, given["running_mean"], value, norm) for value in (scale, shift)]
+            with graph.graph.inserting_before(norm):
+                product = graph.graph.call_function(aten.mul.Tensor, (x, new[0]))
+                result = graph.graph.call_function(aten.add.Tensor, (product, new[1]))
+            product.meta["val"] = result.meta["val"] = norm.meta["val"]
+        else:
             continue
-        fuse = fuse_linear_bn_weights if layer.target is aten.linear.default else fuse_conv_bn_weights
-        weight, bias = layer.args[1], arguments(layer)["bias"]
-        statistics = [read(graph, given[name]) for name in ("running_mean", "running_var")]
-        scale, shift = (read(graph, given[name]) for name in ("weight", "bias"))
-        folded = fuse(read(graph, weight), read(graph, bias), *statistics, given["eps"], scale, shift)
-        new = [add_weight(graph, weight, value, layer) for value in folded]
-        layer.args = (layer.args[0], *new, *layer.args[3:])
-        layer.kwargs = {}
-        norm.replace_all_uses_with(layer)
+        norm.replace_all_uses_with(result)
         graph.graph.erase_node(norm)
     return tidy(graph)
-
-
-def multiply_and_add(graph, norm, given):
-    """A batch norm of features (B, D) with no layer to go into, such as a BNNeck behind a ReLU: a product and a sum."""
-    mean, var, weight, bias = (read(graph, given[key]) for key in ("running_mean", "running_var", "weight", "bias"))
-    scale = (var + given["eps"]).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - mean * scale
-    new = [add_weight(graph, given["running_mean"], value, norm) for value in (scale, shift)]
-    with graph.graph.inserting_before(norm):
-        product = graph.graph.call_function(aten.mul.Tensor, (norm.args[0], new[0]))
-        result = graph.graph.call_function(aten.add.Tensor, (product, new[1]))
-    product.meta["val"] = result.meta["val"] = norm.meta["val"]
-    norm.replace_all_uses_with(result)
-    graph.graph.erase_node(norm)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Parallel convolutions
 
 
-def settings(node):
-    """What two convolutions must have in common to become one: all but weights and input."""
-    given = arguments(node)
-    pairs = [given[name] for name in ("stride", "padding", "dilation")]  # one number, a list of one, or of two
-    pairs = [(value, value) if isinstance(value, int) else tuple(value) * (2 // len(value)) for value in pairs]
-    return (*pairs, given["groups"])
+def chain_to(node):
+    """(what the first one reads, [convolution, ReLU, ..., node]): all before it with nobody else reading in between."""
+    found = []
+    while node.target in (aten.relu.default, aten.conv2d.default) and len(node.users) == 1:
+        found.insert(0, node)
+        node = node.args[0]
+    return node, found
 
 
-def chain(conv):
-    """[convolution, ReLU, convolution, ReLU, ...]: the nodes that follow with nobody else reading in between."""
-    found = [conv]
-    while len(found[-1].users) == 1:
-        (follower,) = found[-1].users
-        step = follower.target is aten.relu.default or follower.target is aten.conv2d.default
-        if not step or follower.args[0] is not found[-1]:
-            break
-        found.append(follower)
-    return found
-
-
-def shape_of(graph, node):
-    """What makes two nodes of a chain alike: operator, size of the weights, settings."""
+def traits(graph, node):
+    """What makes nodes of chains alike: operator, and of a convolution size of the weights, bias or none, settings."""
     if node.target is not aten.conv2d.default:
         return node.target
-    biased = arguments(node)["bias"] is not None
-    return tuple(read(graph, node.args[1]).shape), biased, settings(node)
-
-
-def mergeable(graph, node):
-    """A plain 1x1 convolution, stride 1, with weights that are stored."""
-    if node.target is not aten.conv2d.default or not is_weight(node.args[1]):
-        return False
-    return tuple(read(graph, node.args[1]).shape[2:]) == (1, 1) and arguments(node)["groups"] == 1
+    given, shape = arguments(node), read(graph, node.args[1]).shape
+    return shape, given["bias"] is None, *(str(given[name]) for name in ("stride", "padding", "dilation", "groups"))
 
 
 def merge_parallel(graph):
-    """Chains alike that begin with 1x1 convolutions of one map and end side by side in one concatenation: see above."""
-    readers = {}
-    for node in graph.graph.nodes:
-        if mergeable(graph, node):
-            readers.setdefault(node.args[0], []).append(node)
-    for entering, convs in readers.items():
-        alike = {}
-        for links in map(chain, convs):
-            joined = list(links[-1].users)
-            if len(joined) == 1 and joined[0].target is aten.cat.default and arguments(joined[0])["dim"] == 1:
-                key = joined[0], *(shape_of(graph, node) for node in links)
-                alike.setdefault(key, []).append(links)
-        for (joined, *_), chains in alike.items():
-            ends, parts = [links[-1] for links in chains], list(joined.args[0])
-            first = parts.index(ends[0])
-            if len(chains) > 1 and parts[first : first + len(ends)] == ends:
-                merged = merge_chains(graph, entering, chains)
-                joined.args = ([*parts[:first], merged, *parts[first + len(ends) :]], *joined.args[1:])
+    """Chains alike that begin with 1x1 convolutions of one map and stand side by side in a concatenation: see above."""
+
+    def key(part):
+        entering, nodes = chain_to(part)
+        convs = [node for node in nodes if node.target is aten.conv2d.default]
+        if nodes[:1] != convs[:1] or not convs or not all(is_weight(conv.args[1]) for conv in convs):
+            return object()  # like no other, not even itself
+        pointwise = read(graph, convs[0].args[1]).shape[2:] == (1, 1) and arguments(convs[0])["groups"] == 1
+        return (entering, *(traits(graph, node) for node in nodes)) if pointwise else object()
+
+    for joined in list(graph.graph.nodes):
+        if joined.target is aten.cat.default and arguments(joined)["dim"] == 1:
+            runs = [list(alike) for _, alike in itertools.groupby(joined.args[0], key)]
+            parts = [run[0] if len(run) == 1 else merge_chains(graph, run, joined) for run in runs]
+            joined.args = (parts, *joined.args[1:])
     return tidy(graph)
 
 
-def merge_chains(graph, entering, chains):
-    """The node that gives all chains' results, their channels one after the other."""
-    x, last = entering, max((links[-1] for links in chains), key=list(graph.graph.nodes).index)
-    for number, nodes in enumerate(zip(*chains, strict=True)):
-        first = nodes[0]
+def merge_chains(graph, parts, before):
+    """The node that gives the results of the chains to all parts, their channels one after the other."""
+    x, _ = chain_to(parts[0])
+    for number, nodes in enumerate(zip(*(chain_to(part)[1] for part in parts), strict=True)):
+        first, given = nodes[0], [arguments(node) for node in nodes]
         if first.target is aten.relu.default:
-            with graph.graph.inserting_before(last):
-                x = graph.graph.call_function(first.target, (x,))
-            continue
-        new = [add_weight(graph, first.args[1], torch.cat([read(graph, n.args[1]) for n in nodes]), last)]
-        biases = [arguments(node)["bias"] for node in nodes]
-        new.append(biases[0] and add_weight(graph, first.args[1], torch.cat([read(graph, b) for b in biases]), last))
-        given = arguments(first)
-        groups = given["groups"] * (len(chains) if number else 1)  # the first ones read the same channels
-        rest = [given[name] for name in ("stride", "padding", "dilation")]
-        with graph.graph.inserting_before(last):
-            x = graph.graph.call_function(aten.conv2d.default, (x, *new, *rest, groups))
+            args = (x,)
+        else:
+            weights = [[each[name] for each in given] for name in ("weight", "bias")]
+            new = [values[0] and add_weight(graph, values[0], torch.cat([read(graph, v) for v in values]), before)
+                   for values in weights]  # fmt: skip
+            groups = given[0]["groups"] * (len(nodes) if number else 1)  # the first ones read the same channels
+            args = (x, *new, *(given[0][name] for name in ("stride", "padding", "dilation")), groups)
+        with graph.graph.inserting_before(before):
+            x = graph.graph.call_function(first.target, args)
     return x
 
 

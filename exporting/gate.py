@@ -1,6 +1,6 @@
 """What an exported file has to show before it gets its name: the features of PyTorch, on any batch, and its ranking.
 
-    trials = make_trials(extractor, pictures, (1, 2, 7, 32))      # inputs, and what PyTorch gives for them
+    trials = make_trials(extractor, "images", pictures)      # inputs, and what PyTorch gives for them
     findings, report = check(run, trials, LIMITS["fp32"], ranking)
 
 `run` takes the inputs of the graph as numpy arrays and gives features, whatever runs it. A finding is a sentence about
@@ -12,7 +12,9 @@ or NaN, which PyTorch never sees. Where a data set is at hand, a ranking too: ra
 ten nearest stay.
 """
 
-from pathlib import Path
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +23,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import data
+import images as files
 import metrics
-from images import read_or_reason
-from training.pixels import Pixels, normalise, refuse_broken
+from training.pixels import normalise, refuse_broken
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+BATCHES = (1, 2, 7, 32)
 LENGTHS = (1, 4, 3, 2)  # frames of the tracklets of each batch, in turn
 SCALES = (1, 0.45, 1.7, 2.9)  # of the images of each batch for uint8 input, in turn, beside their own size
-ROWS = 32  # items at once, over a data set
+ROWS = 32  # pictures at once, over a data set
 
 
 class Limits(NamedTuple):
@@ -48,12 +50,7 @@ RESIZED = Limits(0.9999, 5e-3, 0.5, 0.2, 0.98)  # uint8 input: Pillow's rounding
 
 
 def limits_of(precision, kind):
-    """The row of the table, or for uint8 input the looser of two numbers in each column."""
-    row = LIMITS[precision]
-    if kind != "bytes":
-        return row
-    loosest = (min, max, max, max, min)
-    return Limits(*(pick(pair) for pick, *pair in zip(loosest, row, RESIZED, strict=True)))
+    return RESIZED if kind == "bytes" and precision != "int8" else LIMITS[precision]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,12 +66,12 @@ def draw_patches(count, size, seed=1):
 
 
 def list_pictures(folder):
-    """Image files below a folder, sorted. ValueError where there is none."""
-    if not Path(folder).is_dir():
-        raise ValueError(f"there is no folder {folder}: give one with images of persons ({', '.join(SUFFIXES)})")
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Paths of the image files in and below a folder, sorted. ValueError where there is none."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {folder}: give one with images of persons ({', '.join(files.SUFFIXES)})")
+    found = files.list_images(folder)
     if not found:
-        raise ValueError(f"no images ({', '.join(SUFFIXES)}) below {folder}")
+        raise ValueError(f"no images ({', '.join(files.SUFFIXES)}) below {folder}")
     return found
 
 
@@ -86,20 +83,45 @@ def spread(items, count):
 
 def open_pictures(paths):
     """bytes (h, w, 3) of each file, at its own size, RGB. ValueError names those that cannot be read."""
-    pictures = [read_or_reason(path) for path in paths]
+    with ThreadPoolExecutor() as threads:
+        pictures = list(threads.map(files.read_or_reason, paths))
     refuse_broken([picture for picture in pictures if isinstance(picture, str)])
     return pictures
 
 
-def resized(picture, size):
-    """bytes (h, w, 3) -> (H, W, 3) as read_image does it."""
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def resized(pictures, size):
+    """bytes (h, w, 3) of any sizes -> (N, H, W, 3), as read_image does it."""
+    return np.stack([files.resize(Image.fromarray(picture), size) for picture in pictures])
 
 
 def normalised(pictures, model):
     """bytes (h, w, 3) of any sizes -> float32 (N, 3, H, W) as in training."""
-    stack = np.stack([resized(picture, model.input_size) for picture in pictures])
-    return normalise(torch.from_numpy(stack).permute(0, 3, 1, 2), model.mean, model.std)
+    stack = torch.from_numpy(resized(pictures, model.input_size))
+    return normalise(stack.permute(0, 3, 1, 2), model.mean, model.std)
+
+
+def inputs_of(pictures, kind, model, lengths=None):
+    """[inputs of the graph, ...] for pictures (h, w, 3): one, or for bytes as many as sizes follow one another.
+
+    lengths: how many pictures make each tracklet (default: one), padded to the longest and masked.
+    """
+    if kind == "bytes":
+        return [(np.stack(list(alike)),) for _, alike in itertools.groupby(pictures, key=np.shape)]
+    images = normalised(pictures, model).numpy()
+    if kind == "images":
+        return [(images,)]
+    lengths = np.array(lengths or [1] * len(pictures))
+    mask = np.arange(lengths.max()) < lengths[:, None]  # (N, T)
+    clips = np.zeros((*mask.shape, *images.shape[1:]), np.float32)
+    clips[mask] = images
+    return [(clips, mask.astype(np.float32))]
+
+
+def feed(pictures, kind, model):
+    """[{name of an input: array}, ...], what quantize.py measures ranges on."""
+    blocks = [pictures[start : start + ROWS] for start in range(0, len(pictures), ROWS)]
+    inputs = [one for block in blocks for one in inputs_of(block, kind, model)]
+    return [dict(zip((kind, "mask"), arrays, strict=False)) for arrays in inputs]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,16 +137,16 @@ class Trial(NamedTuple):
 def bytes_trial(extractor, pictures, number):
     """Pictures of one size, not the network's: PyTorch has them resized by Pillow."""
     height, width = (max(1, round(side * SCALES[number % len(SCALES)])) for side in pictures[0].shape[:2])
-    pictures = [resized(picture, (height, width)) for picture in pictures]
+    pictures = resized(pictures, (height, width))
     name = f"batch {len(pictures)} of {height} x {width}"
-    return Trial(name, (np.stack(pictures),), extractor(normalised(pictures, extractor.model)).numpy())
+    return Trial(name, (pictures,), extractor(normalised(pictures, extractor.model)).numpy())
 
 
-def clips_trial(extractor, pictures, count, number, told):
+def clips_trial(extractor, pictures, length, told):
     """Tracklets with frames masked out: PyTorch has each by itself, without those; half of them are NaN in the file."""
-    length = LENGTHS[number % len(LENGTHS)]
+    count = len(pictures) // length
     own, clips = (normalised(pictures, by).unflatten(0, (count, length)) for by in (extractor.model, told))
-    mask = np.random.default_rng(number).random((count, length)) < 0.6
+    mask = np.random.default_rng(count).random((count, length)) < 0.6
     mask[np.arange(count), np.arange(count) % length] = True  # at least one frame, not always the first
     kept = [clip[torch.from_numpy(row)].unsqueeze(0) for clip, row in zip(own, mask, strict=True)]
     reference = torch.cat([extractor(clip, torch.ones(clip.shape[:2])) for clip in kept])
@@ -133,102 +155,79 @@ def clips_trial(extractor, pictures, count, number, told):
     return Trial(f"batch {count} of {length} frames", (clips, mask.astype(np.float32)), reference.numpy())
 
 
+def pictures_needed(kind):
+    return sum(BATCHES) * (max(LENGTHS) if kind == "clips" else 1)
+
+
 @torch.inference_mode()
-def make_trials(extractor, kind, pictures, batches, told=None):
-    """A trial per batch size. kind: images, clips or bytes; pictures: bytes (h, w, 3), used again where they run out.
+def make_trials(extractor, kind, pictures=(), told=None):
+    """A trial per batch size. kind: images, clips or bytes; pictures: bytes (h, w, 3), and patches where they run out.
 
     extractor: the network with L2-normalised features, (images) or (clips, mask) -> features, `model` inside; told:
     what has the input_size, mean and std that inputs are to be made by, if not that model. PyTorch's features follow
     its own all the same, so that a file which says wrong ones does not agree.
     """
-    told, trials, start = told or extractor.model, [], 0
-    for number, count in enumerate(batches):
-        needed = count * (LENGTHS[number % len(LENGTHS)] if kind == "clips" else 1)
-        chosen = [pictures[(start + step) % len(pictures)] for step in range(needed)]
-        start += needed
+    told, trials = told or extractor.model, []
+    missing = max(pictures_needed(kind) - len(pictures), 0)
+    rest = iter([*pictures, *draw_patches(missing, extractor.model.input_size)])
+    for number, count in enumerate(BATCHES):
+        length = LENGTHS[number % len(LENGTHS)] if kind == "clips" else 1
+        chosen = list(itertools.islice(rest, count * length))
         if kind == "bytes":
             trials.append(bytes_trial(extractor, chosen, number))
         elif kind == "clips":
-            trials.append(clips_trial(extractor, chosen, count, number, told))
+            trials.append(clips_trial(extractor, chosen, length, told))
         else:
             own, images = (normalised(chosen, by) for by in (extractor.model, told))
             trials.append(Trial(f"batch {count}", (images.numpy(),), extractor(own).numpy()))
     return trials
 
 
-def feed(pictures, kind, model):
-    """[{name of an input: array}, ...] of pictures (h, w, 3), as tracklets of one frame where the graph takes those."""
-    if kind == "bytes":
-        return [{"bytes": picture[None]} for picture in pictures]  # sizes differ
-    batches = [normalised(pictures[n : n + ROWS], model).numpy() for n in range(0, len(pictures), ROWS)]
-    if kind == "images":
-        return [{"images": batch} for batch in batches]
-    return [{"clips": batch[:, None], "mask": np.ones((len(batch), 1), np.float32)} for batch in batches]
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# A ranking over a data set
+# A ranking
+
+
+def on_arrays(module):
+    """The module as a function from inputs to features that are numpy arrays."""
+    return torch.inference_mode()(lambda *inputs: module(*map(torch.from_numpy, inputs)).numpy())
 
 
 class Ranking:
-    """Queries and gallery of a data set, of all test persons or of some, and what PyTorch makes of them."""
+    """Queries and gallery, and what PyTorch makes of them.
 
-    def __init__(self, extractor, kind, name, root, *, split=0, persons=100, seq_len=8):
-        splits = data.load_dataset(name, root, split=split, train=False)
-        if data.has_video(splits) and kind != "clips":
-            raise ValueError(f"--dataset {name} is of tracklets, the network is for images: name a set of images")
-        everyone = sorted({item.pid for item in splits.query})
-        chosen = set(spread(everyone, persons or len(everyone)))
-        share = len(chosen) / len(everyone)
-        strangers = [item for item in splits.gallery if item.pid not in set(everyone)]  # their share as in the whole
-        gallery = [item for item in splits.gallery if item.pid in chosen]
-        gallery += spread(strangers, round(share * len(strangers)))
-        query = [item for item in splits.query if item.pid in chosen]
-        self.kind, self.model, self.items, self.num_queries = kind, extractor.model, query + gallery, len(query)
+    query, gallery: data.Item each, tracklets of at most seq_len frames, evenly; protocol: that of metrics.evaluate.
+    None stands for pictures of nobody knows whom, in place of a data set: instead of scores, features are compared.
+    """
+
+    def __init__(self, extractor, kind, name, query, gallery, protocol=None, seq_len=8):
+        self.kind, self.model, self.name, self.protocol = kind, extractor.model, name, protocol
+        self.num_queries = len(query)
         self.ids = [np.array([item[i] for item in part]) for i in (1, 2) for part in (query, gallery)]
-        self.protocol = data.find_dataset(name, root)[0].protocol
-        self.name = f"{name}, {len(chosen)} of {len(everyone)} persons, {len(query)} queries, {len(gallery)} in gallery"
-        rng = np.random.default_rng(0)
         self.frames = [
-            [item.paths[n] for n in data.choose_frames(len(item.paths), seq_len, "evenly", rng)] for item in self.items
+            [item.paths[n] for n in data.choose_frames(len(item.paths), seq_len, "evenly")]
+            for item in [*query, *gallery]
         ]
-        run = lambda *inputs: extractor(*map(torch.from_numpy, inputs)).numpy()  # noqa: E731
-        with torch.inference_mode():
-            self.reference = self.features(run, "clips" if kind == "clips" else "images")
+        self.reference = self.features(on_arrays(extractor), "clips" if kind == "clips" else "images")
         self.expected = self.scores(self.reference)
 
-    def inputs_of(self, frames, kind):
-        """Inputs of the graph for some items, given as lists of paths; several where pixels differ in size."""
-        if kind == "bytes":
-            pictures = open_pictures([paths[0] for paths in frames])
-            if len({picture.shape for picture in pictures}) > 1:
-                return [(picture[None],) for picture in pictures]
-            return [(np.stack(pictures),)]
-        pixels = Pixels([path for paths in frames for path in paths], self.model.input_size)
-        images = normalise(pixels.batch(np.arange(len(pixels))), self.model.mean, self.model.std).numpy()
-        pixels.threads.shutdown()
-        if kind == "images":
-            return [(images,)]
-        clips = np.zeros((len(frames), max(map(len, frames)), *images.shape[1:]), np.float32)
-        mask, start = np.zeros(clips.shape[:2], np.float32), 0
-        for row, paths in enumerate(frames):
-            clips[row, : len(paths)] = images[start : start + len(paths)]
-            mask[row, : len(paths)] = 1
-            start += len(paths)
-        return [(clips, mask)]
-
     def features(self, run, kind=None):
-        """(N, D) of all items by `run`."""
-        rows = max(1, ROWS // max(map(len, self.frames)))
-        blocks = [self.frames[start : start + rows] for start in range(0, len(self.frames), rows)]
-        return np.concatenate([run(*one) for block in blocks for one in self.inputs_of(block, kind or self.kind)])
+        """(N, D) of all items by `run`. Files are read anew each time: a data set may be larger than memory."""
+        rows, found = max(1, ROWS // max(map(len, self.frames))), []
+        for start in range(0, len(self.frames), rows):
+            block = self.frames[start : start + rows]
+            pictures = open_pictures([path for frames in block for path in frames])
+            inputs = inputs_of(pictures, kind or self.kind, self.model, [len(frames) for frames in block])
+            found += [run(*arrays) for arrays in inputs]
+        return np.concatenate(found)
 
     def split(self, features):
         return np.split(features, [self.num_queries])
 
     def scores(self, features):
-        """rank-1 and mAP in percent."""
-        found = metrics.evaluate(*map(torch.from_numpy, self.split(features)), *self.ids, protocol=self.protocol)
+        """rank-1 and mAP in percent; nothing without a protocol."""
+        if self.protocol is None:
+            return {}
+        found = metrics.evaluate(*self.split(features), *self.ids, protocol=self.protocol)
         return {"rank1": 100 * float(found["cmc"][0]), "mAP": 100 * float(found["mAP"])}
 
     def check(self, run, limits):
@@ -237,50 +236,48 @@ class Ranking:
         if features.shape != self.reference.shape or not np.isfinite(features).all():
             return [f"{self.name}: features {features.shape} with NaN or of another shape"], {}
         found, kept = self.scores(features), top_overlap(self.split(features), self.split(self.reference))
-        findings = []
-        for name, allowed in (("rank1", max(limits.rank1, 100.1 / self.num_queries)), ("mAP", limits.mAP)):
-            lost = self.expected[name] - found[name]
-            if not lost <= allowed:
-                findings.append(f"{self.name}: {name} {found[name]:.2f} instead of {self.expected[name]:.2f}, "
-                                f"at most {allowed:.2f} points may be lost")  # fmt: skip
+        findings, report = [], {"dataset" if self.protocol else "stand_in": self.name}
+        told = self.name if self.protocol else f"{self.name}, which stand in for a data set"
+        allowed = {"rank1": max(limits.rank1, 100.1 / self.num_queries), "mAP": limits.mAP}
+        for name, expected in self.expected.items():
+            report |= {name: round(found[name], 3), f"{name}_pytorch": round(expected, 3)}
+            if not expected - found[name] <= allowed[name]:
+                findings.append(f"{told}: {name} {found[name]:.2f} instead of {expected:.2f}, "
+                                f"at most {allowed[name]:.2f} points may be lost")  # fmt: skip
         if not kept >= limits.top10:
-            findings.append(f"{self.name}: {100 * kept:.1f} % of the ten nearest stay, {100 * limits.top10:g} % asked")
-        report = {"dataset": self.name, **{name: round(value, 3) for name, value in found.items()}}
-        report |= {f"{name}_pytorch": round(value, 3) for name, value in self.expected.items()}
+            findings.append(f"{told}: {100 * kept:.1f} % of the ten nearest stay, {100 * limits.top10:g} % asked")
+        cosine = agreement(features, self.reference)[0]
+        if not self.protocol and not cosine >= limits.cosine:
+            findings.append(f"{told}: cosine of the worst image {cosine:.7f}, at least {limits.cosine} asked")
         return findings, report | {"top10_overlap": round(kept, 4)}
 
 
-class Neighbours:
-    """Stands in for a ranking where there is no data set: half of some pictures seek their nearest among the rest."""
+def rank_dataset(extractor, kind, name, root, *, split=0, persons=100, seq_len=8):
+    """The Ranking of a data set's test, of so many of its persons (0: all) with their share of the distractors."""
+    splits = data.load_dataset(name, root, split=split, train=False)
+    if data.has_video(splits) and kind != "clips":
+        raise ValueError(f"--dataset {name} is of tracklets, the network is for images: name a set of images")
+    everyone = {item.pid for item in splits.query}
+    chosen = set(spread(sorted(everyone), persons or len(everyone)))
+    strangers = [item for item in splits.gallery if item.pid not in everyone]
+    query, gallery = ([item for item in part if item.pid in chosen] for part in (splits.query, splits.gallery))
+    gallery += spread(strangers, round(len(strangers) * len(chosen) / len(everyone)))
+    told = f"{name}, {len(chosen)} of {len(everyone)} persons, {len(query)} queries, {len(gallery)} in gallery"
+    return Ranking(extractor, kind, told, query, gallery, data.find_dataset(name, root)[0].protocol, seq_len)
 
-    def __init__(self, extractor, kind, pictures):
-        self.feed, self.count = feed(pictures, kind, extractor.model), len(pictures)
-        run = lambda *inputs: extractor(*map(torch.from_numpy, inputs)).numpy()  # noqa: E731
-        plain = feed(pictures, "clips" if kind == "clips" else "images", extractor.model)
-        with torch.inference_mode():
-            self.reference = np.concatenate([run(*batch.values()) for batch in plain])
 
-    def check(self, run, limits):
-        """(findings, report) as Ranking.check."""
-        features = np.concatenate([run(*batch.values()) for batch in self.feed])
-        halves = [(side[0::2], side[1::2]) for side in (features, self.reference)]
-        kept, cosine = top_overlap(*halves), agreement(features, self.reference)[0]
-        report = {"stand_in": f"{self.count} calibration images", "top10_overlap": round(kept, 4)}
-        findings, told = [], f"{self.count} calibration images, which stand in for a data set"
-        if not kept >= limits.top10:
-            findings.append(f"{told}: {100 * kept:.1f} % of the ten nearest stay, {100 * limits.top10:g} % asked")
-        if not cosine >= limits.cosine:
-            findings.append(f"{told}: cosine of the worst image {cosine:.7f}, at least {limits.cosine} asked")
-        return findings, report
+def rank_pictures(extractor, kind, name, paths):
+    """Stands in for a data set: every other one of some image files seeks its nearest among the rest."""
+    items = [data.Item((path,), 0, 0) for path in paths]
+    return Ranking(extractor, kind, name, items[0::2], items[1::2])
 
 
 def top_overlap(ours, reference, count=10):
     """Share of the reference's `count` nearest gallery items of each query that are among ours, over all queries."""
-    count = min(count, len(reference[1]))
-    nearest = []
-    for queries, gallery in (ours, reference):
-        q, g = torch.from_numpy(queries), torch.from_numpy(gallery)
-        nearest.append(torch.cat([(part @ g.T).topk(count, dim=1).indices for part in q.split(256)]))
+    count, nearest = min(count, len(reference[1])), []
+    for side in (ours, reference):
+        queries, gallery = map(torch.from_numpy, side)
+        nearest.append(torch.cat([(part @ gallery.T).topk(count, dim=1).indices for part in queries.split(256)]))
     return (nearest[0].unsqueeze(2) == nearest[1].unsqueeze(1)).any(dim=2).double().mean().item()
 
 

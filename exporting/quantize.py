@@ -18,8 +18,10 @@ For processors that multiply bytes (VNNI: Intel from 2019 on, AMD from Zen 4 on;
 pairs of products in 16 bits, which saturate: measure there before use. GPUs need TensorRT to gain.
 """
 
+import bisect
 import contextlib
 import copy
+import functools
 import io
 import logging
 import tempfile
@@ -29,7 +31,8 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from tqdm import tqdm
+
+from images import progress
 
 LAYERS = ("Conv", "Gemm", "MatMul")  # with stored weights
 PASSING = ("Relu", "Clip", "MaxPool", "Concat", "Add")
@@ -42,19 +45,19 @@ def averages_as_convolutions(model):
     model = copy.deepcopy(model)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     for node in model.graph.node:
+        if node.op_type != "AveragePool" or node.input[0] not in shapes:
+            continue
         given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        window = given.get("kernel_shape")
-        whole = not any(given.get("pads", ())) or given.get("count_include_pad")
-        plain = not given.get("ceil_mode") and given.get("auto_pad", b"NOTSET") == b"NOTSET"
-        channels = shapes.get(node.input[0], (0, 0))[1:2] if node.op_type == "AveragePool" else ()
-        if not any(channels) or not whole or not plain:
+        leaves_out = any(given.get("pads", ())) and not given.get("count_include_pad")
+        window, channels = given["kernel_shape"], shapes[node.input[0]][1]
+        if leaves_out or given.get("ceil_mode") or given.get("auto_pad", b"NOTSET") != b"NOTSET" or not channels:
             continue
         kept = [a for a in node.attribute if a.name in ("kernel_shape", "pads", "strides", "dilations")]
-        weights = np.full((channels[0], 1, *window), 1 / np.prod(window), np.float32)
+        weights = np.full((channels, 1, *window), 1 / np.prod(window), np.float32)
         name = node.name + AVERAGE
         model.graph.initializer.append(onnx.numpy_helper.from_array(weights, f"{name}.weight"))
         inputs = [node.input[0], f"{name}.weight"]
-        conv = onnx.helper.make_node("Conv", inputs, node.output, name=name, group=channels[0])
+        conv = onnx.helper.make_node("Conv", inputs, node.output, name=name, group=channels)
         conv.attribute.extend(kept)
         node.CopyFrom(conv)
     return model
@@ -92,9 +95,9 @@ class Feed(CalibrationDataReader):
 def find_ranges(model, batches):
     """Least and largest value of each tensor over the batches (dictionaries of inputs by name)."""
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
-        onnx.save(model, str(Path(folder, "model.onnx")))
-        augmented = str(Path(folder, "augmented.onnx"))
-        calibrator = create_calibrator(str(Path(folder, "model.onnx")), [*LAYERS, *PASSING], augmented)
+        plain, augmented = (str(Path(folder, name)) for name in ("model.onnx", "augmented.onnx"))
+        onnx.save(model, plain)
+        calibrator = create_calibrator(plain, [*LAYERS, *PASSING], augmented)
         calibrator.collect_data(Feed(batches))
         return calibrator.compute_data()
 
@@ -120,10 +123,12 @@ def order_by_sensitivity(model, ranges, layers, batches, run):
     """The layers, first those that move the features most where they alone are in 8 bits."""
     exact = [run(model)(*batch.values()) for batch in batches]
     moved = {}
-    for layer in tqdm(layers, desc="sensitivity of layers", disable=None, leave=False):
-        compute = run(insert(model, ranges, [layer]))
-        cosines = [(compute(*b.values()) * e).sum(axis=1) for b, e in zip(batches, exact, strict=True)]
-        moved[layer] = 1 - float(np.concatenate(cosines).mean())
+    with progress("sensitivity of layers", len(layers), "layer") as bar:
+        for layer in layers:
+            compute = run(insert(model, ranges, [layer]))
+            cosines = [(compute(*b.values()) * e).sum(axis=1) for b, e in zip(batches, exact, strict=True)]
+            moved[layer] = 1 - float(np.concatenate(cosines).mean())
+            bar.update()
     return sorted(layers, key=lambda layer: -moved[layer])
 
 
@@ -140,25 +145,17 @@ def quantize(model, batches, run, judge):
         return best, []
     order = order_by_sensitivity(model, ranges, layers, batches[: max(1, len(batches) // 4)], run)
 
+    @functools.cache
     def attempt(count):
-        candidate = insert(model, ranges, sorted(set(layers) - set(order[:count]), key=layers.index))
+        candidate = insert(model, ranges, [layer for layer in layers if layer not in order[:count]])
         return candidate, judge(run(candidate))
 
-    low, high = 0, 1  # with `low` layers in float it will not do
-    while True:
-        best, findings = attempt(min(high, len(layers) - 1))
-        if not findings:
-            break
-        if high >= len(layers) - 1:
-            raise ValueError("no layer can be in 8 bits: " + "; ".join(findings) + "; raise --budget, or calibrate on "
-                             "more images like those to come (--calibrate)")  # fmt: skip
-        low, high = high, 2 * high
-    high = min(high, len(layers) - 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        candidate, findings = attempt(middle)
-        if findings:
-            low = middle
-        else:
-            best, high = candidate, middle
-    return best, order[:high]
+    most = len(layers) - 1
+    counts = [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
+    step = next((step for step, count in enumerate(counts) if not attempt(count)[1]), None)
+    if step is None:
+        raise ValueError("no layer can be in 8 bits: " + "; ".join(attempt(most)[1]) + "; raise --budget, or calibrate "
+                         "on more images like those to come (--calibrate)")  # fmt: skip
+    too_few = counts[step - 1] if step else 0
+    fewest = bisect.bisect_left(range(counts[step]), True, lo=too_few + 1, key=lambda count: not attempt(count)[1])
+    return attempt(fewest)[0], order[:fewest]

@@ -1,6 +1,6 @@
 """Tests of fuse.py: the graph gives the network's features, without batch norms, with fewer convolutions, in fp16 too.
 
-python -m pytest tests/test_fuse.py
+python -m pytest tests/exporting/test_fuse.py
 """
 
 import copy
@@ -81,7 +81,8 @@ def test_a_bnneck_becomes_a_product_and_a_sum():
 
 
 class Shared(nn.Module):
-    """One convolution used twice, with a batch norm each; a batch norm that follows no convolution; one read twice."""
+    """One convolution used twice, with a batch norm each; a batch norm that follows no convolution; one read twice;
+    layers with a bias of their own."""
 
     def __init__(self):
         super().__init__()
@@ -89,11 +90,13 @@ class Shared(nn.Module):
         self.conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
         self.one, self.two, self.three = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(4)
         self.last = nn.Conv2d(3, 4, 1)
+        self.biased = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.linear = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
 
     def forward(self, x):
         x = self.two(self.conv(F.relu(self.one(self.conv(self.first(x))))))
-        x = self.last(x)
-        return (self.three(x) + x).mean((2, 3))
+        x = self.last(self.biased(x))
+        return self.linear((self.three(x) + x).mean((2, 3)))
 
 
 def test_only_batch_norms_that_can_be_folded_are():
@@ -110,32 +113,37 @@ class Parallel(nn.Module):
     def __init__(self, odd=None):
         super().__init__()
         kernel = 5 if odd == "kernel" else 3
-        self.odd = odd
-        self.heads = nn.ModuleList(nn.Conv2d(3, 4, 1, bias=odd != "no bias") for _ in range(3))
-        tails = [nn.Conv2d(4, 6, 3, padding=1, stride=1, bias=odd != "no bias") for _ in range(2)]
-        self.tails = nn.ModuleList([*tails, nn.Conv2d(4, 6, kernel, padding=kernel // 2, bias=odd != "no bias")])
+        self.odd, bias, widths = odd, odd != "no bias", (4, 4, 8 if odd == "width" else 4)
+        self.heads = nn.ModuleList(nn.Conv2d(3, width, 1, bias=bias) for width in widths)
+        tails = [nn.Conv2d(4, 6, 3, padding=1, stride=1, bias=bias) for _ in range(2)]
+        self.tails = nn.ModuleList([*tails, nn.Conv2d(widths[2], 6, kernel, padding=kernel // 2, bias=bias)])
         self.other = nn.Conv2d(3, 5, 3, padding=1)
 
     def forward(self, x):
-        chains = []
+        chains, more = [], 0
         for number, (head, tail) in enumerate(zip(self.heads, self.tails, strict=True)):
             inside = head(x)
             if not (self.odd == "relu" and number == 2):
                 inside = F.relu(inside)
             chains.append(tail(inside))
             if self.odd == "read twice" and number == 0:
-                chains[0] = chains[0] + inside.mean(1, keepdim=True)
+                more = inside.mean((1, 2, 3)).unsqueeze(1)
         parts = [self.other(x), *chains]
         if self.odd == "apart":
             parts = [parts[1], parts[0], *parts[2:]]
         if self.odd == "order":
             parts = [parts[0], parts[2], parts[1], parts[3]]
-        return torch.cat(parts, dim=1).mean((2, 3))
+        if self.odd == "twice":
+            parts = [x, x, parts[0], *parts]
+        return torch.cat(parts, dim=1).mean((2, 3)) + more
 
 
 @pytest.mark.parametrize(
     ("odd", "convolutions"),
-    [(None, 3), ("no bias", 3), ("kernel", 5), ("relu", 5), ("read twice", 5), ("apart", 7), ("order", 7)],
+    [
+        (None, 3), ("no bias", 3), ("kernel", 5), ("relu", 5), ("read twice", 5), ("apart", 5), ("order", 3),
+        ("width", 5), ("twice", 3),
+    ],
 )
 def test_chains_are_merged_where_they_are_alike_and_stand_together(odd, convolutions):
     torch.manual_seed(0)

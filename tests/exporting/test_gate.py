@@ -1,7 +1,9 @@
 """Tests of gate.py: features and rankings that agree pass, others are named; what it looks at.
 
-python -m pytest tests/test_gate.py
+python -m pytest tests/exporting/test_gate.py
 """
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,8 +46,13 @@ def turned(features, angle):
     return np.float32(np.cos(angle) * features + np.sin(angle) * other)
 
 
-def trials(batches=(1, 3)):
-    return gate.make_trials(Extractor(), "images", gate.draw_patches(8, (32, 16)), batches)
+@pytest.fixture(autouse=True)
+def batches(monkeypatch):
+    monkeypatch.setattr(gate, "BATCHES", (1, 3))
+
+
+def trials(told=None):
+    return gate.make_trials(Extractor(), "images", gate.draw_patches(3, (32, 16), seed=2), told)
 
 
 def one_bad_row(features):
@@ -89,22 +96,34 @@ def test_pictures_of_the_check_are_not_those_of_the_trace():
 
 
 def test_inputs_are_made_by_what_a_file_says_and_features_by_the_network():
-    pictures = gate.draw_patches(8, (32, 16))
-
     class Said:
         input_size, mean, std = (16, 8), (0.4,) * 3, (0.5,) * 3
 
-    for ours, own in zip(gate.make_trials(Extractor(), "images", pictures, (1, 3), Said), trials(), strict=True):
+    for ours, own in zip(trials(Said), trials(), strict=True):
         assert ours.inputs[0].shape[2:] == (16, 8) and np.array_equal(ours.reference, own.reference)
-    (ours, *_) = gate.make_trials(Extractor(), "images", pictures, (1, 3), Said)
-    assert np.array_equal(ours.inputs[0], gate.normalised(pictures[:1], Said).numpy())
+    picture = gate.draw_patches(3, (32, 16), seed=2)[:1]
+    assert np.array_equal(trials(Said)[0].inputs[0], gate.normalised(picture, Said).numpy())
 
 
-def test_bytes_come_in_sizes_above_and_below_the_networks():
-    made = gate.make_trials(Extractor(), "bytes", gate.draw_patches(10, (32, 16)), (1, 2, 3, 4))
+def test_patches_stand_in_where_there_are_too_few_pictures():
+    patches = gate.draw_patches(1, (32, 16))
+    *_, last = trials()[-1].inputs[0]
+    assert np.array_equal(last, gate.normalised(patches, Means)[0].numpy())
+
+
+def test_bytes_come_in_sizes_above_and_below_the_networks(monkeypatch):
+    monkeypatch.setattr(gate, "BATCHES", (1, 2, 3, 4))
+    made = gate.make_trials(Extractor(), "bytes", gate.draw_patches(10, (32, 16)))
     heights = [trial.inputs[0].shape[1] for trial in made]
     assert min(heights) < 32 < max(heights) and len(set(heights)) == 4
     assert all(trial.inputs[0].dtype == np.uint8 for trial in made)
+
+
+def test_bytes_are_batched_as_long_as_their_size_stays():
+    pictures = [picture for size in ((8, 4), (9, 4), (8, 4)) for picture in gate.draw_patches(2, size)]
+    inputs = gate.inputs_of(pictures, "bytes", Means)
+    assert [pixels.shape for (pixels,) in inputs] == [(2, 8, 4, 3), (2, 9, 4, 3), (2, 8, 4, 3)]
+    assert all(np.array_equal(a, b) for a, b in zip(pictures, (p for (block,) in inputs for p in block), strict=True))
 
 
 def test_pictures_are_spread_over_a_folder_and_broken_ones_are_named(tmp_path):
@@ -112,9 +131,9 @@ def test_pictures_are_spread_over_a_folder_and_broken_ones_are_named(tmp_path):
         draw(tmp_path / "a b" / f"{number}é.jpg", number, (10 + number, 20))
     (tmp_path / "notes.txt").write_text("no image")
     paths = gate.list_pictures(tmp_path)
-    assert [path.name for path in gate.spread(paths, 4)] == ["0é.jpg", "2é.jpg", "5é.jpg", "7é.jpg"]
+    assert [Path(path).name for path in gate.spread(paths, 4)] == ["0é.jpg", "2é.jpg", "5é.jpg", "7é.jpg"]
     assert [picture.shape for picture in gate.open_pictures(paths[:2])] == [(20, 10, 3), (20, 11, 3)]
-    (tmp_path / "broken.jpg").write_bytes(paths[0].read_bytes()[:200])
+    (tmp_path / "broken.jpg").write_bytes(Path(paths[0]).read_bytes()[:200])
     Image.fromarray(np.full((32, 16), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"2 images cannot be read(.|\n)*broken.jpg(.|\n)*deep.png: grey of more"):
         gate.open_pictures(gate.list_pictures(tmp_path))
@@ -128,7 +147,7 @@ def test_pictures_are_spread_over_a_folder_and_broken_ones_are_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def ranking(drawn_root):
-    return gate.Ranking(Extractor(), "images", "synthetic", drawn_root)
+    return gate.rank_dataset(Extractor(), "images", "synthetic", drawn_root)
 
 
 def test_ranking_of_the_same_features_is_the_same(ranking):
@@ -153,13 +172,13 @@ def test_each_score_of_a_ranking_is_looked_at(ranking, monkeypatch, score):
 
 
 def test_a_ranking_of_bytes_reads_files_as_they_are(ranking, drawn_root):
-    files = gate.Ranking(Extractor(), "bytes", "synthetic", drawn_root)
+    files = gate.rank_dataset(Extractor(), "bytes", "synthetic", drawn_root)
     run = lambda pixels: Extractor()(gate.normalised(pixels, Means)).numpy()  # noqa: E731
     assert np.abs(files.features(run) - ranking.reference).max() < 1e-6
 
 
 def test_some_persons_keep_their_share_of_distractors(drawn_root, ranking):
-    some = gate.Ranking(Extractor(), "images", "synthetic", drawn_root, persons=2)
+    some = gate.rank_dataset(Extractor(), "images", "synthetic", drawn_root, persons=2)
     pids = [set(ids.tolist()) for ids in some.ids[:2]]
     strangers = [int((r.ids[1] == 0).sum()) for r in (some, ranking)]
     assert len(pids[0]) == 2 and pids[0] == pids[1] - {0} and strangers[0] == strangers[1] / 2
@@ -168,7 +187,7 @@ def test_some_persons_keep_their_share_of_distractors(drawn_root, ranking):
 
 def test_tracklets_are_refused_for_a_network_for_images(video_root):
     with pytest.raises(ValueError, match="synthetic-video is of tracklets"):
-        gate.Ranking(Extractor(), "images", "synthetic-video", video_root)
+        gate.rank_dataset(Extractor(), "images", "synthetic-video", video_root)
 
 
 class Tracklets(Extractor):
@@ -178,7 +197,7 @@ class Tracklets(Extractor):
 
 
 def test_tracklets_of_a_set_are_padded_and_masked(video_root):
-    ranked = gate.Ranking(Tracklets(), "clips", "synthetic-video", video_root, seq_len=12)
+    ranked = gate.rank_dataset(Tracklets(), "clips", "synthetic-video", video_root, seq_len=12)
     run = lambda clips, mask: Tracklets()(torch.from_numpy(clips), torch.from_numpy(mask)).numpy()  # noqa: E731
     findings, report = ranked.check(run, gate.LIMITS["fp32"])
     assert findings == [] and report["mAP"] == report["mAP_pytorch"]
@@ -197,8 +216,9 @@ def test_top_overlap_counts_by_hand():
     assert gate.top_overlap((other, gallery), (query, gallery), 10) == 1  # all there are
 
 
-def test_neighbours_stand_in_where_there_is_no_data_set():
-    stand_in = gate.Neighbours(Extractor(), "images", gate.draw_patches(40, (40, 20)))
+def test_pictures_stand_in_where_there_is_no_data_set(tmp_path):
+    paths = [draw(tmp_path / f"{number}.png", number, (20, 40)) for number in range(40)]
+    stand_in = gate.rank_pictures(Extractor(), "images", "40 calibration images", paths)
     assert stand_in.check(run_with(lambda f: f), gate.LIMITS["int8"])[0] == []
     rng = np.random.default_rng(0)
     noisy = lambda f: np.float32(f + rng.standard_normal(f.shape))  # noqa: E731

@@ -1,6 +1,6 @@
 """Tests of quantize.py: which nodes are in 8 bits, what goes back to float, and that features stay near.
 
-python -m pytest tests/test_quantize.py
+python -m pytest tests/exporting/test_quantize.py
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from exporting import gate, quantize
 
 
 def run(model):
-    return export.run_onnx(model.SerializeToString())
+    return export.load_onnx(model.SerializeToString())[1]
 
 
 def stored(name, *shape, seed=0):
@@ -123,9 +123,26 @@ def test_sensitive_layers_go_back_to_float_and_no_other():
     assert weights == {"w3_quantized"}
 
 
-def test_what_cannot_be_met_ends_with_a_message():
-    with pytest.raises(ValueError, match="no layer can be in 8 bits: too bad; raise --budget"):
-        quantize.quantize(make_model(), batches(), run, lambda compute: ["too bad"])
+@pytest.mark.parametrize("needed", [1, 2, 3, 5, 8, 12, 18, 19, 20])
+def test_as_few_layers_as_possible_stay_in_float(monkeypatch, needed):
+    names, looked = [f"layer{number}" for number in range(20)], []
+    monkeypatch.setattr(quantize, "averages_as_convolutions", lambda model: model)
+    monkeypatch.setattr(quantize, "find_ranges", lambda *_: None)
+    monkeypatch.setattr(quantize, "layers_of", lambda _: names)
+    monkeypatch.setattr(quantize, "insert", lambda model, ranges, layers: layers)
+    monkeypatch.setattr(quantize, "order_by_sensitivity", lambda *_: names[::-1])
+
+    def judge(layers):
+        looked.append(len(layers))
+        return [] if len(layers) <= 20 - needed else ["too bad"]
+
+    if needed == 20:
+        with pytest.raises(ValueError, match="no layer can be in 8 bits: too bad; raise --budget"):
+            quantize.quantize(None, [None], lambda layers: layers, judge)
+        return
+    found, kept = quantize.quantize(None, [None], lambda layers: layers, judge)
+    assert kept == names[::-1][:needed] and found == names[: 20 - needed]
+    assert len(looked) <= 2 + 2 * needed.bit_length() and len(looked) == len(set(looked))
 
 
 class Little(nn.Module):
@@ -177,8 +194,8 @@ def test_too_few_images_are_refused_before_the_work(tmp_path, capsys, monkeypatc
 
 def test_the_gate_looks_at_other_images_than_were_calibrated_on(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "CALIBRATION", 32)
-    args = export.build_parser().parse_args(command(tmp_path))
-    evidence = export.gather(args, Little().eval(), {"arch": "little", "options": {}}, export.Variant("int8"))
+    command(tmp_path)
+    evidence = export.gather(Little().eval(), {"arch": "little", "options": {}}, calibrate=tmp_path / "crops")
     seen, calibrated = ({picture.tobytes() for picture in part} for part in (evidence.pictures, evidence.calibration))
     assert len(seen) == 8 and len(calibrated) == 32 and not seen & calibrated
     assert evidence.source == "crops (8 images) and drawn patches"  # not where the folder lies
@@ -203,10 +220,11 @@ def test_the_hash_follows_the_ranges_and_wrong_metadata_are_caught(tmp_path, mon
     hashes = []
     for pictures in (evidence().calibration, evidence().calibration, evidence().calibration[::2] // 2):
         export.export(model, info, "onnx", path, export.Variant("int8"), evidence()._replace(calibration=pictures))
-        hashes.append(export.read_onnx(path)["weights_sha256"])
+        hashes.append(export.load_onnx(path.read_bytes())[0]["weights_sha256"])
     assert hashes[0] == hashes[1] != hashes[2] and export.hash_model(model, info) not in hashes
-    wrong = export.describe(model, info, export.Variant("int8")) | {"precision": "fp32"}
-    monkeypatch.setattr(export, "describe", lambda *_: wrong)
+    form = export.FORMATS["onnx"]
+    lying = form._replace(pack=lambda program, told: form.pack(program, told | {"precision": "fp32"}))
+    monkeypatch.setitem(export.FORMATS, "onnx", lying)
     with pytest.raises(ValueError, match="the file says precision 'fp32', it is 'int8'"):
         export.export(model, info, "onnx", path, export.Variant("int8"), evidence())
 
@@ -216,7 +234,7 @@ def test_many_layers_in_float_are_told_of(tmp_path, monkeypatch):
         layers = quantize.layers_of(program)
         model = quantize.averages_as_convolutions(program)
         return quantize.insert(model, quantize.find_ranges(model, gate.feed(evidence().calibration, "images", Little)),
-                               layers[:1]), layers[1:] * 2  # fmt: skip
+                               layers[1:]), layers[:1] * 2  # fmt: skip
 
     monkeypatch.setattr(quantize, "quantize", quantise)
     path, info = tmp_path / "best.onnx", {"arch": "little", "options": {}}

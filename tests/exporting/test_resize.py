@@ -1,6 +1,6 @@
 """Tests of resize.py: whole numbers equal to Pillow's where the order of the axes is the same, within 1 elsewhere.
 
-python -m pytest tests/test_resize.py
+python -m pytest tests/exporting/test_resize.py
 """
 
 import numpy as np
