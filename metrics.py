@@ -136,9 +136,10 @@ def take(parts, index, device, dtype):
             inside = (index[places[-1]] - first).to(part.device)
         pieces.append(part[inside].to(device, dtype))
         first += len(part)
-    pieces = [piece for piece in pieces if len(piece)]  # a single one is not copied
-    rows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return rows[torch.cat(places).argsort()] if len(places) > 1 else rows
+    pieces = [piece for piece in pieces if len(piece)]
+    if len(pieces) == 1:  # not copied
+        return pieces[0]
+    return torch.cat(pieces)[torch.cat(places).argsort()] if places else torch.cat(pieces)
 
 
 def check_ids(ids, size, device, gallery="gallery_"):
@@ -236,11 +237,11 @@ class GivenDistances:
     def __init__(self, distmat, block=None):
         self.distmat = as_tensor(distmat, "distances")
         check_matrix(self.distmat, "distances")
-        self.size, self.device = tuple(self.distmat.shape), self.distmat.device
+        self.size, self.device, self.dtype = tuple(self.distmat.shape), self.distmat.device, compare_dtype(self.distmat)
         self.shape = block_shape(block, self.device, self.size)
 
     def keys(self, rows):
-        return lambda start: self.distmat[rows, start : start + self.shape[1]].to(compare_dtype(self.distmat))
+        return lambda start: self.distmat[rows, start : start + self.shape[1]].to(self.dtype)
 
     def to_distance(self, keys, rows):
         return keys
@@ -326,45 +327,30 @@ def entries(first, count):
     return row, first[row] + count_per_row(row, len(count))[1]
 
 
-def same_person_pairs(rows, query_pids, gallery_pids, by_pid):
-    """The (query, item) pairs of one person: position in rows (P,) and column (P,), both ascending. by_pid: argsort."""
-    pids, ordered = query_pids[rows], gallery_pids[by_pid]
-    first = torch.searchsorted(ordered, pids)
-    row, place = entries(first, torch.searchsorted(ordered, pids, right=True) - first)
-    return row, by_pid[place]
+def closest_first(of_block, size, column, is_match, dtype):
+    """Keys and columns of the matches (B, M), sorted by key; infinity and 0, where no key ties, for all else.
 
-
-def keys_of_pairs(of_block, row, column, size):
-    """Keys (P,) of the pairs (row, column), out of the blocks that hold any."""
-    keys = []
-    for start in [size * number for number in (column // size).unique().tolist()] or [0]:
-        inside = ((column >= start) & (column < start + size)).nonzero()[:, 0]
-        keys.append((inside, of_block(start)[row[inside], column[inside] - start]))
-    index, values = (torch.cat(parts) for parts in zip(*keys, strict=True))
-    return values[index.argsort()]
-
-
-def closest_first(keys, column, row, nth, count):
-    """The matches (P,) in rows: keys (B, M) with infinity to fill, columns (B, M) with 0 to fill, where no key ties."""
-    limits = keys.new_full((len(count), max(1, int(count.max()))), torch.inf)
-    limits[row, nth] = keys
+    The keys come out of the blocks that hold any match.
+    """
+    limits = torch.full_like(column, torch.inf, dtype=dtype)
+    for number in (column[is_match] // size).unique().tolist():
+        row, nth = (is_match & (column // size == number)).nonzero().T
+        limits[row, nth] = of_block(size * number)[row, column[row, nth] % size]
     limits, order = limits.sort(dim=1, stable=True)
-    place = torch.zeros_like(order)
-    place[row, nth] = column
-    return limits, place.gather(1, order)
+    return limits, column.gather(1, order).where(limits < torch.inf, 0)
 
 
-def count_wrong(of_block, size, num_gallery, row, column, limits, place):
+def count_wrong(of_block, size, num_gallery, column, same, limits, place):
     """Wrong answers before each match (B, M), and key and column (B,) of the nearest one; gallery block by block.
 
-    The pairs (row, column) of one person are no wrong answers.
+    The columns (B, M) of the same person are no wrong answers.
     """
     wrong, nearest = torch.zeros_like(place), place.new_full(place.shape[:1], -1)
     nearest_key = torch.full_like(limits[:, 0], torch.inf)
     for start in range(0, num_gallery, size):
         block = of_block(start)  # (B, n)
-        inside = (column >= start) & (column < start + size)
-        block[row[inside], column[inside] - start] = torch.inf
+        row, nth = (same & (column // size == start // size)).nonzero().T
+        block[row, column[row, nth] - start] = torch.inf
         ordered = sort_rows(block)
         wrong += count_closer(block, ordered, limits, place - start)
         nearer = (ordered[:, 0] < nearest_key).nonzero()[:, 0]  # strictly: of equal ones the first is kept
@@ -378,26 +364,26 @@ def rank_queries(comparison, ids, protocol, max_rank):
     device, size = comparison.device, comparison.shape[1]
     query_pids, gallery_pids, query_camids, gallery_camids = ids
     by_pid = gallery_pids.argsort(stable=True)
+    ordered = gallery_pids[by_pid]
     pids, person, images = gallery_pids.unique(return_inverse=True, return_counts=True)
     most = max([1, *images[torch.isin(pids, query_pids)].tolist()])
     parts, order = [], query_pids.argsort(stable=True)  # queries of one person together: they share matches
     first_hit = torch.zeros(len(query_pids), max_rank, dtype=torch.float64, device=device)
     for rows in order.split(min(comparison.shape[0], max(1, 2**23 // most))):
-        row, column = same_person_pairs(rows, query_pids, gallery_pids, by_pid)
-        is_match = gallery_camids[column] != query_camids[rows[row]]
-        if protocol == "no_camera_rule":
-            is_match = torch.ones_like(is_match)
+        first = torch.searchsorted(ordered, query_pids[rows])
+        count = torch.searchsorted(ordered, query_pids[rows], right=True) - first  # items of the same person
+        hits = torch.arange(max(1, int(count.max())), device=device)
+        same = hits < count[:, None]  # (B, M)
+        column = by_pid[(first[:, None] + hits).clamp_max(len(by_pid) - 1)]
+        is_match = same & ((gallery_camids[column] != query_camids[rows, None]) | (protocol == "no_camera_rule"))
         of_block = comparison.keys(rows)
         if len(rows) * len(gallery_pids) <= HELD[device.type]:
             of_block = cache(of_block)
-        hit_row, hit_column = row[is_match], column[is_match]  # (P,)
-        count, nth = count_per_row(hit_row, len(rows))  # (B,), (P,)
-        hit_keys = keys_of_pairs(of_block, hit_row, hit_column, size)
-        limits, place = closest_first(hit_keys, hit_column, hit_row, nth, count)  # (B, M)
-        wrong, wrong_key, nearest_wrong = count_wrong(of_block, size, len(person), row, column, limits, place)
+        limits, place = closest_first(of_block, size, column, is_match, comparison.dtype)  # (B, M)
+        wrong, wrong_key, nearest_wrong = count_wrong(of_block, size, len(person), column, same, limits, place)
+        count = is_match.sum(1)
         found, seen = count > 0, count.clamp_min(1)
-        hits = torch.arange(1, wrong.shape[1] + 1, device=device)
-        precision = hits / (hits + wrong).double()  # (B, M)
+        precision = (hits + 1) / (hits + 1 + wrong).double()  # (B, M)
         last = seen[:, None] - 1
         parts.append({
             "ap": precision.cumsum(1).gather(1, last)[:, 0] / seen * found,  # added in order, so that M plays no part
@@ -410,9 +396,10 @@ def rank_queries(comparison, ids, protocol, max_rank):
             "wrong_distance": comparison.to_distance(wrong_key, rows),
         })
         if protocol == "cuhk03":  # any of the matches may be the image that is drawn of the person
-            ahead = count_closer_by_person(of_block, size, hit_row, hit_column, hit_keys, person, images)
-            chances = successes(ahead.double() / images, max_rank) / seen[hit_row, None]
-            first_hit[rows] = torch.zeros_like(first_hit[rows]).index_add(0, hit_row, chances)
+            row, nth = (limits < torch.inf).nonzero().T  # (P,)
+            ahead = count_closer_by_person(of_block, size, row, place[row, nth], limits[row, nth], person, images)
+            chances = successes(ahead.double() / images, max_rank) / seen[row, None]
+            first_hit[rows] = torch.zeros_like(first_hit[rows]).index_add(0, row, chances)
         else:
             shown = (wrong[:, 0] < max_rank) & found
             first_hit[rows[shown], wrong[shown, 0]] = 1
@@ -782,12 +769,12 @@ def expanded_sets(nearest, half):
 
 def pair_distances(comparison, first, second):
     """Distances (P,) of given pairs of rows, of what is compared with itself."""
-    size = max(1, 2**18 // comparison.queries.parts[0].shape[1])  # rows of both that stay in a CPU's cache
-    dots = []
-    for sides in zip(first.split(size), second.split(size), strict=True):
-        one, other = (comparison.load(comparison.queries, side) for side in sides)
-        dots.append((one * other).sum(1))
-    return comparison.to_distance(comparison.to_keys(torch.cat(dots), second), first)
+    dots, part = torch.empty(len(first), dtype=comparison.dtype, device=comparison.device), comparison.queries.parts[0]
+    size = max(1, 2**18 // part.shape[1])  # rows of both that stay in a CPU's cache
+    for pairs in (second >= len(part)).sort(stable=True).indices.split(size):  # those of one part together
+        one, other = (comparison.load(comparison.queries, side[pairs]) for side in (first, second))
+        dots[pairs] = (one * other).sum(1)
+    return comparison.to_distance(comparison.to_keys(dots, second), first)
 
 
 def mean_of_rows(row, column, value, lists):
@@ -814,7 +801,7 @@ def overlaps(row, column, value, num_queries, num_gallery):
     item, weight = row[begin:][order] - num_queries, value[begin:][order]
     count = torch.bincount(by_column, minlength=num_queries + num_gallery)
     first = count.cumsum(0) - count
-    for rows in torch.arange(num_queries, device=row.device).split(64):
+    for rows in torch.arange(num_queries, device=row.device).split(32):
         own = slice(*torch.searchsorted(row, torch.stack([rows[0], rows[-1] + 1])).tolist())
         which, entry = entries(first[column[own]], count[column[own]])
         place = (row[own] - rows[0])[which] * num_gallery + item[entry]
