@@ -12,7 +12,8 @@
 | torchscript | best.torchscript.pt | torch.jit.load, libtorch |
 | pt2 | best.pt2 | torch.export.load, AOTInductor |
 
-Batch norms are folded and parallel convolutions merged (fuse.py); any batch size goes. Inputs and outputs by name:
+Batch norms are folded and parallel convolutions merged (exporting/fuse.py); any batch size goes. Inputs and outputs by
+name:
 
 | input | shape | |
 |---|---|---|
@@ -25,12 +26,12 @@ Output `features`: float32 (B, D), L2-normalised, so a dot product is the cosine
 metadata under `reid`, in the archives of the others as `reid.json`; search.py reads it and asks for nothing.
 
 --half: weights and activations in fp16, for GPUs. --int8: convolutions in whole numbers, for processors with VNNI and
-the like (quantize.py). Both go with --uint8-input.
+the like (exporting/quantize.py). Both go with --uint8-input.
 
-Every file is loaded again and compared with PyTorch (gate.py): on images it was not traced with, prepared as the file
-says, in batches of 1, 2, 7 and 32, and with --dataset by rank-1, mAP and the ten nearest of each query. A file that
-does not agree is removed and the command fails; until then one of an earlier export stays. What was measured stands in
-the file.
+Every file is loaded again and compared with PyTorch (exporting/gate.py): on images it was not traced with, prepared as
+the file says, in batches of 1, 2, 7 and 32, and with --dataset by rank-1, mAP and the ten nearest of each query. A file
+that does not agree is removed and the command fails; until then one of an earlier export stays. What was measured
+stands in the file.
 """
 
 import argparse

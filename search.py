@@ -16,8 +16,8 @@ The first form writes ranked.csv (everything) and ranked.jpg (the first rows). E
 not read. Exit code: 0, 2 for a mistake on the command line, 1 for whatever else leaves nothing to tell. verify: 0 the
 same person, 3 not, 4 no threshold is calibrated.
 
-The model says how it wants its pixels (extractor.py). Ranking is by cosine, exact (gallery.py). What folders, lists and
-file names tell of a person, a camera, a time and a tracklet stands in sources.py.
+The model says how it wants its pixels. Ranking is by cosine, exact (searching/gallery.py). What folders, lists and
+file names tell of a person, a camera, a time and a tracklet stands in searching/sources.py.
 Letters: N images, Q queries, G gallery, D feature size, H W image size.
 """
 

@@ -7,8 +7,8 @@
     python train.py --dataset market1501 cuhk03 --target viper grid              # several sets, tested on others
     python train.py --dataset viper --split all                                  # mean and deviation over 20 splits
     python train.py --resume runs/hacnn-market1501/last.pth                      # goes on where a run stopped
-    python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501   # see evaluate.py
-    torchrun --nproc-per-node 4 train.py --dataset market1501                    # on 4 GPUs, see distributed.py
+    python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501
+    torchrun --nproc-per-node 4 train.py --dataset market1501                    # on 4 GPUs, a process on each
 
 A run writes into its folder: last.pth after every epoch (and on Ctrl-C), best.pth after an evaluation with the best mAP
 so far (or what --best says; with --ema of the raw or of the averaged weights, whichever score better), log.txt (what
@@ -980,7 +980,8 @@ def build_parser(description=None):
     add("--test-batch-size", type=int, default=128, help="images per step of extraction (default: 128)")
     add = parser.add_argument_group("run").add_argument
     add("--recipe", metavar="NAME",
-        help=f"fill flags from recipe.py: {', '.join(recipes.RECIPES)}; flags given beside it win, --resume does too")
+        help=f"fill flags, of {', '.join(recipes.RECIPES)}: see training/recipes.py; flags given beside it win, and "
+        "--resume does")
     add("--out", help="folder of the run (default: runs/ARCH-DATASET), one that holds a run is refused; with "
         "--evaluate: folder for queries.csv, scores.json, cmc.png and roc.png (default: they are not written)")
     add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")

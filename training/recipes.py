@@ -225,8 +225,8 @@ RECIPES = {
         "augment": ["flip", "translate", "erase"], "loss": {"xent": 1.0, "triplet": 1.0, "center": 0.0005},
         "label_smooth": 0.1, "margin": 0.3, "center_lr": 0.5,
     },
-    # HA-CNN from scratch, by experiments of our own: study.py, and what they showed in BENCHMARK.md. Weight decay is
-    # what counts: without it weights never forget. Here they do within 1 / (lr * decay) steps, 8.2 epochs of
+    # HA-CNN from scratch, by experiments of our own, tools/study.py: BENCHMARK.md has what they showed. Weight decay
+    # is what counts: without it weights never forget. Here they do within 1 / (lr * decay) steps, 8.2 epochs of
     # Market-1501; with 100 persons 5 to 10 epochs did best, in runs of 10 and of 30. So the decay follows rate, batch
     # size and number of images, not the length of the run (as Wang and Aitchison found, ICML 2025)
     "best": {

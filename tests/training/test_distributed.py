@@ -1,6 +1,6 @@
 """Tests of distributed.py: several processes train, evaluate and end as one would.
 
-python -m pytest tests/test_distributed.py
+python -m pytest tests/training/test_distributed.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """Tests of evaluate.py through `train.py --evaluate`: what is printed and written, against features computed here.
 
-python -m pytest tests/test_evaluate.py
+python -m pytest tests/training/test_evaluate.py
 """
 
 import csv

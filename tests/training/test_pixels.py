@@ -1,6 +1,6 @@
-"""Tests of loader.py: decoded pixels, samplers, transforms of a batch.
+"""Tests of pixels.py: decoded pixels, transforms of a batch.
 
-python -m pytest tests/test_loader.py
+python -m pytest tests/training/test_pixels.py
 """
 
 import os
@@ -273,9 +273,9 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
 ])  # fmt: skip
 def test_a_decoding_process_that_ends_is_told_with_its_files(tmp_path, monkeypatch, script, told):
     """An error of the operating system, which the commands tell in a line; and nothing looks whole."""
-    (tmp_path / "decode.py").write_text(script)
+    (tmp_path / "images.py").write_text(script)
     monkeypatch.setattr("training.pixels.BLOCK", 1000)
-    monkeypatch.setattr("images.__file__", str(tmp_path / "decode.py"))
+    monkeypatch.setattr("images.__file__", str(tmp_path / "images.py"))
     paths, cache = paths_of(tmp_path / "images", 2) * 4000, tmp_path / "cache"  # more names than a pipe holds
     with pytest.raises(OSError, match=told):
         load_pixels(paths, SIZE, cache, "set")

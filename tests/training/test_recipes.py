@@ -1,6 +1,6 @@
-"""Tests of recipe.py, and of train.py with what it offers: losses with parameters, averages, accumulation, recipes.
+"""Tests of recipes.py, and of train.py with what it offers: losses with parameters, averages, accumulation, recipes.
 
-python -m pytest tests/test_recipe.py
+python -m pytest tests/training/test_recipes.py
 """
 
 import copy
