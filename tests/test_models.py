@@ -117,6 +117,14 @@ def test_other_networks_are_the_reference_s(arch):
     assert (expected > 0).mean() > 0.2, "too few numbers to compare"
 
 
+def test_the_instance_norms_of_osnet_ibn():
+    """In place of conv1's batch norm, and behind the addition of both blocks of conv2; all else is as without them."""
+    with torch.device("meta"):
+        plain, ibn = (set(models.build_model(f"osnet_{kind}x1_0", 5).state_dict()) for kind in ("", "ibn_"))
+    assert ibn - plain == {f"conv2.{block}.IN.{name}" for block in (0, 1) for name in ("weight", "bias")}
+    assert plain - ibn == {f"conv1.bn.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+
+
 HEADS = {"bnneck": True, "embedding": 24, "pooling": "gem"}
 
 

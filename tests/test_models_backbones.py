@@ -93,7 +93,8 @@ def test_last_stride_of_resnets(arch):
 
 def test_names_of_both_libraries():
     assert "downsample" in str(light("convnext_atto").backbone), "timm's alone"
-    assert type(light("resnet18").backbone).__name__ == "Sequential"
+    for arch in ("resnet18", "resnet34"):  # in our table, and not
+        assert type(light(arch).backbone).__name__ == "Sequential"
     assert type(light("timm/resnet18").backbone).__name__ == "ResNet"
 
 
