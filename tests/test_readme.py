@@ -93,8 +93,9 @@ def demo(drawn_root, tmp_path_factory):
         patch.chdir(folder)
         block = next(block for block in blocks("README.md", "bash") if "calibrate" in block)
         codes = {}
-        for argv in as_bash_calls(block.replace("--fmr 0.001", "--fmr 0.01"), folder):  # few images, few pairs
-            codes[" ".join(argv[:2])] = run_main(argv)
+        for argv in as_bash_calls(block, folder):
+            few_pairs = ["--fmr", "0.01"] * (argv[1] == "calibrate")  # which resolve no smaller rate
+            codes[" ".join(argv[:2])] = run_main(argv + few_pairs)
     return folder, codes
 
 
