@@ -39,10 +39,10 @@ def blocks(document, language):
 
 
 def snippets():
-    """Python of all blocks but doctests, which pytest runs itself, and the parser of DATASETS.md, which is a piece."""
-    return [pytest.param(code, id=f"{document}-{number}")
+    """(where, Python) of all blocks but doctests, which pytest runs itself, and the parser of DATASETS.md, a piece."""
+    return [(f"{document}, block {number}", code)
             for document in DOCUMENTS if document != "DATASETS.md"
-            for number, code in enumerate(blocks(document, "python")) if ">>>" not in code]  # fmt: skip
+            for number, code in enumerate(blocks(document, "python"), 1) if ">>>" not in code]  # fmt: skip
 
 
 def printed_commands():
@@ -73,42 +73,8 @@ def as_bash_calls(block, folder):
     return [call.splitlines() for call in run.stdout.removesuffix("\n\n").split("\n\n")]
 
 
-@pytest.fixture(scope="module")
-def demo(drawn_root, tmp_path_factory):
-    """A folder as `make demo` leaves it, where README's block has been run; the exit code of each command.
-
-    Two small networks stand for the demo's, quick to export and to search with.
-    """
-    folder = tmp_path_factory.mktemp("demo")
-    shutil.copytree(drawn_root / "synthetic", folder / "data" / "synthetic")
-    for path in (folder / "runs" / "demo", folder / ".venv" / "bin"):
-        path.mkdir(parents=True)
-    (folder / ".venv" / "bin" / "activate").touch()
-    torch.manual_seed(0)
-    about = {"arch": "squeezenet1_1", "num_ids": 6, "options": {"input_size": (64, 32)}}
-    model = models.build_model(about["arch"], about["num_ids"], **about["options"])
-    torch.save({**about, "model": model.state_dict()}, folder / "runs" / "demo" / "best.pth")
-    write_model(folder / "runs" / "demo" / "best.onnx")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        block = next(block for block in blocks("README.md", "bash") if "calibrate" in block)
-        codes = {}
-        for argv in as_bash_calls(block, folder):
-            few_pairs = ["--fmr", "0.01"] * (argv[1] == "calibrate")  # which resolve no smaller rate
-            codes[" ".join(argv[:2])] = run_main(argv + few_pairs)
-    return folder, codes
-
-
 def test_readme_has_at_most_250_lines():
     assert len(text_of("README.md").splitlines()) <= 250
-
-
-def test_the_block_for_the_demo_runs_as_it_stands(demo):
-    folder, codes = demo
-    assert len(codes) == 7 and codes.pop("search.py verify") in (0, 3)
-    assert not any(codes.values()), codes
-    for name in ("report/queries.csv", "report/maps.jpg", "gallery.index/features.npy", "query.html"):
-        assert (folder / "runs" / "demo" / name).stat().st_size, name
 
 
 class InnerProducts:
@@ -126,28 +92,59 @@ class InnerProducts:
         return np.take_along_axis(similarities, rows, 1), rows
 
 
-@pytest.mark.parametrize("code", snippets())
-def test_python_of_the_documents_runs(code, demo, monkeypatch):
-    """What it names `features` is what PyTorch gives, what it names `scores`, or ends with, is what evaluate gives."""
-    monkeypatch.chdir(demo[0])
-    monkeypatch.setitem(sys.modules, "faiss", types.SimpleNamespace(IndexFlatIP=InnerProducts))
+def lay_out(folder, drawn_root):
+    """A folder as `make demo` leaves it; two small networks stand for its own, quick to export and to search with."""
+    shutil.copytree(drawn_root / "synthetic", folder / "data" / "synthetic")
+    for path in (folder / "runs" / "demo", folder / ".venv" / "bin"):
+        path.mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
+    torch.manual_seed(0)
+    about = {"arch": "squeezenet1_1", "num_ids": 6, "options": {"input_size": (64, 32)}}
+    model = models.build_model(about["arch"], about["num_ids"], **about["options"])
+    torch.save({**about, "model": model.state_dict()}, folder / "runs" / "demo" / "best.pth")
+    write_model(folder / "runs" / "demo" / "best.onnx")
+
+
+def run_snippet(code):
+    """Runs a block; what it names `features` is what PyTorch gives for its `paths`, its scores are scores."""
     rng = np.random.default_rng(0)
     names = {"frame": rng.integers(0, 256, (200, 300, 3), dtype=np.uint8), "track_ids": ["7", "9"],
              "boxes": [(10, 170, 20, 90), (30, 190, 100, 160)]}  # fmt: skip
     *body, last = ast.parse(code).body
-    exec(compile(ast.Module(body, []), "document", "exec"), names)
-    value = eval(compile(ast.Expression(last.value), "document", "eval"), names) if isinstance(last, ast.Expr) else None
-    if not isinstance(last, ast.Expr):
-        exec(compile(ast.Module([last], []), "document", "exec"), names)
-
-    model, _ = models.load_checkpoint("runs/demo/best.pth")
+    if isinstance(last, ast.Expr):  # as a notebook shows it
+        last = ast.parse(f"shown = {ast.unparse(last)}").body[0]
+    exec(compile(ast.Module([*body, last], []), "document", "exec"), names)
     if paths := names.get("paths"):
+        model, _ = models.load_checkpoint("runs/demo/best.pth")
         expected, given = evaluate.extract(model, paths), torch.as_tensor(names["features"])
         assert len(paths) == len(given) == 5
         assert torch.cosine_similarity(given.cpu(), expected.cpu()).min() > 0.9999
-    scores = names.get("scores", value)
     if "evaluate.score" in code:
+        scores = names.get("scores") or names["shown"]
         assert scores["queries"] > 0 and 0 <= scores["rank1"] <= 1 and 0 <= scores["mAP"] <= 1
+
+
+def test_what_is_printed_for_the_demo_runs_as_it_stands(drawn_root, tmp_path, monkeypatch):
+    """README's block, then all Python of the documents, in one test: workers share no fixtures."""
+    lay_out(tmp_path, drawn_root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", types.SimpleNamespace(IndexFlatIP=InnerProducts))
+    block = next(block for block in blocks("README.md", "bash") if "calibrate" in block)
+    codes = {}
+    for argv in as_bash_calls(block, tmp_path):
+        few_pairs = ["--fmr", "0.01"] * (argv[1] == "calibrate")  # which resolve no smaller rate
+        codes[" ".join(argv[:2])] = run_main(argv + few_pairs)
+    assert len(codes) == 7 and codes.pop("search.py verify") in (0, 3)
+    assert not any(codes.values()), codes
+    for name in ("report/queries.csv", "report/maps.jpg", "gallery.index/features.npy", "query.html"):
+        assert (tmp_path / "runs" / "demo" / name).stat().st_size, name
+    assert len(snippets()) >= 8
+    for where, code in snippets():
+        try:
+            run_snippet(code)
+        except Exception as error:
+            error.add_note(where)
+            raise
 
 
 class Parsed(Exception):
