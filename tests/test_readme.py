@@ -35,7 +35,8 @@ def text_of(document):
 
 
 def blocks(document, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", text_of(document), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(document), re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 def snippets():
