@@ -403,7 +403,7 @@ def test_features_of_mirror_images_are_averaged():
     array = np.zeros((1, 2, 4, 3), dtype=np.uint8)
     array[0, 0, 0], array[0, 0, 3] = (255, 0, 0), (255, 255, 0)  # the upper corners, left and right
     pixels = Pixels(["a.jpg"], (2, 4), array)
-    plain, both = (evaluate.extract_features(Corner(), pixels, torch.device("cpu"), 8, flip=f) for f in (False, True))
+    plain, both = (evaluate.extract_features(Corner(), pixels, batch_size=8, flip=f) for f in (False, True))
     assert plain.tolist() == [[1, -1, -1]] and both.tolist() == [[1, 0, -1]]
 
 
