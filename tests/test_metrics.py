@@ -315,12 +315,17 @@ def test_cuhk03_cut_at_max_rank_is_the_start_of_the_longer_curve():
 
 @pytest.mark.parametrize("distance", metrics.DISTANCES)
 @pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
-def test_block_sizes_give_the_same_bits(distance, protocol):
+def test_block_sizes_give_the_same_bits(distance, protocol, monkeypatch):
     rng = np.random.default_rng(3)
     queries, gallery = rng.integers(-3, 4, (12, 4)).astype(np.float32), rng.integers(-3, 4, (60, 4)).astype(np.float32)
     ids = rng.integers(1, 9, 12), rng.integers(-1, 12, 60), rng.integers(0, 3, 12), rng.integers(0, 3, 60)
     whole = metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol)
     for block in ((1, 1), (7, 7), (1000, 1000), (12, 1), (1, 60), (3, 32)):
+        assert same_bits(
+            metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol, block=block), whole
+        )
+    monkeypatch.setattr(metrics, "HELD", {"cpu": 0})  # no block is kept: each is multiplied anew
+    for block in (None, (7, 7)):
         assert same_bits(
             metrics.evaluate(queries, gallery, *ids, distance=distance, protocol=protocol, block=block), whole
         )
