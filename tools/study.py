@@ -1,7 +1,7 @@
 """The experiments behind `--recipe best`: every run of BENCHMARK.md's tables on Market-1501, from one table.
 
     python -m tools.study                                # lists the experiments, and which are done
-    python -m tools.study choose --root data             # runs a group, or experiments by name; all: every one
+    python -m tools.study choose --root data             # runs a group, an experiment, or one seed of it (best-1)
     python -m tools.study best reference --minutes 60    # stops in time; the same command goes on
     python -m tools.study table                          # what was measured: Markdown, and learning curves as a picture
     python -m tools.study all -- --epochs 1 --warmup-epochs 0.5    # flags behind -- go to every run, and win
@@ -148,13 +148,20 @@ EXPERIMENTS = {
 
 
 def choose(names):
-    """Experiments by name, by group, or all: in the order of the table. ValueError for a name that is neither."""
-    groups = list(dict.fromkeys(experiment.group for experiment in EXPERIMENTS.values()))
-    unknown = sorted(set(names) - set(EXPERIMENTS) - set(groups) - {"all"})
+    """Runs (experiment, seed) by group, experiment or their own name, `best-1`, or all: in the order of the table.
+
+    ValueError for a name that is none of these.
+    """
+    called = {  # run -> what it may be called
+        (name, seed): {"all", group, name, f"{name}-{seed}"}
+        for name, (group, _, seeds) in EXPERIMENTS.items() for seed in seeds
+    }  # fmt: skip
+    unknown = sorted(set(names).difference(*called.values()))
     if unknown:
+        groups = dict.fromkeys(experiment.group for experiment in EXPERIMENTS.values())
         known = f"groups: {', '.join(groups)}, all; experiments: {', '.join(EXPERIMENTS)}"
         raise ValueError(f"no experiment or group {', '.join(unknown)}; {known}")
-    return [name for name, (group, *_) in EXPERIMENTS.items() if {"all", name, group} & set(names)]
+    return [run for run, some in called.items() if some & set(names)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -162,14 +169,13 @@ def choose(names):
 
 
 def commands(names, root, more):
-    """run -> flags of train.py but for --out, of the experiments `names`; a run is an experiment with a seed."""
+    """Name of a run -> flags of train.py but for --out, of what choose finds for `names`."""
     if "--seed" in more:
         raise ValueError("--seed behind -- would make all runs of an experiment the same: the table says its seeds")
     runs = {}
-    for name in names:
-        for seed in EXPERIMENTS[name].seeds:
-            flags = ["--dataset", "market1501", "--root", root, *EXPERIMENTS[name].flags.split(), "--seed", str(seed)]
-            runs[f"{name}-{seed}"] = [*flags, *more]
+    for name, seed in choose(names):
+        flags = ["--dataset", "market1501", "--root", root, *EXPERIMENTS[name].flags.split(), "--seed", str(seed)]
+        runs[f"{name}-{seed}"] = [*flags, *more]
     return runs
 
 
@@ -379,7 +385,7 @@ def main(argv=None):
         "python -m tools.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="groups or experiments to run; table; nothing: list them")
+    add("names", nargs="*", metavar="NAME", help="groups, experiments or runs; table; nothing: list them")
     add("--root", default="data", help="folder above market1501 and synthetic (default: data)")
     add("--out", type=Path, default=Path("runs/study"), help="folder of all runs (default: runs/study)")
     add("--minutes", type=float, default=float("inf"), metavar="M", help="stop, and save, after M (default: never)")
@@ -405,7 +411,7 @@ def main(argv=None):
             except ImportError as error:
                 print(f"\nno learning curves, as matplotlib is not installed ({error})")
             return 0
-        runs = commands(choose(args.names), args.root, more)
+        runs = commands(args.names, args.root, more)
         check_flags(runs, args.out)
         if any("{out}/small" in flags for flags in runs.values()):
             link_some_persons(args.root, args.out)

@@ -49,7 +49,7 @@ def test_experiments_of_a_group_differ_from_its_first_in_one_thing(group, base):
         return vars(train.parse(study.commands([name], "data", [])[f"{name}-0"])[0])
 
     first, optimizer = flags_of(base), {"optim", "lr", "weight_decay"}  # a rate belongs to its optimizer
-    for name in [name for name in study.choose([group]) if name != base]:
+    for name in [name for name, _ in study.choose([group]) if name != base]:
         changed = {key for key, value in flags_of(name).items() if value != first[key]} - {"command"}
         if "triplet" in name or "circle" in name:  # as they are used, behind a BNNeck
             changed.remove("options")
@@ -76,9 +76,11 @@ def test_some_persons_alone_stand_in_a_folder_of_links(drawn_root, tmp_path):
 
 
 def test_names_and_groups():
-    assert study.choose(["best"]) == ["best"]
-    assert study.choose(["fast", "best"]) == ["best", "fast-30", "fast-60", "fast-90"]  # in the order of the table
-    assert study.choose(["all"]) == list(study.EXPERIMENTS)
+    assert study.choose(["best"]) == [("best", 0), ("best", 1), ("best", 2)]
+    assert study.choose(["best-2", "best-0"]) == [("best", 0), ("best", 2)]
+    fast = [("fast-30", 0), ("fast-60", 0), ("fast-90", 0)]
+    assert study.choose(["fast", "best-1"]) == [("best", 1), *fast]  # in the order of the table
+    assert list(dict(study.choose(["all"]))) == list(study.EXPERIMENTS)
     told = "no experiment or group bset; groups: small, .*best.*experiments: small-base, small-sgd"
     with pytest.raises(ValueError, match=told):
         study.choose(["best", "bset"])

@@ -19,7 +19,7 @@ class LoopedHACNN(models.HACNN):
         """Soft attention with interpolate in place of the constant matrices."""
         spatial = soft.spatial_attn.conv1(x.mean(dim=1, keepdim=True))
         spatial = soft.spatial_attn.conv2(F.interpolate(spatial, x.shape[2:], mode="bilinear", align_corners=True))
-        return torch.sigmoid(soft.conv(spatial * soft.channel_attn(x)))
+        return torch.sigmoid(soft.conv(spatial * soft.channel_attn(x.mean(dim=(2, 3), keepdim=True))))
 
     def cut(self, x, shift, size):
         """One region of each image: x (B, C, H, W), shift (B, 2) -> (B, C, h, w)."""
