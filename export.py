@@ -451,6 +451,7 @@ def build_parser():
     add("--arch", help="network, for checkpoints of other code that do not say; python models.py lists them")
     add("--options", nargs="+", type=models.parse_option, default=[], metavar="NAME=VALUE",
         help="its options, such as align_corners=True for weights of torch before 1.3")
+    add("--skip", nargs="+", default=[], metavar="LAYER", help="learned layers of such a file to do without")
     add("--half", action="store_true", help="weights and activations in fp16, the output in fp32: for GPUs")
     add("--int8", action="store_true", help="convolutions in 8 bits, for processors; needs --calibrate")
     add("--uint8-input", action="store_true", help="takes bytes of any size; resizes and normalises in the graph")
@@ -547,7 +548,7 @@ def main(argv=None):
     check_flags(parser, args)
     variant = Variant("fp16" if args.half else "int8" if args.int8 else "fp32", args.uint8_input)
     try:
-        model, info = models.load_checkpoint(args.ckpt, arch=args.arch, **dict(args.options))
+        model, info = models.load_checkpoint(args.ckpt, arch=args.arch, skip=args.skip, **dict(args.options))
         refuse_options(args.ckpt, args.options, info)
         model.requires_grad_(False)
         out = open_folder(Path(args.out or Path(args.ckpt).parent))

@@ -34,8 +34,11 @@ import inspect
 import math
 import re
 import sys
+import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 import torch
@@ -533,13 +536,15 @@ class WithHead(Network):
     def adopt(self, weights):
         """({name in a file: our name}, weights) for a file of other code.
 
-        Libraries write no `backbone.`; old ResNets of the field count their layers, base.0 (conv1) to base.7 (layer4).
+        Libraries write no `backbone.`; old ResNets of the field count their layers, base.0 (conv1) to base.7 (layer4);
+        others call the BNNeck a bottleneck.
         Positions that a transformer learned on another grid of patches, a square one, are resampled to ours.
         """
         own, names, position = self.state_dict(), {}, "backbone.pos_embed"
         numbered = {f"base.{number}": name for number, (name, _) in enumerate(self.backbone.named_children())}
         for name in weights:
             ours = re.sub(r"^base\.\d+", lambda found: numbered.get(found[0], found[0]), name)
+            ours = re.sub(r"^(heads\.)?bottleneck(\.0)?\.(?=\w+$)", "bnneck.", ours)
             names[name] = f"backbone.{ours}" if f"backbone.{ours}" in own else ours
         grid = getattr(getattr(self.backbone, "patch_embed", None), "grid_size", None)
         learned = [name for name, ours in names.items() if ours == position] if grid and position in own else []
@@ -927,40 +932,143 @@ def count_parameters(model):
     return every, every - heads
 
 
+PLAIN = [argparse.Namespace, np.dtype, np.ndarray, *(type(np.dtype(letter)) for letter in "?bBhHiIlLqQefdFD")]
+PLAIN += [  # what may stand beside weights: all of it builds numbers, arrays and bags of values, and does nothing else
+    (getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
+    for name in ("scalar", "_reconstruct") for core in ("core", "_core")
+]  # fmt: skip
+FORM = {  # of our own checkpoints: field -> its type
+    "arch": str, "num_ids": int, "options": dict, "model": dict, "pids": list, "args": dict, "epoch": int, "step": int,
+    "distance": str, "dataset": str, "optimizer": dict, "criterion": dict, "averaged": dict, "scaler": dict,
+    "totals": dict, "scores": dict | None, "record": dict | None,
+}  # fmt: skip
+
+
+def why_unreadable(path, error):
+    """What a file is that cannot be read as a checkpoint."""
+    # not torch's own text: it explains how to load the file all the same, and to run what it holds
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named:
+        return f"it holds {named[1]}, which is not data"
+    with open(path, "rb") as file:
+        first = file.read(2**12)
+    if not first:
+        return "it is empty"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", first, re.IGNORECASE):
+        return "it is a web page: download the file itself"
+    if first.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: git lfs pull fetches the file itself"
+    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < 2**27:
+        return "it is of the form safetensors: let its name end in .safetensors"
+    if first[:1] == b"\x08":  # the field ir_version, which comes first
+        return "it is an ONNX model: search.py runs those, here give the checkpoint that it was exported from"
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+        if any(name.startswith("code/") or name == "constants.pkl" for name in names):
+            return "it is TorchScript: torch.jit.load runs it, here give the checkpoint that it was exported from"
+        if "archive_format" in names:
+            return "it is of torch.export: torch.export.load runs it, here give the checkpoint it was exported from"
+        if "data.pkl" not in names:
+            return f"it is an archive of {', '.join(names[:3])}"
+    return "cut short, or another kind of file"
+
+
 def read_checkpoint(path):
-    """The dictionary in a .pth file, read without running any code that it may hold (weights_only)."""
+    """The dictionary in a .pth file, read without running any code that it may hold (weights_only); one of ours is of
+    the right form. Files of Python 2 are read too."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth")
-    # files of 2018 hold the score as a numpy scalar; these names build numbers and nothing else
-    scalar = np._core.multiarray.scalar  # numpy 1 wrote it without the underscore
-    number_types = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype]
-    number_types += [np.dtypes.Float64DType, np.dtypes.Float32DType]
     try:
         if path.suffix == ".safetensors":  # timm's: tensors alone
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals(number_types):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript, and about the encoding, which does act here
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
     except Exception as error:  # torch raises a different type for each kind of broken file
-        # not torch's own text: it explains how to load the file all the same, and to run what it holds
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {named[1]}, which is not data" if named else "cut short, or another kind of file"
+        missing = isinstance(error, ImportError)
+        reason = "pip install safetensors, which reads it" if missing else why_unreadable(path, error)
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not the dictionary of a checkpoint")
+    if is_ours(checkpoint):
+        check_form(checkpoint, path)
     return checkpoint
 
 
+def is_ours(checkpoint):
+    return {"arch", "num_ids", "options", "model"} <= checkpoint.keys()
+
+
+def check_form(checkpoint, path):
+    """ValueError where a field of one of our checkpoints is not of the type or the size that it has to be."""
+    wrong = {
+        name: f"{type(checkpoint[name]).__name__} instead of {kind if isinstance(kind, UnionType) else kind.__name__}"
+        for name, kind in FORM.items()
+        if name in checkpoint and (not isinstance(checkpoint[name], kind) or isinstance(checkpoint[name], bool))
+    }
+    if not wrong:
+        num_ids, heads = checkpoint["num_ids"], classifier_sizes(checkpoint["model"])
+        if num_ids < 1 or heads and num_ids not in heads:
+            wrong["num_ids"] = f"{num_ids}" + f", its classifier is for {heads[0]}" * bool(heads)
+        elif len(checkpoint.get("pids", [])) not in (0, num_ids):
+            wrong["pids"] = f"{len(checkpoint['pids'])} persons, num_ids {num_ids}"
+        for name in ("options", "args"):
+            if not all(isinstance(key, str) for key in checkpoint.get(name, {})):
+                wrong[name] = "names that are no text"
+        if not all(type(pid) is int for pid in checkpoint.get("pids", [])):
+            wrong["pids"] = "persons that are no whole numbers"
+    if wrong:
+        told = "; ".join(f"{name}: {what}" for name, what in wrong.items())
+        raise ValueError(f"{path} is not of the form of our checkpoints ({told}): take the file that train.py wrote")
+
+
+CONTAINERS = (
+    "model", "state_dict", "model_state_dict", "net", "net_dict", "network", "weights", "params", "state_dict_ema",
+)  # fmt: skip
+
+
 def find_weights(checkpoint):
-    """name -> tensor, from our files, {'state_dict': ...} or a bare dictionary; 'module.' prefixes are removed."""
-    for key in ("model", "state_dict"):
-        if isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-            break
+    """name -> tensor, from our files, {'state_dict': ...} and the like, or a bare dictionary.
+
+    `module.` of nn.DataParallel and `_orig_mod.` of torch.compile are no part of a name.
+    """
+    inner = next((key for key in CONTAINERS if isinstance(checkpoint.get(key), dict)), None)
+    if inner:
+        return find_weights(checkpoint[inner])
     tensors = {name: value for name, value in checkpoint.items() if isinstance(value, torch.Tensor)}
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {re.sub(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.", "", name): value for name, value in tensors.items()}
+
+
+def classifier_sizes(weights):
+    """The number of classes of each classifier among name -> tensor, by name."""
+    return [
+        value.shape[0] for name, value in sorted(weights.items())
+        if "classifier" in str(name) and isinstance(value, torch.Tensor) and value.dim() == 2
+    ]  # fmt: skip
+
+
+def find_places(model, weights):
+    """({name in the file: our name} of the tensors that fit by name and shape, weights), see WithHead.adopt."""
+    own, places = model.state_dict(), {name: name for name in weights}
+    if isinstance(model, WithHead):
+        places, weights = model.adopt(weights)
+    fits = {name: places[name] for name, value in weights.items()
+            if places[name] in own and own[places[name]].shape == value.shape}  # fmt: skip
+    return fits, weights
+
+
+def unwrap(model, weights):
+    """The weights without a prefix that keeps them from fitting, such as `model.`, `base.` or `encoder_q.`."""
+
+    def filled(weights):
+        return sum(weights[name].numel() for name in find_places(model, weights)[0])
+
+    prefixes = {".".join(name.split(".")[:count]) + "." for name in weights for count in (1, 2)}
+    others = [{name.removeprefix(prefix): value for name, value in weights.items()} for prefix in sorted(prefixes)]
+    return max([weights, *others], key=filled)  # of equals the first, so the file as it is
 
 
 def load_weights(model, weights):
@@ -976,29 +1084,69 @@ def load_weights(model, weights):
         model.load_state_dict({name: weights[name] for name in learned & set(weights)}, strict=False)
         return unused, sorted([f"frames.{name}" for name in unfilled] + list(learned - set(weights)))
     weights = {name.removeprefix("frames."): value for name, value in weights.items()}
-    place = {name: name for name in weights}
-    if isinstance(model, WithHead):
-        place, weights = model.adopt(weights)
-    used = [n for n, value in weights.items() if place[n] in own and own[place[n]].shape == value.shape]
-    if not any(weights[name].dim() > 0 for name in used):
+    places, fitted = find_places(model, weights)
+    if len(places) < len(weights):
+        places, fitted = find_places(model, unwrap(model, weights))
+    if not any(fitted[name].dim() > 0 for name in places):
         raise ValueError(
             f"none of the {len(weights)} tensors in the file fits this {type(model).__name__} by name and shape: "
             f"the file has {', '.join(sorted(weights)[:3]) or 'no tensors'}, the model has {', '.join(sorted(own)[:3])}"
         )
-    fitting = {place[name]: weights[name] for name in used}
+    fitting = {ours: fitted[name] for name, ours in places.items()}
     model.load_state_dict(fitting, strict=False)
-    return sorted(set(weights) - set(used)), sorted(set(own) - set(fitting))
+    return sorted(set(fitted) - set(places)), sorted(set(own) - set(fitting))
 
 
-def load_checkpoint(path, device="cpu", *, arch=None, **options):
+def share_filled(model, unfilled):
+    """The share (0..1) of the numbers of a model that load_weights filled, its classifiers not counted."""
+    sizes = {name: value.numel() for name, value in model.state_dict().items() if "classifier" not in name}
+    return 1 - sum(sizes.get(name, 0) for name in unfilled) / sum(sizes.values())
+
+
+HEAD = r"(^|.*\.)(classifier\w*(\.\d+)?|fc|heads?|head_dist|logits|last_linear|cls|cls_layer)$"  # of a classifier
+AUXILIARY = r"aux|num_batches_tracked|relative_position_index|attn_mask|total_(ops|params)"  # not for the feature
+
+
+def lost_layers(weights, unused):
+    """The layers of a file that hold what was learned for the feature, among the `unused` names of its weights.
+
+    A classifier is no such layer: a matrix of a usual name whose outputs no other classifier takes in.
+    """
+    layers = {}  # layer -> the shapes of its tensors
+    for name in unused:
+        if name in weights and weights[name].is_floating_point() and not re.search(AUXILIARY, name, re.IGNORECASE):
+            layers.setdefault(name.rpartition(".")[0] or name, []).append(weights[name].shape)
+    heads = {layer: max(shapes, key=len) for layer, shapes in layers.items() if re.match(HEAD, layer)}
+    taken = {shape[1] for name, shape in weights.items() for shape in [shape.shape] if len(shape) > 1
+             if re.match(HEAD, name.rpartition(".")[0])}  # fmt: skip
+    heads = {layer for layer, shape in heads.items() if len(shape) > 1 and shape[0] not in taken}
+    return [layer for layer in layers if layer not in heads]
+
+
+def options_that_hold(arch, options, weights):
+    """Options beside those given with which a network has a place for all learned layers of a file; {} if none does."""
+    allowed = options_of(find_builder(arch))
+    flips = [{name: not options.get(name, value)} for name, value in allowed.items() if isinstance(value, bool)]
+    sizes = {shape.shape[0] for shape in weights.values() if shape.dim() == 2} if "embedding" in allowed else ()
+    flips += [{"embedding": size} | more for size in sorted(sizes) for more in ({}, {"bnneck": True})]
+    for more in flips:
+        model = build_model(arch, (classifier_sizes(weights) or [1])[0], **{**options, **more})
+        places, fitted = find_places(model, unwrap(model, weights))
+        if not lost_layers(fitted, set(fitted) - set(places)):
+            return more
+    return {}
+
+
+def load_checkpoint(path, device="cpu", *, arch=None, skip=(), **options):
     """(model in evaluation mode, info) from the file alone; info is the rest of the checkpoint.
 
     Our files say which network they hold, and `arch`, if given, must agree. Files of other code do not: give `arch` and
     `options`; the number of ids comes from the classifier's shape, info["skipped"] lists what the file had in excess.
+    ValueError where that were learned layers, whose loss changes the features, but for those that `skip` names.
     """
     checkpoint = read_checkpoint(path)
     weights = find_weights(checkpoint)
-    if {"arch", "num_ids", "options", "model"} <= checkpoint.keys():
+    if is_ours(checkpoint):
         if arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{path} holds {checkpoint['arch']}, not {arch}: leave --arch out, or give another file")
         options = {**checkpoint["options"], **options}
@@ -1012,14 +1160,29 @@ def load_checkpoint(path, device="cpu", *, arch=None, **options):
         if arch is None:
             names = ", ".join(MODELS)
             raise ValueError(f"{path} does not say which network it holds: give --arch ({names}, ...)")
-        heads = [value.shape[0] for name, value in sorted(weights.items()) if "classifier" in name and value.dim() == 2]
-        model = build_model(arch, heads[0] if heads else 1, **options)
-        skipped, missing = load_weights(model, weights)
-        missing = [name for name in missing if "classifier" not in name and not name.endswith("num_batches_tracked")]
-        if missing:
-            raise ValueError(f"{path} lacks {len(missing)} tensors that {arch} needs, such as {', '.join(missing[:3])}")
-        info = {"arch": arch, "options": options, "skipped": skipped}
+        model = build_model(arch, (classifier_sizes(weights) or [1])[0], **options)
+        info = {"arch": arch, "options": options, "skipped": load_foreign(model, weights, path, arch, skip, options)}
     return model.to(device).eval(), info
+
+
+def load_foreign(model, weights, path, arch, skip, options):
+    """load_weights of a file of other code, whose features have to be those that were trained; the unused names."""
+    unused, missing = load_weights(model, weights)
+    missing = [name for name in missing if "classifier" not in name and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} tensors that {arch} needs, such as {', '.join(missing[:3])}")
+    lost = lost_layers(unwrap(getattr(model, "frames", model), weights), unused)
+    lost = [layer for layer in lost if not any(f"{layer}.".startswith(f"{name}.") for name in skip)]
+    if lost:
+        more = {} if options.get("temporal") else options_that_hold(arch, options, weights)
+        hold = "".join(f" {name}={value}" for name, value in more.items())
+        hold = f"--options{hold}, which holds them, or " if more else ""
+        skips = " ".join(dict.fromkeys(layer.partition(".")[0] for layer in lost))
+        raise ValueError(
+            f"{path} holds {len(lost)} learned layers that this {arch} does not have, {', '.join(lost[:4])}: its "
+            f"features would be others than those that were trained. Give {hold}--skip {skips}, to do without them"
+        )
+    return unused
 
 
 # ----------------------------------------------------------------------------------------------------------------------

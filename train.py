@@ -470,7 +470,11 @@ def prepare_model(args, options, checkpoint, num_ids, device):
         if {**stored, **args.options} != args.options:
             print(f"warning: {args.weights} was trained with --options {stored}, this run has {args.options}")
         skipped, missing = models.load_weights(model, models.find_weights(content))
-        print(f"{args.weights}: not used: {data.some(skipped) or 'none'}; stays fresh: {data.some(missing) or 'none'}")
+        share = models.share_filled(model, missing)
+        told = f"{args.weights} fills {100 * share:.1f} % of {args.arch}, its classifiers not counted"
+        print(f"{told}; not used: {data.some(skipped) or 'none'}; stays fresh: {data.some(missing) or 'none'}")
+        if share < 0.5:
+            raise ValueError(f"{told}: it is of another network; give its --arch and --options, or leave --weights out")
     every, deployed = models.count_parameters(model)
     print(
         f"{args.arch}: {every:,} parameters, {deployed:,} without classifiers; "
@@ -685,7 +689,7 @@ def print_summary(run, state):
 
 def run_evaluation(args, device):
     """--evaluate: tells how the network in --weights does on each target; returns name -> summaries."""
-    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, **args.options)
+    model, info = models.load_checkpoint(args.weights, device, arch=args.arch, skip=args.skip, **args.options)
     if info.get("skipped"):
         print(f"{args.weights}: not used: {data.some(info['skipped'])}")
     args.distance = args.distance or info.get("distance", "cosine")
@@ -905,7 +909,10 @@ def build_parser(description=None):
         "bnneck=True, and for ResNets last_stride=2 (a smaller last map)")
     add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
         help="start from ImageNet weights, downloaded once; beside --weights or --resume nothing is: that file wins")
-    add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out")
+    add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out, and "
+        "said")
+    add("--skip", nargs="+", default=[], metavar="LAYER",
+        help="with --evaluate: learned layers of a file of other code that this network does without")
     add = parser.add_argument_group("fine-tuning (LAYER: a top-level child of the network)").add_argument
     add("--fixbase-epochs", type=int, default=0, metavar="N",
         help="in the first N of the --epochs (default: 0) only --open-layers train, the rest stays to the bit")
@@ -1020,7 +1027,8 @@ def parse(argv, description=None):
         args = parser.parse_args(argv)
         args.options = {**filled.get("options", {}), **args.options}
     if args.evaluate and args.weights and Path(args.weights).is_file():  # frames are chosen as that run chose them
-        run = models.read_checkpoint(args.weights).get("args", {})
+        stored = models.read_checkpoint(args.weights)
+        run = stored.get("args", {}) if models.is_ours(stored) else {}
         parser.set_defaults(**{name: run[name] for name in ("seq_len", "test_sample", "min_frames") if name in run})
         args = parser.parse_args(argv)
     if args.resume:

@@ -5,9 +5,15 @@ HA-CNN, the networks of torchvision and timm, and networks for tracklets have fi
 python -m pytest tests/test_models.py
 """
 
+import argparse
 import copy
 import functools
+import pickle
 import re
+import struct
+import sys
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -470,12 +476,16 @@ def test_foreign_checkpoint_with_another_head(tmp_path):
 
 
 def test_foreign_checkpoint_with_more_than_the_model(tmp_path):
+    """Half of what was learned would be left out: the option that holds it is named, or one says that one knows."""
     model = small()
-    loaded, info = models.load_checkpoint(saved(tmp_path, model.state_dict()), arch="hacnn", learn_region=False)
+    path = saved(tmp_path, model.state_dict())
+    lost = ["fc_local", "local_conv1", "local_conv2", "local_conv3"]
+    told = rf"a.pth holds \d+ learned layers that this hacnn .*--options learn_region=True, .*--skip {' '.join(lost)},"
+    with pytest.raises(ValueError, match=told):
+        models.load_checkpoint(path, arch="hacnn", learn_region=False)
+    loaded, info = models.load_checkpoint(path, arch="hacnn", learn_region=False, skip=lost)
     assert sorted(loaded.state_dict()) == sorted(set(model.state_dict()) - set(info["skipped"]))
-    assert {name.split(".")[0] for name in info["skipped"]} == {
-        "local_conv1", "local_conv2", "local_conv3", "fc_local", "classifier_local",
-    }  # fmt: skip
+    assert {name.split(".")[0] for name in info["skipped"]} == {*lost, "classifier_local"}
 
 
 def test_foreign_checkpoint_with_less_than_the_model(tmp_path):
@@ -550,16 +560,131 @@ def truncated_zip():
     return Path("whole.pth").read_bytes()[:9000]
 
 
-KINDS = ["empty", "text", "pickle", "cut short"]
+def torchscript():
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), "script.pt")
+    return Path("script.pt").read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x02garbage", truncated_zip], ids=KINDS)
-def test_no_checkpoint_at_all(tmp_path, monkeypatch, content):
+def zipped():
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        archive.writestr("photos/a.txt", "hello")
+    return Path("some.zip").read_bytes()
+
+
+def safetensors_file():
+    import safetensors.torch
+
+    return safetensors.torch.save({"a": torch.zeros(3)})
+
+
+def onnx_file():
+    from tiny_onnx import write_model
+
+    return Path(write_model("tiny.onnx")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"), (b"hello\n", "cut short, or another"), (b"\x80\x02garbage", "cut short, or another"),
+        (truncated_zip, "cut short, or another"), (b"\n<!DOCTYPE html><p>Sign in", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"), (torchscript, "TorchScript"),
+        (zipped, "an archive of a.txt"), (safetensors_file, r"let its name end in \.safetensors"),
+        (onnx_file, "an ONNX model"),
+    ],
+)  # fmt: skip
+def test_no_checkpoint_at_all(tmp_path, monkeypatch, content, reason):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.pth"
     path.write_bytes(content() if callable(content) else content)
-    with pytest.raises(ValueError, match="a.pth is not a checkpoint"):
+    with pytest.raises(ValueError, match=f"a.pth is not a checkpoint that can be read safely: .*{reason}"):
         models.load_checkpoint(path)
+
+
+def test_safetensors_without_its_package(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(b"whatever")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ValueError, match="a.safetensors is not .*: pip install safetensors"):
+        models.read_checkpoint(tmp_path / "a.safetensors")
+
+
+def as_python_2_wrote_it(content):
+    """A pickle whose texts are strings of bytes, as those of Python 2 are."""
+
+    def shorter(match):
+        text = match[0][5 : 5 + int.from_bytes(match[0][1:5], "little")]
+        return b"U" + bytes([len(text)]) + text + match[0][5 + len(text) :]
+
+    return re.sub(rb"X[\x01-\x7f]\x00\x00\x00[\x20-\x7e]+", shorter, content)
+
+
+def test_a_file_of_python_2(tmp_path):
+    model = small(**ONE_BRANCH)
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    path = saved(tmp_path, {"state_dict": weights, "arch": "hacnn"}, _use_new_zipfile_serialization=False)
+    written = path.read_bytes()
+    path.write_bytes(as_python_2_wrote_it(written))
+    assert b"U\nstate_dict" in path.read_bytes() and b"X\n\x00\x00\x00state_dict" not in path.read_bytes()
+    assert_same_weights(models.load_checkpoint(path, arch="hacnn", **ONE_BRANCH)[0], model)
+
+
+def test_a_numpy_score_of_python_2(tmp_path):
+    """Its eight bytes are a string, most of which is no UTF-8."""
+    score = struct.pack("<d", 0.909)
+    with pytest.raises(UnicodeDecodeError):
+        score.decode()
+    dtype = b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    content = b"\x80\x02}U\x05rank1cnumpy.core.multiarray\nscalar\n" + dtype + b"U\x08" + score + b"\x86Rs."
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    parts = [pickle.dumps(part, 2) for part in (torch.serialization.MAGIC_NUMBER, 1001, system)]
+    (tmp_path / "a.pth").write_bytes(b"".join([*parts, content, pickle.dumps([], 2)]))
+    assert models.read_checkpoint(tmp_path / "a.pth") == {"rank1": 0.909}
+
+
+@pytest.mark.parametrize("wrapper", [*models.CONTAINERS, "state_dict/model"])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.module.", "model.", "base.", "encoder_q.", "mixed", "a.b."])
+def test_containers_and_prefixes(tmp_path, wrapper, prefix):
+    model = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(3, 2, 1), fc=torch.nn.Linear(2, 2)))
+    names = list(model.state_dict())
+    start = {name: "module." * (place % 2) if prefix == "mixed" else prefix for place, name in enumerate(names)}
+    content = {start[name] + name: value for name, value in model.state_dict().items()}
+    for key in reversed(wrapper.split("/")):
+        content = {key: content, "epoch": np.int64(3), "best": np.bool_(True), "half": np.float16(0.5),
+                   "args": argparse.Namespace(lr=0.1), "history": np.arange(3)}  # fmt: skip
+    twin = copy.deepcopy(model)
+    torch.nn.init.zeros_(twin.conv.weight)
+    checkpoint = models.read_checkpoint(saved(tmp_path, content))
+    assert models.load_weights(twin, models.find_weights(checkpoint)) == ([], [])
+    assert_same_weights(twin, model)
+
+
+def test_one_prefix_among_others(tmp_path):
+    """Two copies of a network, as contrastive learning leaves them: the one that fits is taken, the other is told."""
+    model = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(3, 2, 1)))
+    other = torch.nn.Conv2d(3, 2, 1)
+    weights = {"encoder_k.conv.weight": other.weight.data, "encoder_k.conv.bias": other.bias.data}
+    weights |= {f"encoder_a.{name}": value for name, value in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    assert models.load_weights(twin, weights) == (["encoder_k.conv.bias", "encoder_k.conv.weight"], [])
+    assert_same_weights(twin, model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("arch", ["hacnn"], "arch: list instead of str"), ("num_ids", "5", "num_ids: str instead of int"),
+        ("num_ids", -1, "num_ids: -1, its classifier is for 5"), ("num_ids", True, "num_ids: bool instead of int"),
+        ("num_ids", 10**12, "num_ids: 1000000000000, its classifier is for 5"), ("options", None, "options: NoneType"),
+        ("options", {1: 2}, "options: names that are no text"), ("model", [], "model: list instead of dict"),
+        ("pids", 7, "pids: int instead of list"), ("pids", ["a"] * 5, "pids: persons that are no whole numbers"),
+        ("pids", [1, 2], "pids: 2 persons, num_ids 5"), ("args", [], "args: list instead of dict"),
+        ("epoch", "3", "epoch: str"), ("record", 3, "record: int instead of dict | None"), ("args", {3: 4}, "no text"),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_wrong_form(tmp_path, field, value, told):
+    content = {**ours(small(**ONE_BRANCH), 5, ONE_BRANCH), field: value}
+    with pytest.raises(ValueError, match=f"a.pth is not of the form of our checkpoints.*{re.escape(told)}"):
+        models.load_checkpoint(saved(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], 3])

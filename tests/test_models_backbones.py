@@ -237,6 +237,70 @@ def test_a_layer_counted_beyond_the_last_is_skipped():
     assert (skipped, missing) == (["base.0", "base.8.weight"], [])
 
 
+def strong_baseline(neck="bottleneck"):
+    """(network, its weights as reid-strong-baseline names them, and fast-reid with heads.bottleneck.0)."""
+    model = light("resnet18", 9, last_stride=2, bnneck=True)
+    nn.init.uniform_(model.bnneck.weight)
+    nn.init.uniform_(model.bnneck.running_mean)
+    names = {name: name.replace("backbone.", "base.").replace("bnneck.", f"{neck}.") for name in model.state_dict()}
+    return model, {names[name]: value for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("neck", ["bottleneck", "heads.bottleneck.0", "bnneck"])
+def test_a_bottleneck_is_not_dropped(tmp_path, neck):
+    model, weights = strong_baseline(neck)
+    path, options = saved(tmp_path, weights), {"last_stride": 2, "input_size": (64, 32)}
+    with pytest.raises(ValueError, match=rf"1 learned layers .*resnet18 does not have.*{neck}.*--options bnneck=True"):
+        models.load_checkpoint(path, arch="resnet18", **options)
+    loaded, info = models.load_checkpoint(path, arch="resnet18", bnneck=True, **options)
+    assert info["skipped"] == []
+    assert_same_weights(loaded, model)
+    skipped = models.load_checkpoint(path, arch="resnet18", skip=[neck], **options)[1]["skipped"]
+    assert {name.rpartition(".")[0] for name in skipped} == {neck}
+
+
+@pytest.mark.parametrize("bnneck", [False, True])
+def test_an_embedding_is_not_dropped(tmp_path, bnneck):
+    model = light("resnet18", 9, embedding=24, bnneck=bnneck)
+    weights = {name.removeprefix("backbone."): value for name, value in model.state_dict().items()}
+    path = saved(tmp_path, weights)
+    more = "embedding=24 bnneck=True" if bnneck else "embedding=24"
+    with pytest.raises(ValueError, match=rf"does not have, .*fc.0, fc.1: .*--options {more}, "):
+        models.load_checkpoint(path, arch="resnet18", input_size=(64, 32))
+    loaded, info = models.load_checkpoint(path, arch="resnet18", input_size=(64, 32), embedding=24, bnneck=bnneck)
+    assert info["skipped"] == []
+    assert_same_weights(loaded, model)
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        ({"classifier.weight": (9, 512)}, []), ({"fc.weight": (1000, 512), "fc.bias": (1000,)}, []),
+        ({"head.fc.weight": (9, 512)}, []), ({"classifier.classifier.0.weight": (9, 512)}, []),
+        ({"aux1.conv.weight": (3, 3, 1, 1), "layer.total_ops": (1,)}, []), ({"heads.weight": (9, 512)}, []),
+        ({"fc.weight": (64, 512), "classifier.weight": (9, 64)}, ["fc"]),  # an embedding without a batch norm
+        ({"classifier.add_block.0.weight": (64, 512), "classifier.classifier.0.weight": (9, 64)},
+         ["classifier.add_block.0"]),
+        ({"head.norm.weight": (512,)}, ["head.norm"]), ({"queue": (512, 9)}, ["queue"]),
+    ],
+)  # fmt: skip
+def test_which_layers_are_lost(names, lost):
+    weights = {name: torch.zeros(shape) for name, shape in names.items()}
+    assert models.lost_layers(weights, sorted(weights)) == lost
+
+
+def test_the_share_that_weights_fill():
+    model, weights = strong_baseline()
+    twin = light("resnet18", 4)
+    unfilled = models.load_weights(twin, weights)[1]
+    assert models.share_filled(twin, unfilled) == 1  # its base. is our backbone, and classifiers do not count
+    large = light("resnet50", 4)
+    sizes = {name: value.numel() for name, value in large.state_dict().items() if "classifier" not in name}
+    unfilled = models.load_weights(large, model.state_dict())[1]
+    filled = sum(size for name, size in sizes.items() if name not in unfilled)
+    assert models.share_filled(large, unfilled) == pytest.approx(filled / sum(sizes.values())) and filled > 0
+
+
 @pytest.mark.parametrize("square", [224, 96, 64])
 def test_positions_of_another_grid_are_resampled(square):
     """As timm resamples them when a network of its own is to take another size."""
