@@ -16,7 +16,6 @@ person in VIPeR); a query that nothing can match is told and left out; the numbe
 
 import argparse
 import contextlib
-import csv
 import difflib
 import hashlib
 import importlib
@@ -38,10 +37,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from images import SUFFIXES, is_image, printable, progress, read_image
+from images import SUFFIXES, is_image, printable, progress, read_image, read_table
 
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
 SAMPLING = ("evenly", "random", "all")  # of frames
+STRANGER = -2  # pid of who is called nobody in a user's own set, where 0 is a person like others
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -49,7 +49,8 @@ SAMPLING = ("evenly", "random", "all")  # of frames
 
 
 class Item(NamedTuple):
-    """A tracklet of one or more image files of one person (pid as the data set names it) under one camera (0-based)."""
+    """A tracklet of one or more image files of one person (pid as the data set names it) under one camera (0-based; of
+    a user's own set, whose cameras may begin at 0, the number that stands there less one)."""
 
     paths: tuple[str, ...]
     pid: int
@@ -140,7 +141,7 @@ def by_name(folder, pattern, first_camera=1):
     items = []
     for path, match in find_images(folder, pattern):
         camid = int(match[2]) - first_camera if match.re.groups > 1 else 0
-        items.append(Item((path,), int(match[1]), camid))
+        items.append(Item((path,), STRANGER if match[1].lower() == "nobody" else int(match[1]), camid))
     return [item for item in items if item.pid != -1]
 
 
@@ -568,9 +569,10 @@ def parse_dukemtmcvidreid(folder, split):
 def parse_own(folder, split):
     """items.csv, or folders train, query and gallery (those that there are) of images named PID_cCAMERA....
 
-    The header of items.csv is path,pid,camid[,tracklet][,split]: path relative to the folder, cameras from 1, split
-    train (also where there is no such column), query or gallery. Rows of one split with the same tracklet, pid and
-    camid are the frames of one item, in the order of the file; an empty tracklet is an item of its own.
+    The header of items.csv is path,pid,camid[,tracklet][,split]: path relative to the folder, split train (also where
+    there is no such column), query or gallery. Rows of one split with the same tracklet, pid and camid are the frames
+    of one item, in the order of the file; an empty tracklet is an item of its own. Person 0 and camera 0 are like
+    others; who is not to be told apart, a stranger in the gallery, is called nobody in place of the person's number.
     """
     if (folder / "items.csv").is_file():
         return read_own_list(folder / "items.csv")
@@ -581,7 +583,7 @@ def parse_own(folder, split):
     tell_passed_over(folder, lambda entry: entry.is_dir() and entry.name not in names)
     for name in itertools.chain(*parts):
         tell_passed_over(folder / name, lambda entry: not (is_image(entry.name) and entry.is_file()))
-    return parse_named(folder, split, parts=parts, pattern=r"(\d+)_c0*([1-9]\d*)(?!\d)")
+    return parse_named(folder, split, parts=parts, pattern=r"(nobody|\d+)_c(\d+)(?!\d)")
 
 
 def tell_passed_over(folder, wanted):
@@ -599,16 +601,16 @@ def tell_passed_over(folder, wanted):
 def read_own_list(path):
     """Splits of items.csv."""
     clips, first_line, twice = {}, {}, []
-    for number, row in read_own_rows(path):
-        file = os.path.join(path.parent, row["path"])
-        place, who = os.path.normpath(file), (int(row["pid"]), int(row["camid"]) - 1)
+    for number, name, *who, tracklet, split in read_own_rows(path):
+        file = os.path.join(path.parent, name)
+        place = os.path.normpath(file)
         before, known = first_line.setdefault(place, (number, who))
         if known != who:
             raise ValueError(
-                f"{path}, line {number}: {row['path']} shows person {who[0]} under camera {who[1] + 1}, but by line "
+                f"{path}, line {number}: {name} shows person {who[0]} under camera {who[1] + 1}, but by line "
                 f"{before} person {known[0]} under camera {known[1] + 1}: correct one of them"
             )
-        frames = clips.setdefault((row["split"], *who, row.get("tracklet") or (place,)), {})
+        frames = clips.setdefault((split, *who, tracklet or (place,)), {})
         if place in frames:
             twice.append(number)
         frames.setdefault(place, file)
@@ -623,26 +625,28 @@ def read_own_list(path):
     return splits
 
 
+COLUMNS = ("path", "pid", "camid", "tracklet", "split")  # of items.csv
+
+
 def read_own_rows(path):
-    """[(line number, {column: cell})] of items.csv, each with a path, numbers of person and camera, and a split."""
+    """[(line number, path, pid, camid, tracklet, split)] of items.csv, checked."""
+    lines, unused = read_table(path, COLUMNS, COLUMNS[:3])
+    if unused:
+        print(f"{path}: not used: {some(unused)}; its columns are {', '.join(COLUMNS)}")
     rows = []
-    for number, line in read_lines(path):
-        with explained(f"{path}, line {number}: ", "; quotes must end in the line where they began", csv.Error):
-            rows.append((number, next(csv.reader([line], strict=True))))
-    (first, header), *rows = rows
-    if missing := sorted({"path", "pid", "camid"} - set(header)):
-        raise ValueError(
-            f"{path}, line {first}: no column {', '.join(missing)} in {','.join(header)} (commas part columns)"
-        )
-    rows = [(number, dict(itertools.zip_longest(header, cells))) for number, cells in rows]
-    for number, row in rows:
-        row["split"] = row.get("split") or "train"
-        numbers = all(re.fullmatch(r"\d{1,18}", row[name] or "") for name in ("pid", "camid"))  # 64 bits hold them
-        if not (row["path"] and numbers and int(row["camid"]) and row["split"] in Splits._fields) or None in row:
-            raise ValueError(  # None: cells without a header
-                f"{path}, line {number}: pid is a number of up to 18 digits, camid one from 1, split one of "
-                f"{', '.join(Splits._fields)}; got " + ", ".join(f"{name} {value!r}" for name, value in row.items())
+    for number, line in lines:
+        told, split = [line["pid"].lower(), line["camid"]], line.get("split", "train").lower()
+        if not line["path"].isascii() and re.search("[\ud800-\udfff]", line["path"]):
+            raise ValueError(f"{path}, line {number}: not encoded in UTF-8, save it anew so")
+        numbers = all(re.fullmatch(r"\d{1,18}", text) for text in told if text != "nobody")  # 64 bits hold them
+        if not (line["path"] and numbers and told[1] != "nobody" and split in Splits._fields):
+            raise ValueError(
+                f"{path}, line {number}: pid is a number of up to 18 digits or nobody (a stranger in the gallery), "
+                f"camid such a number, split one of {', '.join(Splits._fields)}; got "
+                + ", ".join(f"{name} {value!r}" for name, value in line.items())
             )
+        pid = STRANGER if told[0] == "nobody" else int(told[0])
+        rows.append((number, line["path"], pid, int(told[1]) - 1, line.get("tracklet"), split))
     return rows
 
 
@@ -742,7 +746,7 @@ DATASETS = {
     "folder": Dataset(
         "", parse_own,
         "items.csv: path,pid,camid[,tracklet][,split], or {train,query,gallery}/12_c3_any.jpg (person 12, camera 3)",
-        None, nobody=NOBODY, access="your own",
+        None, nobody=frozenset({STRANGER}), access="your own",
     ),
     "grid": Dataset(
         "grid", parse_grid,
@@ -866,6 +870,7 @@ def load_dataset(
     train = bool(meant[0]) if train is None else train
     evaluate = bool(meant[1] or meant[2]) if evaluate is None else evaluate
     protocol = protocol or dataset.protocol
+    splits = leave_out_nobody(splits, dataset.nobody)
     if min_frames and has_video(splits):
         longest = max(len(item.paths) for items in splits for item in items)
         where += f", with --min-frames {min_frames} (the longest tracklet has {longest})"
@@ -903,6 +908,20 @@ def describe(splits, counts=None):
 def has_video(splits):
     """Whether an item has more than one frame."""
     return any(len(item.paths) > 1 for items in splits for item in items)
+
+
+def leave_out_nobody(splits, nobody):
+    """The splits without train and query items of `nobody`; a line tells of each: strangers are no class to learn, and
+    not right answers to one another."""
+    kept = {}
+    for name in ("train", "query"):
+        items = getattr(splits, name)
+        kept[name] = [item for item in items if item.pid not in nobody]
+        strangers = sorted(pids_of(items).intersection(nobody))
+        if strangers:
+            called = "nobody" if strangers == [STRANGER] else f"person {some(strangers)}, who is nobody in particular"
+            print(f"{len(items) - len(kept[name])} {name} items left out, of {called}: strangers are for the gallery")
+    return splits._replace(**kept)
 
 
 def check_splits(splits, *, train=True, evaluate=True, two_id_spaces=False, protocol="market1501"):
@@ -994,6 +1013,9 @@ def combine_all(splits, dataset, folder):
     """All there is to train on: persons of query and gallery too, but for those of `nobody`, and images left aside."""
     more = dataset.parse_more(folder) if dataset.parse_more else []
     test = [item for item in splits.query + splits.gallery if item.pid not in dataset.nobody]
+    strangers = len(splits.query + splits.gallery) - len(test)
+    if strangers:
+        print(f"{strangers} gallery items of nobody in particular are not trained on")
     if dataset.two_id_spaces:
         first = max(pids_of(splits.train), default=-1) + 1
         test = [item._replace(pid=item.pid + first) for item in test]
@@ -1005,7 +1027,7 @@ def merge(parts):
     merged = []
     for items in parts:
         first_pid = max((item.pid for item in merged), default=-1) + 1
-        first_camid = max((item.camid for item in merged), default=-1) + 1
+        first_camid = max((item.camid for item in merged), default=-1) + 1 - min((i.camid for i in items), default=0)
         merged += [Item(item.paths, item.pid + first_pid, item.camid + first_camid) for item in items]
     return merged
 

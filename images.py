@@ -17,7 +17,11 @@ of each block that is done.
 """
 
 import contextlib
+import csv
+import difflib
 import glob
+import io
+import itertools
 import json
 import os
 import platform
@@ -154,6 +158,81 @@ def lock(path):
 def progress(title, total, unit="img", hidden=False):
     """A bar on a terminal, to be used in `with` and told by .update(count); nothing where there is no terminal."""
     return tqdm(desc=title, total=total, unit=f" {unit}", leave=False, disable=True if hidden else None)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Lists: .csv files with a line per image
+
+ALIKE = {  # column of a list -> what others call it, beside what is spelt nearly alike
+    "path": ("file", "filename", "image", "img", "imagepath"), "pid": ("id", "person", "personid", "identity", "label"),
+    "camid": ("cam", "camera", "cameraid", "view"), "tracklet": ("track", "trackid", "sequence", "seq", "clip"),
+    "time": ("frame", "date", "datetime", "timestamp"), "split": ("set", "subset", "fold", "part", "phase"),
+}  # fmt: skip
+
+
+def read_cells(path):
+    """Yields (line number, [text, ...]) of the lines of a .csv file that hold anything. Blanks behind a comma do not
+    count. ValueError, with the line, for what cannot be cut into cells."""
+    with open(path, "rb") as file:
+        content = file.read()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
+        raise ValueError(f"{path} is encoded in UTF-16: save it as UTF-8")
+    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
+    lines = csv.reader(text, strict=True, skipinitialspace=True)
+    while True:
+        number = lines.line_num + 1
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:  # for a cell of more than 131,072 characters, too
+            raise ValueError(f"{path}, line {number}: {error}; quotes end in the line where they began") from None
+        if cells is None:
+            return
+        if any("\n" in cell or "\r" in cell for cell in cells):
+            raise ValueError(f"{path}, line {number}: a line break in a cell; quotes end in the line where they began")
+        if any(map(str.strip, cells)):
+            yield number, cells
+
+
+def name_columns(titles, columns, needed):
+    """For each title the one of `columns` that it names, blanks and case aside, or None. ValueError where one that is
+    `needed` is missing, and where a title looks like a missing one."""
+    plain = [title.strip().lower() for title in titles]
+    known = f"The columns of a list are {', '.join(columns)}"
+    twice = sorted({title for title in plain if title in columns and plain.count(title) > 1})
+    if twice:
+        raise ValueError(f"two columns {', '.join(twice)} in {','.join(titles)[:200]}. {known}")
+    for title in plain:
+        letters = re.sub("[^a-z]", "", title)
+        alike = [name for name, others in ALIKE.items() if letters in others]
+        near = (alike or difflib.get_close_matches(letters, ALIKE, 1, 0.7) or [None])[0]
+        if title not in columns and near in columns and near not in plain:
+            raise ValueError(f"the column {title!r} is unknown; did you mean {near}? {known}: rename or delete it")
+    missing = sorted(set(needed) - set(plain))
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)} in {','.join(titles)[:200]} (commas part columns). {known}")
+    return [title if title in columns else None for title in plain]
+
+
+def read_table(path, columns, needed):
+    """([(line number, {column: text})], titles that are not used) of a .csv file whose first line names its columns.
+
+    Blanks around a text are no part of it, but for those of a path. ValueError, with the line, for what is wrong.
+    """
+    rows, names, titles = [], None, []
+    for number, cells in read_cells(path):
+        try:
+            if names is None:
+                titles, names = cells, name_columns(cells, columns, needed)
+                continue
+            if len(cells) > len(names):
+                raise ValueError(f"{len(cells)} cells, and the first line names {len(names)} columns")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        pairs = itertools.zip_longest(names, cells, fillvalue="")
+        rows.append((number, {name: cell if name == "path" else cell.strip() for name, cell in pairs if name}))
+    if names is None:
+        raise ValueError(f"{path} is empty: its first line names the columns, of {', '.join(columns)}")
+    return rows, [title for title, name in zip(titles, names, strict=True) if name is None]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ STRANGE = {  # data set -> folder and name of an image, and names of another for
         "0002_c12s1_000001_00.jpg", "-2_c1s1_000001_00.jpg",
     ]),
     "folder:own": ("own/train/5_c5_good.jpg", [
-        "1_c0_x.jpg", "1_x.jpg", "a1_c1_x.jpg", "1_c_x.jpg", "-1_c1_x.jpg", "1_c1",
+        "1_x.jpg", "a1_c1_x.jpg", "1_c_x.jpg", "-1_c1_x.jpg", "1_c1",
     ]),
 }  # fmt: skip
 
@@ -1300,8 +1300,9 @@ LINES = [  # (data set, list, its line 2)
     ("mars", "mars/info/test_name.txt", "../../secret.jpg"),
     ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,seven,1,,train"),
     ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7,,,train"),
-    ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7,0,,train"),
+    ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7,nobody,,train"),
     ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7,1,,test"),
+    ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7,1,,"),
     ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7"),
     ("folder:own/listed", "own/listed/items.csv", "a/x.jpg,7,1,,train,more,and more"),
     ("folder:own/listed", "own/listed/items.csv", ",7,1,,train"),
@@ -1325,7 +1326,7 @@ def test_line_that_does_not_parse_is_named_with_its_number(tmp_path, name, path,
 def test_an_empty_list_is_named(tmp_path, name, path):
     BUILDERS[name](tmp_path)
     (tmp_path / path).write_bytes(b"\r\n \r\n")
-    with pytest.raises(ValueError, match="is empty: get it anew") as error:
+    with pytest.raises(ValueError, match="is empty: (get it anew|its first line names)") as error:
         data.read_dataset(name, tmp_path)
     assert str(tmp_path / path) in str(error.value)
 
@@ -1383,13 +1384,104 @@ def test_own_list_names_the_line(tmp_path, lines, number, word):
     assert message.startswith(f"{folder / 'items.csv'}, line {number}: ") and "\n" not in message
 
 
-@pytest.mark.parametrize("header, missing", [("path,person,camid", "pid"), ("path;pid;camid", "camid, path, pid")])
-def test_own_list_without_its_columns_shows_its_header(tmp_path, header, missing):
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("path;pid;camid", "no column camid, path, pid in path;pid;camid (commas part columns)"),
+        ("path,who,camid", "no column pid in path,who,camid (commas part columns)"),
+        ("path,person,camid", "the column 'person' is unknown; did you mean pid?"),
+        ("path,pid,camid,tracklet_id,split", "the column 'tracklet_id' is unknown; did you mean tracklet?"),
+        *((f"path,pid,camid,tracklet,{name}", f"the column {name.lower()!r} is unknown; did you mean split?")
+          for name in ("set", "Subset", "fold", "splits", "spilt")),
+        ("path,pid,camid,split,Split", "two columns split in"),
+        ("path,pid,camera_id", "the column 'camera_id' is unknown; did you mean camid?"),
+    ],
+)  # fmt: skip
+def test_own_list_without_its_columns_shows_its_header(tmp_path, header, told):
     folder = own(tmp_path, "a.png,1,1", header=header)
     with pytest.raises(ValueError) as error:
         data.read_dataset("folder:own", tmp_path)
-    told = f"{folder / 'items.csv'}, line 1: no column {missing} in {header} (commas part columns)"
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(f"{folder / 'items.csv'}, line 1: {told}")
+
+
+@pytest.mark.parametrize("header", ["path,pid,camid,tracklet,Split", " path, pid ,CAMID,Tracklet, split"])
+def test_blanks_and_case_of_a_list_do_not_count(tmp_path, header):
+    """Else the test people would be trained on."""
+    folder = own(tmp_path, "a.png,1, 1 ,t, Train", "b.png,1,1,t,TRAIN ", "c.png,2,1,,query", "d.png, 2,2,,Gallery",
+                 header=header)  # fmt: skip
+    train, query, gallery = data.read_dataset("folder:own", tmp_path)
+    assert train == [Item((str(folder / "a.png"), str(folder / "b.png")), 1, 0)]
+    assert query == items(folder, ("c.png", 2, 0)) and gallery == items(folder, ("d.png", 2, 1))
+
+
+def test_columns_that_are_not_used_are_told(tmp_path, capsys):
+    folder = own(tmp_path, "a.png,1,1,noon", header="path,pid,camid,light")
+    data.read_dataset("folder:own", tmp_path)
+    assert capsys.readouterr().out == (
+        f"{folder / 'items.csv'}: not used: light; its columns are path, pid, camid, tracklet, split\n"
+    )
+
+
+def test_a_list_in_utf_16_is_told(tmp_path):
+    folder = own(tmp_path, "a.png,1,1,,train")
+    (folder / "items.csv").write_text((folder / "items.csv").read_text(), encoding="utf-16")
+    with pytest.raises(ValueError, match="items.csv is encoded in UTF-16: save it as UTF-8"):
+        data.read_dataset("folder:own", tmp_path)
+
+
+def test_person_and_camera_0_are_like_others_in_own_sets(tmp_path):
+    """And who is called nobody is a stranger; in a list and in names alike."""
+    folder = own(tmp_path, "a.png,0,0,,train", "b.png,nobody,2,,gallery")
+    found = data.read_dataset("folder:own", tmp_path)
+    assert found.train == items(folder, ("a.png", 0, -1)) and found.gallery == items(folder, ("b.png", -2, 1))
+    plant(tmp_path / "named" / "train", "0_c0_a.jpg 0_c1_b.jpg")
+    plant(tmp_path / "named" / "gallery", "nobody_c2_c.jpg")
+    found = data.read_dataset("folder:named", tmp_path)
+    assert found.train == items(tmp_path / "named/train", ("0_c0_a.jpg", 0, -1), ("0_c1_b.jpg", 0, 0))
+    assert found.gallery == items(tmp_path / "named/gallery", ("nobody_c2_c.jpg", -2, 1))
+
+
+def cameras_of(merged):
+    return [item.camid for item in merged]
+
+
+def test_cameras_from_0_stay_apart_where_lists_are_put_together():
+    first, second = [item(1, -1), item(1, 0)], [item(1, -1), item(1, 3)]
+    merged = data.merge([first, second])
+    assert len(set(cameras_of(merged))) == 4 and cameras_of(merged)[1] - cameras_of(merged)[0] == 1
+
+
+@pytest.mark.parametrize("name, nobody", [("market1501", 0), ("folder:own", "nobody")])
+def test_nobody_is_neither_learned_nor_asked_for(tmp_path, capsys, name, nobody):
+    """Strangers would be one class, and right answers to one another; in the gallery they stay."""
+    def name_of(pid, camera):
+        return f"{pid:04}_c{camera}s1_000001_00.jpg" if pid != "nobody" else f"nobody_c{camera}_x.jpg"
+
+    parts = dict(zip(("train", "query", "gallery"), ("train", "query", "gallery") if name == "folder:own" else
+                     (part[0] for part in data.MARKET_PARTS), strict=True))  # fmt: skip
+    base = tmp_path / name.removeprefix("folder:")
+    for part, who in (("train", [(1, 1), (2, 1), (nobody, 1), (nobody, 2)]), ("query", [(3, 1), (nobody, 1)]),
+                      ("gallery", [(3, 2), (nobody, 2), (nobody, 3)])):  # fmt: skip
+        for pid, camera in who:
+            draw(base / parts[part] / name_of(pid, camera))
+    found = data.load_dataset(name, tmp_path)
+    printed = capsys.readouterr().out
+    assert data.pids_of(found.train) == {1, 2} and data.pids_of(found.query) == {3} and len(found.gallery) == 3
+    called = "nobody" if name == "folder:own" else "person 0, who is nobody in particular"
+    assert f"2 train items left out, of {called}: strangers" in printed
+    assert f"1 query items left out, of {called}: strangers" in printed
+    combined = data.load_dataset(name, tmp_path, combine=True)
+    assert data.pids_of(combined.train) == {1, 2, 3}
+    assert "2 gallery items of nobody in particular are not trained on" in capsys.readouterr().out
+
+
+def test_in_own_sets_person_0_is_learned_and_asked_for(tmp_path):
+    for part, names in (("train", "0_c1_a.jpg 1_c1_a.jpg"), ("query", "0_c1_b.jpg 5_c1_b.jpg"),
+                        ("gallery", "0_c2_c.jpg 5_c2_c.jpg")):  # fmt: skip
+        plant(tmp_path / "own" / part, names)
+    found = data.load_dataset("folder:own", tmp_path)
+    assert [len(part) for part in found] == [2, 2, 2]
+    assert data.pids_of(data.load_dataset("folder:own", tmp_path, combine=True).train) == {0, 1, 5}
 
 
 def test_a_line_that_stands_twice_counts_once(tmp_path, capsys):

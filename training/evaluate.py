@@ -334,7 +334,7 @@ def write_queries(path, queries, splits):
     for i, item in enumerate(splits.query):
         match, wrong = columns["nearest_match"][i], columns["nearest_wrong"][i]
         table.writerow([
-            item.paths[0], item.pid, item.camid, columns["matches"][i], f"{columns['ap'][i]:.6f}",
+            item.paths[0], item.pid, item.camid + 1, columns["matches"][i], f"{columns['ap'][i]:.6f}",
             columns["first_hit"][i], names[match], f"{columns['match_distance'][i]:.6f}",
             names[wrong], splits.gallery[wrong].pid if wrong >= 0 else "", f"{columns['wrong_distance'][i]:.6f}",
         ])  # fmt: skip
