@@ -51,10 +51,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
+try:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{missing}: source .venv/bin/activate (make test makes it), or pip install -r requirements.txt")
 
 import models
 from exporting import fuse, gate

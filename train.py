@@ -41,10 +41,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
+try:
+    import numpy as np
+    import torch
+    from torch import nn
+    from tqdm import tqdm
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{missing}: source .venv/bin/activate (make test makes it), or pip install -r requirements.txt")
 
 import data
 import metrics
@@ -53,6 +58,8 @@ import pictures
 from images import progress, replacing
 from training import distributed, evaluate, recipes
 from training.pixels import AUGMENTATIONS, TrainSet, build_train_set
+
+FIRST_LINE = 5  # steps after which a run tells of itself for the first time
 
 # ----------------------------------------------------------------------------------------------------------------------
 # One step, one epoch
@@ -247,7 +254,8 @@ def train_epoch(training, state, interrupts=()):
             bar.update()
             may_stop = (step + 1) % training.accumulate == 0 or step + 1 == len(batches)  # no gradients are summed half
             stop = may_stop and distributed.agree(bool(interrupts))
-            if len(tally.losses) == training.log_every or step + 1 == len(batches) or stop:
+            early = step + 1 == min(FIRST_LINE, training.log_every) and epoch == 0  # whether all is well, and how fast
+            if len(tally.losses) == training.log_every or step + 1 == len(batches) or stop or early:
                 tally.close(epoch, step + 1)
                 tqdm.write(progress_line(training, epoch, step, len(batches), tally.totals))
                 bar.set_postfix_str(f"loss {tally.totals['loss'] / tally.totals['images']:.3f}")
@@ -493,6 +501,8 @@ def prepare_training(args, model, train_set):
         fixbase_epochs=args.fixbase_epochs, open_layers=args.open_layers, freeze_bn=args.freeze_bn,
         log_every=args.log_every,
     )  # fmt: skip
+    if training.schedule.remark():
+        print(f"warning: {training.schedule.remark()}")
     if args.new_layers is not None:
         new = recipes.find_layers(model, args.new_layers, "--new-layers")
         print(f"--lr for {', '.join(new)}; {args.base_lr_mult:g} of it for all other layers")
@@ -825,11 +835,28 @@ def execute_all_splits(args, argv, device):
 # Flags: what they are, what they mean together, and which do not fit together
 
 
+def nearest(name, names):
+    """' (did you mean NAME?)' where a name is spelt nearly like one of `names`."""
+    near = difflib.get_close_matches(name, names, 1, 0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """A flag that there is not comes with the nearest that there is."""
+
+    def parse_args(self, argv):
+        args, unknown = self.parse_known_args(argv)
+        for word in unknown:
+            self.error(f"there is no flag {word}{nearest(word.partition('=')[0], self._option_string_actions)}")
+        return args
+
+
 def loss_weight(text):
     """'triplet' or 'triplet:0.5' -> (name, weight): a type for argparse."""
     name, _, weight = text.partition(":")
     if name not in recipes.LOSSES:
-        raise argparse.ArgumentTypeError(f"no loss {name!r}: of {', '.join(recipes.LOSSES)}, as in xent triplet:0.5")
+        known = f"of {', '.join(recipes.LOSSES)}, as in xent triplet:0.5"
+        raise argparse.ArgumentTypeError(f"no loss {name!r}{nearest(name, recipes.LOSSES)}: {known}")
     try:
         weight = float(weight) if weight else recipes.LOSSES[name].weight
     except ValueError:
@@ -866,7 +893,7 @@ def split_number(text):
 
 
 def build_parser(description=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument_group("data").add_argument
@@ -954,7 +981,7 @@ def build_parser(description=None):
         "lowers it every first of them")
     add("--gamma", type=float, default=0.1, help="what step and multi-step multiply the rate by (default: 0.1)")
     add("--warmup-epochs", type=float, default=1, metavar="N",
-        help="epochs in which the rate rises from a hundredth (default: 1); a quarter of a short run is good, 0 is off")
+        help="epochs in which the rate rises from a hundredth (default: 1, of a short run a quarter); 0 is off")
     add("--freeze-bn", action=argparse.BooleanOptionalAction, default=False,
         help="keep the statistics of all batch norms, train scale and shift: for small batches on --pretrained")
     add("--accumulate", type=int, default=1, metavar="N",
@@ -994,6 +1021,8 @@ def build_parser(description=None):
     add("--resume", metavar="FILE", help="go on from last.pth of a run with its settings; flags given beside it win")
     add("--seed", type=int, default=0, help="of weights, batches and augmentation (default: 0); report several")
     add("--device", default="auto", help="default: auto, all GPUs or else the CPU; cpu, cuda, or cuda:1 for one GPU")
+    add("--threads", type=int, default=0, metavar="N",
+        help="that compute on a CPU (default: 0, one per core); fewer where other programs need the cores")
     add("--amp", choices=("auto", *recipes.AMP), default="auto",
         help="mixed precision (default: auto: bf16 on GPUs and CPUs with AMX); fp16, with scaled gradients, for older "
         "GPUs; off to compare across machines")
@@ -1008,28 +1037,46 @@ def build_parser(description=None):
     return parser
 
 
+def flags_given(argv):
+    """Destinations of the flags that stand in argv."""
+    parser = build_parser()
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([]))))
+    return {name for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+
+
 def find_recipe(name):
     """Destination of a flag -> value; ValueError with the names that there are."""
     if name not in recipes.RECIPES:
-        near = difflib.get_close_matches(name, recipes.RECIPES, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"no --recipe {name!r}{hint}: there are {', '.join(recipes.RECIPES)}")
+        known = ", ".join(recipes.RECIPES)
+        raise ValueError(f"no --recipe {name!r}{nearest(name, recipes.RECIPES)}: there are {known}")
     return recipes.RECIPES[name]
+
+
+def settings_of(weights, given):
+    """Flag -> value of the run that made a checkpoint, for its evaluation: frames are chosen as that run chose them,
+    and where no data set is given it is tested on its own."""
+    stored = models.read_checkpoint(weights)
+    run = stored.get("args", {}) if models.is_ours(stored) else {}
+    taken = {name: run[name] for name in ("seq_len", "test_sample", "min_frames") if name in run}
+    own = run.get("target") or run.get("dataset")
+    if own and not given & {"dataset", "target"}:
+        taken["dataset"] = [own] if isinstance(own, str) else own  # an older run had one
+        if "root" not in given and Path(run["root"]).is_dir():
+            taken["root"] = run["root"]
+    return taken
 
 
 def parse(argv, description=None):
     """The arguments; with --resume those of the run, overridden by what is given now. Also the checkpoint, or None."""
     parser, checkpoint = build_parser(description), None
-    args = parser.parse_args(argv)
+    args, given = parser.parse_args(argv), flags_given(argv)
     if args.recipe is not None and not args.resume:
         filled = find_recipe(args.recipe)
         parser.set_defaults(**filled)
         args = parser.parse_args(argv)
         args.options = {**filled.get("options", {}), **args.options}
-    if args.evaluate and args.weights and Path(args.weights).is_file():  # frames are chosen as that run chose them
-        stored = models.read_checkpoint(args.weights)
-        run = stored.get("args", {}) if models.is_ours(stored) else {}
-        parser.set_defaults(**{name: run[name] for name in ("seq_len", "test_sample", "min_frames") if name in run})
+    if args.evaluate and args.weights and Path(args.weights).is_file():
+        parser.set_defaults(**settings_of(args.weights, given))
         args = parser.parse_args(argv)
     if args.resume:
         checkpoint = models.read_checkpoint(args.resume)
@@ -1042,10 +1089,13 @@ def parse(argv, description=None):
         checkpoint["args"]["loss"] = {renamed.get(name, name): w for name, w in checkpoint["args"]["loss"].items()}
         if isinstance(checkpoint["args"]["dataset"], str):  # and had one data set
             checkpoint["args"]["dataset"] = [checkpoint["args"]["dataset"]]
+        check_settings(args.resume, checkpoint["args"])
         parser.set_defaults(**{**checkpoint["args"], "out": str(Path(args.resume).parent)})  # it may have been moved
         args = parser.parse_args(argv)
         args.recipe = checkpoint["args"]["recipe"]
     args.command = shlex.join(argv)
+    if "warmup_epochs" not in given and not args.resume:  # the default, or a recipe's, suits longer runs
+        args.warmup_epochs = min(args.warmup_epochs, args.epochs / 4)
     usual = recipes.OPTIMIZERS[args.optim]
     args.lr = usual.lr if args.lr is None else args.lr
     args.weight_decay = usual.weight_decay if args.weight_decay is None else args.weight_decay
@@ -1054,6 +1104,17 @@ def parse(argv, description=None):
     if checkpoint is not None:
         check_resumed_flags(args, checkpoint)
     return args, checkpoint
+
+
+def check_settings(path, settings):
+    """ValueError where a flag of a run that is to go on has a value of another type than its default."""
+    for name, usual in vars(build_parser().parse_args([])).items():
+        value, number = settings.get(name), isinstance(usual, (int, float)) and not isinstance(usual, bool)
+        if usual is not None and not isinstance(value, (int, float) if number else type(usual)):
+            raise ValueError(
+                f"{path} is not of the form of our checkpoints ({name} is {value!r}, not of the type of {usual!r}): "
+                "take the file that train.py wrote"
+            )
 
 
 def check_resumed_flags(args, checkpoint):
@@ -1078,7 +1139,7 @@ def check_flags(parser, args):
     """Ends the program with a usage message where flags do not fit together."""
     at_least = {"epochs": 1, "batch_size": 2, "test_batch_size": 1, "log_every": 1}
     at_least |= {"eval_every": 0, "seed": 0, "expand": 0, "fixbase_epochs": 0, "seq_len": 1, "min_frames": 0}
-    at_least |= {"holdout": 0, "num_domains": 0, "accumulate": 1, "clip_norm": 0, "timeout": 1}
+    at_least |= {"holdout": 0, "num_domains": 0, "accumulate": 1, "clip_norm": 0, "timeout": 1, "threads": 0}
     for name, low in at_least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
@@ -1173,6 +1234,8 @@ def main(argv=None):
         with distributed.silent_others(errors=True):
             args, checkpoint = parse(argv, __doc__)
             device = pick_device(args.device)
+            if args.threads:
+                torch.set_num_threads(args.threads)
             if args.sync_bn and not (distributed.launched() and device.type == "cuda"):
                 raise ValueError(
                     "--sync-bn is for several processes on GPUs, torchrun --nproc-per-node N train.py ...; elsewhere "

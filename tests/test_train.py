@@ -31,7 +31,7 @@ import train
 from data import epoch_batches
 from images import read_image
 from training import evaluate, recipes
-from training.pixels import AUGMENTATIONS, Pixels, TrainSet, augment, normalise
+from training.pixels import AUGMENTATIONS, Pixels, TrainSet, augment, build_train_set, normalise
 
 FLAGS = ["--dataset", "synthetic", "--epochs", "3", "--batch-size", "16", "--warmup-epochs", "0.5", "--device", "cpu",
          "--log-every", "1"]  # fmt: skip
@@ -81,6 +81,38 @@ def test_label_smooth_without_a_number_means_a_tenth():
     parser = train.build_parser()
     assert parser.parse_args(["--label-smooth"]).label_smooth == 0.1
     assert parser.parse_args(["--label-smooth", "0"]).label_smooth == 0.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ({"kind": "step", "milestones": (1,)}, "--schedule step --milestones 1: the rate falls to 1e-09"),
+        ({"kind": "multi-step", "milestones": (5, 40)}, "10 epochs end before 40, where the rate would fall"),
+        ({"kind": "step", "milestones": (40, 2)}, "10 epochs end before 40"),
+        ({"kind": "multi-step", "milestones": (0.5, 0.75)}, None), ({"kind": "cosine", "milestones": (40,)}, None),
+        ({"kind": "step", "milestones": (3, 40)}, None),  # step looks at the first alone
+    ],
+)  # fmt: skip
+def test_milestones_that_end_the_training_or_never_come_are_told(schedule, told):
+    remark = recipes.Schedule(1.0, 10, **schedule).remark()
+    assert told in remark if told else remark == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs"),
+    [([], 1), (["--epochs", "1"], 0.25), (["--epochs", "3"], 0.75), (["--recipe", "best"], 5),
+     (["--recipe", "best", "--epochs", "8"], 2), (["--epochs", "8", "--warmup-epochs", "7"], 7)],
+)  # fmt: skip
+def test_warm_up_bends_to_the_epochs_that_are_given(flags, epochs):
+    assert train.parse(flags)[0].warmup_epochs == epochs
+
+
+@pytest.mark.parametrize("script", ["train.py", "export.py", "search.py"])
+def test_an_interpreter_without_the_packages_is_told_of_the_environment(script):
+    hidden = "import runpy, sys; sys.modules.update(torch=None, onnxruntime=None); sys.argv = [sys.argv[1], '--help']; "
+    done = run_command("-c", hidden + "runpy.run_path(sys.argv[0], run_name='__main__')", script)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "source .venv/bin/activate" in done.stderr and "pip install -r requirements.txt" in done.stderr
 
 
 def test_every_flag_has_help():
@@ -1204,7 +1236,7 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--arch", "hacn"], 1, ["'hacnn'"]),
         (["--options", "learn_regions=False"], 1, ["learn_regions", "learn_region"]),
         (["--options", "learn_region"], 2, ["learn_region=False"]),
-        (["--loss", "xnet"], 2, ["no loss 'xnet'", "xent triplet:0.5", "cosface"]),
+        (["--loss", "xnet"], 2, ["no loss 'xnet' (did you mean xent?)", "xent triplet:0.5", "cosface"]),
         (["--loss", "xent", "center:0"], 2, ["'center:0'", "positive"]),
         (["--loss", "xent", "xent:2"], 2, ["xent xent", "twice"]),
         (["--center-lr", 1.5], 2, ["--center-lr", "1.5"]),
@@ -1224,7 +1256,10 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--device", "cuda:9x"], 1, ["cuda:9x"]),
         (["--device", "cuda:99"], 1, ["cuda:99", "GPUs"]),
         (["--device", "mps"], 1, ["mps", "cpu"]),
-        (["--epoch", 3], 2, ["--epoch"]),
+        (["--epoch", 3], 2, ["there is no flag --epoch (did you mean --epochs?)"]),
+        (["--batchsize=3"], 2, ["there is no flag --batchsize=3 (did you mean --batch-size?)"]),
+        (["--frobnicate"], 2, ["there is no flag --frobnicate\n"]),
+        (["--threads", -1], 2, ["--threads must be at least 0"]),
         (["--weights", "nowhere.pth"], 1, ["nowhere.pth"]),
         (["--arch", "osnet_x1_0", "--pretrained"], 1, ["osnet_x1_0", "--weights FILE"]),
         (["--fixbase-epochs", -1], 2, ["--fixbase-epochs must be at least 0"]),
@@ -1307,6 +1342,48 @@ def test_a_run_that_was_moved_resumes_where_it_lies(finished, tmp_path, capsys):
 def test_flags_that_a_resumed_run_cannot_take(finished, capsys, flags, fragment):
     code, _, err = run_main(capsys, "--resume", finished / "last.pth", *flags)
     assert code == 1 and fragment in err
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", "3"), ("loss", ["xent"]), ("root", None), ("flip", 0)])
+def test_settings_of_another_type_are_refused(finished, tmp_path, name, value):
+    checkpoint = models.read_checkpoint(finished / "last.pth")
+    checkpoint["args"][name] = value
+    torch.save(checkpoint, tmp_path / "last.pth")
+    with pytest.raises(ValueError, match=rf"last.pth is not of the form of our checkpoints \({name} is"):
+        train.parse(["--resume", str(tmp_path / "last.pth"), "--epochs", "2"])
+
+
+def test_weights_are_tested_on_their_own_data_set_where_none_is_given(finished, drawn_root, tmp_path):
+    weights = ["--evaluate", "--weights", str(finished / "best.pth")]
+    args, _ = train.parse(weights)
+    assert (args.dataset, args.target, args.root) == (["synthetic"], None, str(drawn_root))
+    args, _ = train.parse([*weights, "--root", "elsewhere"])
+    assert (args.dataset, args.root) == (["synthetic"], "elsewhere")
+    for flag in ("--dataset", "--target"):
+        args, _ = train.parse([*weights, flag, "viper"])
+        assert (args.target or args.dataset) == ["viper"] and args.root == "data"
+
+
+def test_weights_of_another_network_are_refused(finished, drawn_root, tmp_path, capsys):
+    """Next to nothing fits: what trained would be a fresh network."""
+    weights = models.read_checkpoint(finished / "best.pth")["model"]
+    torch.save({"conv.conv.weight": weights["conv.conv.weight"]}, tmp_path / "some.pth")
+    flags = ["--root", drawn_root, "--weights", tmp_path / "some.pth", "--out", tmp_path / "run"]
+    code, _, err = run_main(capsys, *FLAGS, *flags)
+    assert code == 1 and "some.pth fills 0.0 % of hacnn, its classifiers not counted: it is of another" in err
+
+
+def test_the_first_line_of_a_run_comes_after_five_steps(capsys):
+    state, seen = train.fresh_state(), []
+    items = [data.Item((f"{number}.jpg",), number % 2, 0) for number in range(32)]
+    pixels = Pixels([""] * 32, (32, 16), np.zeros((32, 32, 16, 3), np.uint8))
+    train_set = build_train_set(items, pixels, batch_size=4)
+    training = train.prepare(models.build_model("osnet_x0_25", 2, input_size=(32, 16)), train_set, log_every=50)
+    for _ in range(2):
+        assert train.train_epoch(training, state)
+        seen.append([int(line.split("step")[1].split("/")[0]) for line in capsys.readouterr().out.splitlines()])
+        state.update(epoch=state["epoch"] + 1, step=0, totals={})
+    assert seen == [[5, 8], [8]]
 
 
 def test_a_run_older_than_a_flag_resumes_with_its_default(finished, tmp_path):

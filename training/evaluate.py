@@ -94,13 +94,14 @@ def load_set(name, sets, *, train=True, evaluate=True, combine=False):
         name, sets.root, split=sets.split if dataset.num_splits > 1 else 0, min_frames=sets.min_frames,
         combine=combine, holdout=sets.holdout, train=train, evaluate=evaluate, protocol=sets.protocol,
     )  # fmt: skip
-    paths = [path for items in splits for item in items for path in item.paths]
-    roles = [[(item.pid, len(item.paths)) for item in items] for items in splits]  # equal files of whom, in which split
+    used = splits._replace(query=[], gallery=[]) if combine else splits  # those are trained on, and not tested
+    paths = [path for items in used for item in items for path in item.paths]
+    roles = [[(item.pid, len(item.paths)) for item in items] for items in used]  # equal files of whom, in which split
     memory = sets.pixel_folder() / f"{file_name(name)}-checked-{fingerprint(paths, roles)}.txt"
     with contextlib.suppress(OSError):
         print(memory.read_text(), end="")
         return splits
-    lines, _ = data.check_files(splits, decode=False)  # decoding comes next, and lists what it cannot read
+    lines, _ = data.check_files(used, decode=False)  # decoding comes next, and lists what it cannot read
     told = "".join(f"{line}\n" for line in lines)
     print(told, end="")
     with contextlib.suppress(OSError):  # a cache that cannot be written: the next run looks again

@@ -174,6 +174,20 @@ class Schedule(NamedTuple):
         """The milestones in epochs."""
         return [milestone * self.epochs if milestone < 1 else milestone for milestone in self.milestones]
 
+    def remark(self):
+        """What is to be said of drops that end the training early or never come; empty where nothing is."""
+        if self.kind not in ("step", "multi-step"):
+            return ""
+        drops = self.drops()[:1] if self.kind == "step" else self.drops()
+        told = f"--schedule {self.kind} --milestones {' '.join(f'{drop:g}' for drop in drops)}"
+        late = [drop for drop in drops if drop >= self.epochs]
+        if late:
+            return f"{told}: {self.epochs} epochs end before {late[0]:g}, where the rate would fall"
+        last = self.rate(self.epochs - 1)
+        if last < 1e-5 * self.lr:
+            return f"{told}: the rate falls to {last:.0e} in the last epoch, at which nothing is learned"
+        return ""
+
     def rate(self, epochs):
         """The rate after so many epochs, with the part of the one that is under way."""
         if epochs < self.warmup_epochs and self.kind != "one-cycle":
