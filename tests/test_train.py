@@ -7,7 +7,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -29,7 +28,7 @@ import models
 import pictures
 import train
 from data import epoch_batches
-from images import read_image
+from images import lock, read_image
 from training import evaluate, recipes
 from training.pixels import AUGMENTATIONS, Pixels, TrainSet, augment, normalise
 
@@ -347,7 +346,7 @@ def test_the_network_is_compiled_where_asked_for_and_lies_channels_last(drawn_ro
 def test_a_run_goes_on_in_fp16_and_what_a_killed_process_was_saving_goes(drawn_root, tmp_path, capsys):
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--out", tmp_path / "run"]
     assert run_main(capsys, *flags)[0] == 0
-    (tmp_path / "run" / f"last.pth.{platform.node()}.99999999.tmp").write_bytes(b"half")  # no process has that number
+    (tmp_path / "run" / "last.pth.0123456789abcdef.tmp").write_bytes(b"half")  # no process holds it
     code, _, errors = run_main(capsys, "--resume", tmp_path / "run" / "last.pth", "--epochs", 2, "--amp", "fp16")
     assert code == 0, errors
     assert "scaler" in models.read_checkpoint(tmp_path / "run" / "last.pth")
@@ -1292,10 +1291,31 @@ def test_a_run_that_was_moved_resumes_where_it_lies(finished, tmp_path, capsys):
     assert code == 1 and "already holds a run" in err and (finished / "last.pth").read_bytes() == before
 
 
+def test_a_finished_run_is_finished_already_and_stays_as_it_is(finished, capsys):
+    """Exit code 0: what tries until it succeeds comes to an end."""
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    code, out, err = run_main(capsys, "--resume", finished / "last.pth")
+    assert code == 0 and f"{finished}/last.pth is finished already, all 1 epochs" in out, err
+    assert before == {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+
+
+def test_a_folder_is_for_one_run_at_a_time(finished, root, tmp_path, capsys):
+    flags = [*FLAGS, "--root", root, "--out", tmp_path / "new"]
+    (tmp_path / "new").mkdir()
+    with lock(tmp_path / "new" / "lock"):
+        code, _, err = run_main(capsys, *flags)
+        assert code == 1 and f"another run is at work in {tmp_path}/new: wait until it ends, or give another" in err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["lock"]
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    before = (moved / "log.txt").read_bytes()
+    with lock(moved / "lock"):
+        code, _, err = run_main(capsys, "--resume", moved / "last.pth", "--epochs", 2)
+    assert code == 1 and "another run is at work" in err and (moved / "log.txt").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
-        ([], "through with its 1 epochs"),
         (["--epochs", 2, "--optim", "sgd"], "--optim cannot change"),
         (["--epochs", 2, "--weight-decay", 0.3, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
         (["--epochs", 2, "--options", "learn_region=False"], "--options cannot change"),
