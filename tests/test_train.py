@@ -230,6 +230,71 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(r
     assert same_bits(weights_of(tmp_path / "cut" / "last.pth"), weights_of(tmp_path / "straight" / "last.pth"))
 
 
+def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_goes_on(monkeypatch):
+    with train.until_interrupted() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert received == [signal.SIGHUP, signal.SIGTERM]
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with train.until_interrupted() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_goes_on_from_there(root, tmp_path):
+    """SIGHUP comes, and from then on nothing can be written to where the run has printed."""
+    out = tmp_path / "run"
+    command = [sys.executable, "train.py", *LIGHT, "--dataset", "synthetic", "--epochs", "50", "--log-every", "1"]
+    command += ["--root", str(root), "--out", str(out)]
+    master, slave = os.openpty()
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    seen = b""
+    while b"epoch   2/50" not in seen:
+        seen += os.read(master, 1000)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)  # the system sends it to the leader of a session with this terminal
+    assert process.wait(timeout=600) != 0
+    assert models.read_checkpoint(out / "last.pth")["epoch"] >= 1
+    assert "interrupted; saved. Go on with:" in (out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("change", ["gone", "new", "another"])
+def test_the_middle_of_an_epoch_is_of_the_same_images(root, tmp_path, capsys, monkeypatch, change):
+    flags = [*LIGHT, "--dataset", "synthetic", "--epochs", 2, "--root", root, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, 2)
+        assert run_main(capsys, *flags)[0] == 130
+    assert models.read_checkpoint(tmp_path / "run" / "last.pth")["step"] > 0
+    folder = next(root.rglob("bounding_box_train"))
+    first = sorted(folder.glob("*.jpg"))[0]
+    pid, count = int(first.name[:4]), len(list(folder.glob(f"{first.name[:4]}_*.jpg")))
+    other = first.with_name(first.name.replace(first.name[-6:], "98.jpg"))
+    {"gone": first.unlink, "new": lambda: shutil.copy(first, other), "another": lambda: first.rename(other)}[change]()
+    code, _, err = run_main(capsys, "--resume", tmp_path / "run" / "last.pth")
+    now = {"gone": count - 1, "new": count + 1}.get(change)
+    told = f"person {pid}: {now} instead of {count}" if now else "some have other names"
+    assert code == 1 and "stands in the middle of epoch 1" in err and f"({told})" in err
+    {"gone": lambda: draw(first), "new": other.unlink, "another": lambda: other.rename(first)}[change]()
+    assert run_main(capsys, "--resume", tmp_path / "run" / "last.pth")[0] == 0
+
+
+def test_a_stored_gpu_that_is_not_there_is_told_with_a_way_on(finished, tmp_path, capsys, monkeypatch):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    content = models.read_checkpoint(moved / "last.pth")
+    content["args"] |= {"device": "cuda:1", "epochs": 2}
+    torch.save(content, moved / "last.pth")
+    for count, told in ((0, "give --device cpu"), (1, "give --device cuda:0 to cuda:0, or cpu")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        code, _, err = run_main(capsys, "--resume", moved / "last.pth")
+        assert code == 1 and f"--device cuda:1: torch sees {count} GPUs here: {told}" in err
+    monkeypatch.undo()
+    assert run_main(capsys, "--resume", moved / "last.pth", "--device", "cpu")[0] == 0
+
+
 def test_core_packages_alone_train_evaluate_and_write_torchscript(root, tmp_path):
     """The six packages of the core, tqdm and what these require: nothing else can be imported."""
     launcher = REPOSITORY / "tests" / "core_only.py"
