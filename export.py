@@ -8,7 +8,7 @@
 
 | format | file | runs with |
 |---|---|---|
-| onnx | best.onnx | onnxruntime, onnxruntime-gpu; opset 18 |
+| onnx | best.onnx | onnxruntime and onnxruntime-gpu from 1.14 on; opset 18 |
 | torchscript | best.torchscript.pt | torch.jit.load, libtorch |
 | pt2 | best.pt2 | torch.export.load, AOTInductor |
 
@@ -66,7 +66,7 @@ from exporting import fuse, gate
 from exporting.resize import Resize
 from images import replacing
 
-OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes
+OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes; its IR 8 is read from 1.14 on
 CALIBRATION = 128  # images
 FEWEST = 32  # images to calibrate on
 
@@ -280,6 +280,7 @@ def build_onnx(traced):
     for part in [graph, *graph.node, *graph.value_info, *graph.input, *graph.output]:
         part.ClearField("metadata_props")  # stack traces with the paths of the machine that exported
         part.ClearField("doc_string")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)  # old runtimes refuse newer
     onnx.checker.check_model(model, full_check=True)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("") != OPSET:  # the exporter goes on with another opset where it cannot convert

@@ -7,9 +7,10 @@ Needs numpy, Pillow and tqdm alone.
 
 Training and search both read images by this file. The whole image counts; EXIF rotation is not applied, since data sets
 are read without it; an animated image gives its first frame; transparency is dropped, palettes and CMYK become RGB.
-Refused with the reason, as files are that cannot be read: images above MAX_PIXELS, before they are decoded, and grey of
-more than 8 bits (Pillow's modes I;16, I and F), which would be clipped: nothing says which of its values is white.
-File names may hold anything; `printable` is how they reach a terminal.
+Refused with the reason, as files are that cannot be read: formats other than FORMATS, whatever a file is called;
+images above MAX_PIXELS or MAX_SIDE, before they are decoded; and grey of more than 8 bits (Pillow's modes I;16, I and
+F), which would be clipped: nothing says which of its values is white. File names may hold anything; `printable` is how
+they reach a terminal.
 
 To decode a whole data set, this file is started once per core: threads would wait for one another, for half of the work
 on a small JPEG holds Python's lock. A job comes on standard input, as one line of JSON; a line on standard output tells
@@ -19,13 +20,13 @@ of each block that is done.
 import contextlib
 import csv
 import difflib
-import glob
+import errno
 import io
 import itertools
 import json
 import os
-import platform
 import re
+import secrets
 import stat
 import subprocess
 import sys
@@ -33,29 +34,39 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of image files
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # that are read; of Pillow's others some start programs
 BLOCK = 256  # images between two reports
 MAX_PIXELS = 2**26  # of one image file: 67 million, 200 MB decoded. A crop of a person has some 10,000
+MAX_SIDE = 2**14  # pixels; Pillow has a cost for each line too: 1 x 2**26 pixels would take 2.4 GB
+
+
+def cpus():
+    """Cores that this process may use: under taskset, or in a container, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_image(path):
+    """An image file, opened by Pillow and not yet decoded, to be used in `with`. OSError for what is none."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+        raise OSError(f"{path} is not a file" + ", but a folder" * os.path.isdir(path))
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify it as an image: {', '.join(FORMATS)} are read") from None
 
 
 def read_image(path, size=None):
     """The pixels of an image file at size (H, W), proportions not kept, or as it is: uint8 (H, W, 3), RGB. Raises what
     Pillow raises, and OSError or ValueError for what is refused."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
-        raise OSError(f"{path} is not a file" + ", but a folder" * os.path.isdir(path))
-    with Image.open(path) as image:
-        return read_opened(image, size)
-
-
-def read_opened(image, size=None):
-    """resize of a file that Pillow has opened. ValueError for what is too large to be a person, before it is read."""
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have "
-                         f"(limit {MAX_PIXELS:,}); it was not decoded")  # fmt: skip
-    return resize(image, size)
+    with open_image(path) as image:
+        if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than a crop of a person can have (limit "
+                             f"{MAX_PIXELS:,}, {MAX_SIDE:,} on a side); it was not decoded")  # fmt: skip
+        return resize(image, size)
 
 
 def resize(image, size=None):
@@ -106,53 +117,74 @@ def list_images(folder):
     return sorted(found, key=lambda path: os.path.relpath(path, folder).replace(os.sep, "/"))
 
 
-def partial_name(path):
-    """Where a file lies while this process writes it."""
-    return f"{path}.{platform.node()}.{os.getpid()}.tmp"
+def open_plainly(path, flags):
+    """An opener for open() that follows no link and waits for no pipe, which may have been put there a moment ago."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def hold(file):
+    """Locks an open file until it is closed or its process ends, however it ends. False where another process holds it;
+    None where nobody can tell, as the system (Windows) or the disk has no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def lock(path):
+    """The file `path`, opened and held until it is closed or the process ends; None where another process has it.
+    Nothing in it changes. OSError where something else than a file lies there. See `hold` for where nobody checks."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            told = f"{os.path.basename(path)} is a link, a pipe or a folder where a file is to be locked: delete it"
+            raise OSError(errno.EINVAL, told, str(path))
+    file = open(path, "a", opener=open_plainly)
+    if hold(file) is False:
+        file.close()
+        return None
+    return file
+
+
+def create_partial(path):
+    """A new file beside `path`, opened to write bytes and held: what lies there under such a name and is not held was
+    left by a process that was killed, in whichever container."""
+    while True:
+        file = open(f"{path}.{secrets.token_hex(8)}.tmp", "x+b")  # x: nor through a link that somebody put there
+        if hold(file) is not False and os.path.exists(file.name):
+            return file
+        file.close()  # before it was held, another process took it for abandoned
 
 
 def remove_abandoned(folder):
-    """Deletes what processes of this machine that were killed were writing into a folder."""
-    for path in sorted(Path(folder).glob(f"*.{glob.escape(platform.node())}.*.tmp")):
-        try:
-            if os.name == "posix":  # elsewhere the call would not only ask
-                os.kill(int(path.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (ValueError, PermissionError):
-            pass  # not ours
+    """Deletes what processes that were killed were writing into a folder."""
+    for path in sorted(Path(folder).glob("*.tmp")):
+        if re.fullmatch(r".+\.[0-9a-f]{16}\.tmp", path.name, re.DOTALL):
+            with contextlib.suppress(OSError), open(path, "r+b", opener=open_plainly) as file:
+                if hold(file):
+                    path.unlink()
 
 
 @contextlib.contextmanager
 def replacing(path):
     """A file to write bytes into, which takes the name `path` when the block ends: a kill, an error or a full disk
     leaves the old file as it was. file.name is where it lies until then; flush before you read it."""
-    partial = partial_name(path)
-    remove_abandoned(os.path.dirname(partial) or ".")
-    try:
-        with open(partial, "wb") as file:
+    remove_abandoned(os.path.dirname(path) or ".")
+    with create_partial(path) as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-
-
-def lock(path):
-    """The file `path`, opened and locked until it is closed or the process ends; None where another process has it.
-    Where the system has no such locks (Windows), nobody checks."""
-    file = open(path, "w")
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return None
-    return file
+            if os.name == "nt":  # which renames no open file
+                file.close()
+            os.replace(file.name, path)  # while it is held: nobody may take it for abandoned
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
 
 
 def progress(title, total, unit="img", hidden=False):
@@ -253,10 +285,10 @@ def decode_block(array, first_row, paths, size):
 
 def decode_in_processes(file, blocks, size):
     """Yields (images done, reasons) of blocks that a process per core decodes into the array in `file`."""
-    workers = []
+    workers, count = [], min(cpus(), len(blocks))
     try:
-        for number in range(os.cpu_count()):
-            job = {"array": str(file), "size": list(size), "blocks": blocks[number :: os.cpu_count()]}
+        for number in range(count):
+            job = {"array": str(file), "size": list(size), "blocks": blocks[number::count]}
             command = [sys.executable, __file__]
             workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
             with contextlib.suppress(BrokenPipeError):  # it has ended, and says nothing below

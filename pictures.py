@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from images import read_image
+
 QUERY, RIGHT, WRONG, UNKNOWN = (20, 20, 20), (60, 179, 90), (192, 24, 32), (150, 150, 150)  # frame colours
 FRAMES = {True: RIGHT, False: WRONG, None: UNKNOWN}
 # From low to high, lightness rising in even steps: nine colours of "plasma" (Smith, van der Walt, CC0)
@@ -88,8 +90,7 @@ def draw_tile(picture, corner, path, colour, number=""):
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     middle, below = x + width / 2, y + height + FRAME
     try:
-        with Image.open(path) as image:
-            picture.paste(fit(image, TILE), (x + FRAME, y + FRAME))
+        picture.paste(fit(Image.fromarray(read_image(path)), TILE), (x + FRAME, y + FRAME))
     except Exception:  # as many classes as there are kinds of broken files
         picture.paste(MAT, (x + FRAME, y + FRAME, x + width - FRAME, y + height - FRAME))
         told = "image\ncannot\nbe read"

@@ -26,9 +26,11 @@ import argparse
 import contextlib
 import copy
 import difflib
+import hashlib
 import itertools
 import json
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -55,7 +57,7 @@ import data
 import metrics
 import models
 import pictures
-from images import progress, replacing
+from images import lock, progress, replacing
 from training import distributed, evaluate, recipes
 from training.pixels import AUGMENTATIONS, TrainSet, build_train_set
 
@@ -316,19 +318,24 @@ class Tee:
         except OSError as error:
             kept = "last.pth is kept, --resume goes on"
             raise OSError(f"{self.file.name} could not be written ({error}); {kept}") from error
-        self.console.write(text)
-        self.console.flush()  # into a pipe too: who reads along waits for the line
+        with contextlib.suppress(OSError):  # the terminal was closed: the file holds what it would have shown
+            self.console.write(text)
+            self.console.flush()  # into a pipe too: who reads along waits for the line
         return len(text)
 
     def flush(self):
-        self.console.flush()
+        with contextlib.suppress(OSError):
+            self.console.flush()
 
 
 @contextlib.contextmanager
 def until_interrupted():
-    """Inside, Ctrl-C and SIGTERM only note themselves in the list that is given: a step is never cut in the middle."""
-    received = []
-    previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    """Inside, Ctrl-C, SIGTERM and SIGHUP (a terminal was closed) only note themselves in the list that is given: a step
+    is never cut in the middle."""
+    received, signals = [], [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup: it is to go on
+        signals.append(signal.SIGHUP)
+    previous = {s: signal.signal(s, lambda number, _: received.append(number)) for s in signals}
     try:
         yield received
     finally:
@@ -543,6 +550,30 @@ def restore(args, checkpoint, training):
     return state
 
 
+def count_images(items):
+    """What a checkpoint says of the images it was trained on: those of each person, and a digest of all their names."""
+    counts, names = Counter(), hashlib.sha256()
+    for item in items:
+        counts[item.pid] += len(item.paths)
+        names.update("\n".join([*map(os.path.basename, item.paths), "\n"]).encode(errors="surrogateescape"))
+    return {"persons": dict(counts), "names": names.hexdigest()}
+
+
+def check_same_images(args, checkpoint, now):
+    """ValueError where the images are others than those that batches were drawn from, in the middle of an epoch."""
+    began = checkpoint.get("images")  # an older run does not say
+    if began in (None, now) or not checkpoint["step"]:
+        return
+    before, after = began["persons"], now["persons"]
+    changed = [f"person {pid}: {after[pid]} instead of {n}" for pid, n in before.items() if after[pid] != n]
+    raise ValueError(
+        f"{args.resume} stands in the middle of epoch {checkpoint['epoch'] + 1}, whose batches were drawn from "
+        f"{sum(before.values()):,} images; now there are {sum(after.values()):,} in {args.root} "
+        f"({data.some(changed) or 'some have other names'}): put back what was there, or start anew with --weights "
+        f"{args.resume}"
+    )
+
+
 def prepare_run(args, checkpoint, device):
     """(Run, state) of the flags, from the start or from where the checkpoint stands."""
     cards, processes = check_devices(args, device), distributed.world_size()
@@ -555,6 +586,9 @@ def prepare_run(args, checkpoint, device):
             f"{' '.join(args.dataset)} in {args.root} are not the same ones: resume on the data it began with, or "
             "start anew with --weights"
         )
+    images_of = count_images(items)
+    if checkpoint is not None:
+        check_same_images(args, checkpoint, images_of)
     train_set, options = prepare_train_set(args, items, sources), choose_options(args, items, tests, checkpoint)
     training = prepare_training(args, prepare_model(args, options, checkpoint, len(pids), device), train_set)
     testing, model = testing_of(args), training.model
@@ -573,7 +607,7 @@ def prepare_run(args, checkpoint, device):
     about = {
         "arch": args.arch, "num_ids": len(pids), "options": options, "input_size": model.input_size,
         "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
-        "dataset": " ".join(args.dataset), "pids": pids,
+        "dataset": " ".join(args.dataset), "pids": pids, "images": images_of,
     }  # fmt: skip
     board = open_board(Path(args.out), state["epoch"]) if distributed.rank() == 0 else None
     training = training._replace(runner=runners["raw"])
@@ -747,6 +781,12 @@ def execute(args, checkpoint, device):
     if args.evaluate:
         args.target = args.target or args.dataset
         return 0, {name: summaries[0] for name, summaries in run_evaluation(args, device).items()}
+    if checkpoint is not None and checkpoint["epoch"] >= args.epochs and not checkpoint["record"]:
+        print(
+            f"{args.resume} is finished already, all {checkpoint['epoch']} epochs: to go on give a larger --epochs, to "
+            f"test it --evaluate --weights {args.resume}"
+        )
+        return 0, checkpoint["scores"] or {}
     args.arch, args.distance, args.split = args.arch or "hacnn", args.distance or "cosine", args.split or 0
     args.out = args.out or default_folder(args)
     if args.amp == "auto":
@@ -754,13 +794,25 @@ def execute(args, checkpoint, device):
     if distributed.rank() > 0:
         return run_training(args, checkpoint, device)
     resumed_here = args.resume and Path(args.resume).resolve().parent == Path(args.out).resolve()
-    if Path(args.out, "last.pth").exists() and not resumed_here:
-        raise ValueError(
-            f"{args.out} already holds a run: go on with it (--resume {args.out}/last.pth), give another --out, or "
-            "delete it"
-        )
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
+        held = lock(Path(args.out, "lock"))
+    except OSError as error:
+        raise ValueError(f"--out {args.out} cannot be written: {error}") from error
+    if held is None:
+        raise ValueError(f"another run is at work in {args.out}: wait until it ends, or give another --out")
+    with held:
+        if Path(args.out, "last.pth").exists() and not resumed_here:
+            raise ValueError(
+                f"{args.out} already holds a run: go on with it (--resume {args.out}/last.pth), give another --out, or "
+                "delete it"
+            )
+        return run_logged(args, checkpoint, device)
+
+
+def run_logged(args, checkpoint, device):
+    """run_training, with all that it prints in log.txt too."""
+    try:
         tee = Tee(sys.stdout, Path(args.out) / "log.txt")
     except OSError as error:
         raise ValueError(f"--out {args.out} cannot be written: {error}") from error
@@ -806,10 +858,6 @@ def execute_all_splits(args, argv, device):
             changed = [key for key in sorted(set(stored["args"]) - free) if stored["args"][key] != getattr(args, key)]
             if changed:
                 raise ValueError(f"{last} was trained with another {data.some(changed)}: give another --out")
-            if stored["epoch"] >= args.epochs and not stored["record"]:
-                print(f"{last.parent} is finished")
-                found.append(stored["scores"] or {})
-                continue
             now += ["--resume", str(last)]
         now += ["--out", str(out / name)] if not args.evaluate else []
         code, scores = execute(*parse([*argv, *now]), device)
@@ -1128,11 +1176,6 @@ def check_resumed_flags(args, checkpoint):
     if changed:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(f"{names} cannot change on --resume: leave it out, or start anew with --weights {args.resume}")
-    if checkpoint["epoch"] >= args.epochs and not checkpoint["record"]:
-        raise ValueError(
-            f"{args.resume} is through with its {checkpoint['epoch']} epochs: give a larger --epochs, or test it with "
-            f"--evaluate --weights {args.resume}"
-        )
 
 
 def check_flags(parser, args):
@@ -1216,7 +1259,9 @@ def pick_device(name):
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device {name} is not supported: auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
+        last = torch.cuda.device_count() - 1
+        others = f"cuda:0 to cuda:{last}, or " if last >= 0 else ""
+        raise ValueError(f"--device {name}: torch sees {last + 1} GPUs here: give --device {others}cpu")
     return device
 
 

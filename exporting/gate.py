@@ -83,7 +83,7 @@ def spread(items, count):
 
 def open_pictures(paths):
     """bytes (h, w, 3) of each file, at its own size, RGB. ValueError names those that cannot be read."""
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(files.cpus()) as threads:
         pictures = list(threads.map(files.read_or_reason, paths))
     refuse_broken([picture for picture in pictures if isinstance(picture, str)])
     return pictures

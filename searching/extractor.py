@@ -25,7 +25,6 @@ import io
 import json
 import math
 import os
-import stat
 import sys
 import tempfile
 import threading
@@ -38,7 +37,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from images import progress, read_image, resize
+from images import MAX_SIDE, cpus, open_image, progress, read_image, resize
 
 # Keys that the metadata of a model has to have, and the values that this file can work with.
 NEEDED = ("schema", "arch", "input_size", "mean", "std", "colour_order", "resize", "feature_dim", "l2_normalised",
@@ -48,7 +47,8 @@ FIXED = {"schema": (1, 2), "colour_order": ("RGB",), "resize": ("Pillow BILINEAR
 SIZES = ("input_size", "mean", "std")  # what is to be said about a file without metadata
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 AHEAD = 2**24  # pixels of images of full size, for 'bytes', in one call of the model: 50 MB, twice that waits decoded
-DECODERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes outside the interpreter lock
+DECODERS = min(8, cpus())  # threads; Pillow decodes outside the interpreter lock
+LARGEST_INPUT = 2**22  # pixels of an image as a network takes it, some hundred times what is usual
 PIECE = 8  # rows of a batch that a CPU computes at once: their maps stay in its caches, which 32 overflow
 
 
@@ -77,8 +77,8 @@ def count_pixels(image):
     """Of a path, PIL image or array; the file is not decoded. 0 for what is none of them or cannot be read, which is
     told when it is read."""
     try:
-        if isinstance(image, (str, os.PathLike)) and stat.S_ISREG(os.stat(image).st_mode):
-            with Image.open(image) as file:
+        if isinstance(image, (str, os.PathLike)):
+            with open_image(image) as file:
                 return file.width * file.height
         return image.width * image.height if isinstance(image, Image.Image) else image.shape[0] * image.shape[1]
     except Exception:  # Pillow raises a dozen types for broken files
@@ -266,7 +266,8 @@ class Bound:
 # ---- what the file says ----
 
 def check_sizes(sizes, path):
-    """Raises ValueError unless input_size is two whole numbers, mean and std three numbers, std above 0."""
+    """Raises ValueError unless input_size is two whole numbers that images may have, mean and std three numbers, std
+    above 0."""
     size, mean, std = (sizes[key] for key in SIZES)
     numbers = all(isinstance(part, (list, tuple)) and all(type(x) in (int, float) and math.isfinite(x) for x in part)
                   for part in (size, mean, std))  # fmt: skip
@@ -274,6 +275,9 @@ def check_sizes(sizes, path):
             and all(type(x) is int and x > 0 for x in size)):  # fmt: skip
         raise ValueError(f"{path}: input_size {size}, mean {mean}, std {std}; they have to be two whole numbers "
                          "(height, width), three numbers (red, green, blue; for pixels from 0 to 1) and three above 0")
+    if max(size) > MAX_SIDE or size[0] * size[1] > LARGEST_INPUT:
+        raise ValueError(f"{path}: input_size {size}, at most {LARGEST_INPUT:,} pixels and {MAX_SIDE:,} on a side are "
+                         "allowed: a batch of larger images would fill the memory")
 
 
 def read_metadata(session, path, preprocessing=None):

@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from images import lock, replacing
+from images import cpus, lock, replacing
 
 FILES = "features.npy", "items.csv", "index.json", "replacing"  # of an index; the last while rows are removed
 HEAD = 128  # bytes before the rows in features.npy
@@ -47,7 +47,7 @@ LARGEST = 2**17  # rows of a block for few queries; the library's matrix product
 HELD = 2**23  # similarities at once: 32 MB
 FEW = 3  # queries up to which rows are read once and multiplied one by one: what counts then is reading them
 SLICE = 2**24  # bytes of the gallery that a thread multiplies at a time; fewer, and the calls take longer
-READERS = min(8, os.cpu_count() or 1)  # threads that do so
+READERS = min(8, cpus())  # threads that do so
 SPARSE = 0.25, 0.5  # of the rows of a block, for few queries and for more: below that the chosen ones are copied
 LONGEST = 2**17 - 1  # characters of a field, which is what Python's csv module reads
 

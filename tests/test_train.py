@@ -7,7 +7,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -29,7 +28,7 @@ import models
 import pictures
 import train
 from data import epoch_batches
-from images import read_image
+from images import lock, read_image
 from training import evaluate, recipes
 from training.pixels import AUGMENTATIONS, Pixels, TrainSet, augment, build_train_set, normalise
 
@@ -263,6 +262,71 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_resume_gives_the_same_bits(r
     assert same_bits(weights_of(tmp_path / "cut" / "last.pth"), weights_of(tmp_path / "straight" / "last.pth"))
 
 
+def test_a_closed_terminal_saves_as_sigterm_does_and_nohup_goes_on(monkeypatch):
+    with train.until_interrupted() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert received == [signal.SIGHUP, signal.SIGTERM]
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with train.until_interrupted() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_goes_on_from_there(root, tmp_path):
+    """SIGHUP comes, and from then on nothing can be written to where the run has printed."""
+    out = tmp_path / "run"
+    command = [sys.executable, "train.py", *LIGHT, "--dataset", "synthetic", "--epochs", "50", "--log-every", "1"]
+    command += ["--root", str(root), "--out", str(out)]
+    master, slave = os.openpty()
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    seen = b""
+    while b"epoch   2/50" not in seen:
+        seen += os.read(master, 1000)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)  # the system sends it to the leader of a session with this terminal
+    assert process.wait(timeout=600) != 0
+    assert models.read_checkpoint(out / "last.pth")["epoch"] >= 1
+    assert "interrupted; saved. Go on with:" in (out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("change", ["gone", "new", "another"])
+def test_the_middle_of_an_epoch_is_of_the_same_images(root, tmp_path, capsys, monkeypatch, change):
+    flags = [*LIGHT, "--dataset", "synthetic", "--epochs", 2, "--root", root, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, 2)
+        assert run_main(capsys, *flags)[0] == 130
+    assert models.read_checkpoint(tmp_path / "run" / "last.pth")["step"] > 0
+    folder = next(root.rglob("bounding_box_train"))
+    first = sorted(folder.glob("*.jpg"))[0]
+    pid, count = int(first.name[:4]), len(list(folder.glob(f"{first.name[:4]}_*.jpg")))
+    other = first.with_name(first.name.replace(first.name[-6:], "98.jpg"))
+    {"gone": first.unlink, "new": lambda: shutil.copy(first, other), "another": lambda: first.rename(other)}[change]()
+    code, _, err = run_main(capsys, "--resume", tmp_path / "run" / "last.pth")
+    now = {"gone": count - 1, "new": count + 1}.get(change)
+    told = f"person {pid}: {now} instead of {count}" if now else "some have other names"
+    assert code == 1 and "stands in the middle of epoch 1" in err and f"({told})" in err
+    {"gone": lambda: draw(first), "new": other.unlink, "another": lambda: other.rename(first)}[change]()
+    assert run_main(capsys, "--resume", tmp_path / "run" / "last.pth")[0] == 0
+
+
+def test_a_stored_gpu_that_is_not_there_is_told_with_a_way_on(finished, tmp_path, capsys, monkeypatch):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    content = models.read_checkpoint(moved / "last.pth")
+    content["args"] |= {"device": "cuda:1", "epochs": 2}
+    torch.save(content, moved / "last.pth")
+    for count, told in ((0, "give --device cpu"), (1, "give --device cuda:0 to cuda:0, or cpu")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        code, _, err = run_main(capsys, "--resume", moved / "last.pth")
+        assert code == 1 and f"--device cuda:1: torch sees {count} GPUs here: {told}" in err
+    monkeypatch.undo()
+    assert run_main(capsys, "--resume", moved / "last.pth", "--device", "cpu")[0] == 0
+
+
 def test_core_packages_alone_train_evaluate_and_write_torchscript(root, tmp_path):
     """The six packages of the core, tqdm and what these require: nothing else can be imported."""
     launcher = REPOSITORY / "tests" / "core_only.py"
@@ -379,7 +443,7 @@ def test_the_network_is_compiled_where_asked_for_and_lies_channels_last(drawn_ro
 def test_a_run_goes_on_in_fp16_and_what_a_killed_process_was_saving_goes(drawn_root, tmp_path, capsys):
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--batch-size", 8, "--out", tmp_path / "run"]
     assert run_main(capsys, *flags)[0] == 0
-    (tmp_path / "run" / f"last.pth.{platform.node()}.99999999.tmp").write_bytes(b"half")  # no process has that number
+    (tmp_path / "run" / "last.pth.0123456789abcdef.tmp").write_bytes(b"half")  # no process holds it
     code, _, errors = run_main(capsys, "--resume", tmp_path / "run" / "last.pth", "--epochs", 2, "--amp", "fp16")
     assert code == 0, errors
     assert "scaler" in models.read_checkpoint(tmp_path / "run" / "last.pth")
@@ -1327,10 +1391,31 @@ def test_a_run_that_was_moved_resumes_where_it_lies(finished, tmp_path, capsys):
     assert code == 1 and "already holds a run" in err and (finished / "last.pth").read_bytes() == before
 
 
+def test_a_finished_run_is_finished_already_and_stays_as_it_is(finished, capsys):
+    """Exit code 0: what tries until it succeeds comes to an end."""
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    code, out, err = run_main(capsys, "--resume", finished / "last.pth")
+    assert code == 0 and f"{finished}/last.pth is finished already, all 1 epochs" in out, err
+    assert before == {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+
+
+def test_a_folder_is_for_one_run_at_a_time(finished, root, tmp_path, capsys):
+    flags = [*FLAGS, "--root", root, "--out", tmp_path / "new"]
+    (tmp_path / "new").mkdir()
+    with lock(tmp_path / "new" / "lock"):
+        code, _, err = run_main(capsys, *flags)
+        assert code == 1 and f"another run is at work in {tmp_path}/new: wait until it ends, or give another" in err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["lock"]
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    before = (moved / "log.txt").read_bytes()
+    with lock(moved / "lock"):
+        code, _, err = run_main(capsys, "--resume", moved / "last.pth", "--epochs", 2)
+    assert code == 1 and "another run is at work" in err and (moved / "log.txt").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
-        ([], "through with its 1 epochs"),
         (["--epochs", 2, "--optim", "sgd"], "--optim cannot change"),
         (["--epochs", 2, "--weight-decay", 0.3, "--momentum", 0.5], "--weight-decay, --momentum cannot change"),
         (["--epochs", 2, "--options", "learn_region=False"], "--options cannot change"),

@@ -243,7 +243,7 @@ class Study:
         """Runs one command, or goes on with it; its exit code. Its folder is locked as long as a process trains."""
         folder = self.out / run
         folder.mkdir(parents=True, exist_ok=True)
-        lock = images.lock(folder / "lock")
+        lock = images.lock(folder / "study.lock")  # train.py has its own, "lock"
         if lock is None:
             print(f"{run}: another process is at work on {folder}", flush=True)
             return 1

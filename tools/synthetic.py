@@ -23,8 +23,8 @@ import functools
 import hashlib
 import io
 import json
+import math
 import multiprocessing
-import os
 import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -789,8 +789,9 @@ def draw_files(tasks, processes):
         return
     context = multiprocessing.get_context("spawn")  # fork is unsafe where the caller runs threads, as torch does
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops this process, which then stops the others
-    with ProcessPoolExecutor(processes, context, signal.signal, ignore) as pool:
-        yield from pool.map(draw_file, tasks, chunksize=16)
+    chunk = 16  # files that a process is given at a time
+    with ProcessPoolExecutor(min(processes, math.ceil(len(tasks) / chunk)), context, signal.signal, ignore) as pool:
+        yield from pool.map(draw_file, tasks, chunksize=chunk)
 
 
 def read_stamp(folder):
@@ -839,7 +840,7 @@ def write_dataset(folder, *, video=False, seed=0, processes=None, **numbers):
             parent.mkdir(parents=True, exist_ok=True)
         tasks = [(drawing / home / name, arguments) for name, arguments in plan.items()]
         with images.progress(f"drawing {folder.name}", len(tasks)) as bar:
-            for _ in draw_files(tasks, processes or os.cpu_count()):
+            for _ in draw_files(tasks, processes or images.cpus()):
                 bar.update()
         for name, content in others.items():
             (drawing / home / name).write_bytes(content)

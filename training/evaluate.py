@@ -97,9 +97,11 @@ def load_set(name, sets, *, train=True, evaluate=True, combine=False):
     used = splits._replace(query=[], gallery=[]) if combine else splits  # those are trained on, and not tested
     paths = [path for items in used for item in items for path in item.paths]
     roles = [[(item.pid, len(item.paths)) for item in items] for items in used]  # equal files of whom, in which split
-    memory = sets.pixel_folder() / f"{file_name(name)}-checked-{fingerprint(paths, roles)}.txt"
-    with contextlib.suppress(OSError):
-        print(memory.read_text(), end="")
+    state = fingerprint(paths, roles)
+    memory, end = sets.pixel_folder() / f"{file_name(name)}-checked-{state}.txt", f"checked {state}\n"
+    told = read_memo(memory)
+    if told.endswith(end):
+        print(told.removesuffix(end), end="")
         return splits
     lines, _ = data.check_files(used, decode=False)  # decoding comes next, and lists what it cannot read
     told = "".join(f"{line}\n" for line in lines)
@@ -107,10 +109,18 @@ def load_set(name, sets, *, train=True, evaluate=True, combine=False):
     with contextlib.suppress(OSError):  # a cache that cannot be written: the next run looks again
         memory.parent.mkdir(parents=True, exist_ok=True)
         for stale in sorted(memory.parent.glob(f"{file_name(name)}-checked-*.txt")):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
         with replacing(memory) as file:
-            file.write(told.encode())
+            file.write(f"{told}{end}".encode())  # the end: an empty file, or somebody else's, tells nothing
     return splits
+
+
+def read_memo(path):
+    """The text of a file; empty where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    return ""
 
 
 def file_name(name):

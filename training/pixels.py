@@ -30,12 +30,13 @@ import torch
 import data
 from images import (
     BLOCK,
+    cpus,
     decode_block,
     decode_in_processes,
-    partial_name,
     progress,
     read_or_reason,
     remove_abandoned,
+    replacing,
 )
 from training import distributed
 
@@ -58,7 +59,7 @@ class Pixels:
 
     def __init__(self, paths, size, array=None, places=None):
         self.paths, self.size, self.array, self.places = paths, size, array, places
-        self.threads = None if array is not None else ThreadPoolExecutor(os.cpu_count())
+        self.threads = None if array is not None else ThreadPoolExecutor(cpus())
 
     def __len__(self):
         return len(self.paths)
@@ -102,7 +103,7 @@ def decode_into(array, paths, size, description, file=None):
     """
     blocks = [(start, paths[start : start + BLOCK]) for start in range(0, len(paths), BLOCK)]
     broken = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads, progress(description, len(paths)) as bar:
+    with ThreadPoolExecutor(cpus()) as threads, progress(description, len(paths)) as bar:
         if file and len(paths) >= 8 * BLOCK:  # starting a process takes as long as decoding some hundred images
             done = decode_in_processes(file, blocks, size)
         else:
@@ -111,6 +112,17 @@ def decode_into(array, paths, size, description, file=None):
             broken += reasons
             bar.update(count)
     refuse_broken(broken)
+
+
+def map_array(path, shape):
+    """The bytes of a file of the cache, as they lie on disk; None where there is none of this shape, or half of one."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # another process has just deleted it, or it was never whole
+        return None
+    return array if (array.dtype, array.shape) == (np.uint8, shape) else None
 
 
 SHARED = 0.1  # of the limit: so large may an array be that holds more than was asked for
@@ -143,32 +155,31 @@ def load_pixels(paths, size, cache=None, name="images", *, limit_gb=20.0, among=
     place = hashlib.sha256(os.path.dirname(os.path.abspath(paths[0])).encode()).hexdigest()[:6]
     stem = f"{name}-{height}x{width}-{place}"  # data sets of one name below two roots can share a cache
     target = cache / f"{stem}-{fingerprint(paths, size)}.npy"
-    if target.is_file():
-        return Pixels(paths, size, np.load(target, mmap_mode="r"))
-    temporary = Path(partial_name(target))
+    if (array := map_array(target, shape)) is not None:
+        return Pixels(paths, size, array)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_abandoned(cache)
         free = shutil.disk_usage(cache).free / 1e9
         if free < gigabytes + 1:
             raise OSError(f"{free:.1f} GB free, {gigabytes:.1f} needed")
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        with replacing(target) as file:
+            array = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.uint8, shape=shape)
+            print(f"{name}: decoding {len(paths)} images once, {gigabytes:.2f} GB in {cache}")
+            decode_into(array, paths, size, f"decoding {name}", file.name)
+            array.flush()
+            array = map_array(file.name, shape)  # stays, should a process with another list delete the file
+    except ChildProcessError:  # of a file that ends what decodes it: not the cache's fault
+        raise
     except OSError as error:
         print(f"{name}: {gigabytes:.2f} GB of pixels stay in memory, {cache} cannot hold them: {error}")
         array = np.empty(shape, dtype=np.uint8)
         decode_into(array, paths, size, f"decoding {name}")
         return Pixels(paths, size, array)
-    print(f"{name}: decoding {len(paths)} images once, {gigabytes:.2f} GB in {cache}")
-    try:
-        decode_into(array, paths, size, f"decoding {name}", temporary)
-        array.flush()
-        os.replace(temporary, target)  # a kill before this line leaves no array that looks whole
-    finally:
-        temporary.unlink(missing_ok=True)
     for stale in sorted(cache.glob(f"{stem}-*.npy")):
         if stale != target:
-            stale.unlink()
-    return Pixels(paths, size, np.load(target, mmap_mode="r"))
+            stale.unlink(missing_ok=True)  # another process may just do so too
+    return Pixels(paths, size, array)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_minutes_are_minutes_and_a_run_that_nobody_saw_end_is_done(drawn_root, t
 
 def test_a_folder_is_for_one_process(drawn_root, tmp_path, capsys):
     (tmp_path / RUN).mkdir()
-    with images.lock(tmp_path / RUN / "lock"):
+    with images.lock(tmp_path / RUN / "study.lock"):
         assert run(drawn_root, tmp_path, "global-alone") == 1
     assert "another process is at work" in capsys.readouterr().out and not (tmp_path / RUN / "last.pth").exists()
 

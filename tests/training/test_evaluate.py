@@ -6,6 +6,7 @@ python -m pytest tests/training/test_evaluate.py
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 
@@ -493,8 +494,17 @@ def test_equal_files_are_told_of_before_training_and_remembered_until_one_change
         evaluate.load_set("market1501", evaluate.Sets(str(root)))
         assert "flatter" not in capsys.readouterr().out
     assert len(list((root / ".pixels").glob("*-checked-*"))) == 1, "what is stale goes"
-    (tmp_path / "file").write_text("a file, where the cache should be")
     shutil.copyfile(train, query)
+    for content in (b"", b"somebody else's\n", b"\xff\xfe", None):
+        evaluate.load_set("market1501", evaluate.Sets(str(root)))
+        (memo,) = (root / ".pixels").glob("*-checked-*")
+        memo.unlink()
+        os.mkfifo(memo) if content is None else memo.write_bytes(content)
+        capsys.readouterr()
+        evaluate.load_set("market1501", evaluate.Sets(str(root)))
+        assert told in capsys.readouterr().out, "a memo that is empty, or of somebody else, counts as none"
+        assert memo.read_text().count(told) == 1
+    (tmp_path / "file").write_text("a file, where the cache should be")
     evaluate.load_set("market1501", evaluate.Sets(str(root), cache=str(tmp_path / "file")))
     assert told in capsys.readouterr().out
 

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +18,7 @@ from conftest import draw, run_command
 from PIL import Image
 
 import search
-from images import read_image
+from images import read_image, replacing
 from training.pixels import (
     AUGMENTATIONS,
     Draws,
@@ -252,17 +250,48 @@ def test_a_killed_build_is_made_anew_and_what_it_left_goes(tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = in_cache(cache)
     assert left.endswith(".tmp")
-    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # another one that decodes
-    node = left.split(".")[-3]
-    others = [f"set.npy.{node}.{running.pid}.tmp", left.replace(f".{node}.", ".elsewhere."), f"a.npy.{node}.b.tmp"]
-    for name in others:
-        (cache / name).touch()
-    try:
+    with replacing(cache / "other.npy") as running:  # of another one that decodes
         pixels = load_pixels(paths, SIZE, cache, "set")
-    finally:
-        running.communicate()
+        assert [str(cache / name) for name in in_cache(cache) if not name.endswith(".npy")] == [running.name]
     assert np.array_equal(bytes_of(pixels), expected_pixels(paths))
-    assert [name for name in in_cache(cache) if not name.endswith(".npy")] == sorted(others)
+
+
+def test_two_processes_with_different_lists_of_a_folder_both_have_their_pixels(tmp_path, monkeypatch):
+    """Each takes the other's array for stale: at any moment it may delete it, or have it deleted."""
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    replace, unlink, others = os.replace, Path.unlink, paths[:3]
+
+    def replaced_and_deleted(source, target):
+        replace(source, target)
+        unlink(Path(target))
+
+    monkeypatch.setattr(os, "replace", replaced_and_deleted)
+    assert np.array_equal(bytes_of(load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+    assert in_cache(cache) == []
+    monkeypatch.setattr(os, "replace", replace)
+    pixels = load_pixels(others, SIZE, cache, "set")
+    monkeypatch.setattr(Path, "unlink", lambda path, **how: (unlink(path), unlink(path, **how)))
+    assert np.array_equal(bytes_of(load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+    assert np.array_equal(bytes_of(pixels), expected_pixels(others)), "mapped, although it was deleted"
+
+
+@pytest.mark.parametrize("spoilt", ["empty", "half", "foreign", "shape", "pipe"])
+def test_an_array_that_is_not_whole_is_made_anew(tmp_path, spoilt):
+    paths, cache = paths_of(tmp_path / "images"), tmp_path / "cache"
+    load_pixels(paths, SIZE, cache, "set")
+    (name,) = in_cache(cache)
+    whole = (cache / name).read_bytes()
+    (cache / name).unlink()
+    if spoilt == "pipe":
+        os.mkfifo(cache / name)
+    elif spoilt == "shape":
+        with open(cache / name, "wb") as file:
+            np.save(file, np.zeros((4, 32, 16, 3), np.uint8))
+    else:
+        content = {"empty": b"", "half": whole[: len(whole) // 2], "foreign": b"no array"}[spoilt]
+        (cache / name).write_bytes(content)
+    assert np.array_equal(bytes_of(load_pixels(paths, SIZE, cache, "set")), expected_pixels(paths))
+    assert (cache / name).read_bytes() == whole
 
 
 @pytest.mark.parametrize(("script", "told"), [

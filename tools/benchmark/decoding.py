@@ -13,6 +13,7 @@ from PIL import Image
 import data
 import models
 import train
+from images import open_image
 from tools.benchmark.measure import anonymous_memory, compare, medians, per_second, watch
 from tools.benchmark.training import run_epoch
 from training.pixels import Pixels, TrainSet, load_pixels
@@ -39,7 +40,7 @@ def decode_plainly(paths, size):
     """One process, one image after the other."""
     array = np.empty((len(paths), *size, 3), dtype=np.uint8)
     for row, path in enumerate(paths):
-        with Image.open(path) as image:
+        with open_image(path) as image:
             array[row] = np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
     return array
 
