@@ -677,9 +677,9 @@ def end_epoch(run, state):
     state.update(epoch=epoch, step=0, totals={}, record=record)
 
 
-def run_training(args, checkpoint, device):
+def run_training(run, state):
     """Trains; returns (exit code, name -> summary of the scores at the end)."""
-    run, state = prepare_run(args, checkpoint, device)
+    args = run.args
     drawn = -math.inf  # when curves.png was
     while True:
         if state["record"]:  # of an epoch that has ended, now or before this run went on
@@ -787,16 +787,19 @@ def execute(args, checkpoint, device):
             f"test it --evaluate --weights {args.resume}"
         )
         return 0, checkpoint["scores"] or {}
+    changed = changed_settings(args)
     args.arch, args.distance, args.split = args.arch or "hacnn", args.distance or "cosine", args.split or 0
     args.out = args.out or default_folder(args)
     if args.amp == "auto":
         args.amp = "bf16" if has_fast_bf16(device) else "off"
     if distributed.rank() > 0:
-        return run_training(args, checkpoint, device)
+        return run_training(*prepare_run(args, checkpoint, device))
     resumed_here = args.resume and Path(args.resume).resolve().parent == Path(args.out).resolve()
+    is_new = not Path(args.out).exists()
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         held = lock(Path(args.out, "lock"))
+        tee = Tee(sys.stdout, Path(args.out) / "log.txt")
     except OSError as error:
         raise ValueError(f"--out {args.out} cannot be written: {error}") from error
     if held is None:
@@ -807,23 +810,28 @@ def execute(args, checkpoint, device):
                 f"{args.out} already holds a run: go on with it (--resume {args.out}/last.pth), give another --out, or "
                 "delete it"
             )
-        return run_logged(args, checkpoint, device)
+        with contextlib.redirect_stdout(tee):
+            print(f"python train.py {args.command}")
+            print(f"not as by default: {changed or 'nothing'} (all settings: {args.out}/log.txt)")
+            print("  ".join(f"{name}={value}" for name, value in sorted(vars(args).items())), file=tee.file)
+            try:
+                run, state = prepare_run(args, checkpoint, device)
+            except BaseException:
+                if is_new:  # what did not begin leaves nothing
+                    shutil.rmtree(args.out, ignore_errors=True)
+                raise
+            try:
+                return run_training(run, state)
+            except Exception:
+                print(traceback.format_exc(), file=tee.file, flush=True)  # the console shows the message alone
+                raise
 
 
-def run_logged(args, checkpoint, device):
-    """run_training, with all that it prints in log.txt too."""
-    try:
-        tee = Tee(sys.stdout, Path(args.out) / "log.txt")
-    except OSError as error:
-        raise ValueError(f"--out {args.out} cannot be written: {error}") from error
-    with contextlib.redirect_stdout(tee):
-        print(f"python train.py {args.command}")
-        print("  ".join(f"{name}={value}" for name, value in sorted(vars(args).items())))
-        try:
-            return run_training(args, checkpoint, device)
-        except Exception:
-            print(traceback.format_exc(), file=tee.file, flush=True)  # the console shows the message alone
-            raise
+def changed_settings(args):
+    """name=value of the settings that are not as by default, as text."""
+    usual = vars(parse([])[0])
+    changed = {name: value for name, value in sorted(vars(args).items()) if value != usual[name] and name != "command"}
+    return "  ".join(f"{name}={value}" for name, value in changed.items())
 
 
 def default_folder(args):

@@ -1342,6 +1342,25 @@ def test_wrong_flags(drawn_root, tmp_path, capsys, flags, code, fragments):
         assert fragment in err
 
 
+def test_a_run_that_does_not_begin_leaves_no_folder(drawn_root, tmp_path, capsys):
+    """One that was there stays, with what lies in it."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+    for out in ("new", "there"):
+        flags = ["--root", drawn_root, "--batch-size", 4000, "--out", tmp_path / out]
+        assert run_main(capsys, *FLAGS, *flags)[0] == 1
+    assert not (tmp_path / "new").exists() and (tmp_path / "there" / "notes.txt").read_text() == "mine"
+
+
+def test_the_console_shows_what_is_not_as_by_default(finished):
+    """And log.txt all of it."""
+    log = (finished / "log.txt").read_text()
+    told = next(line for line in log.splitlines() if line.startswith("not as by default: "))
+    names = {pair.partition("=")[0] for pair in told.removeprefix("not as by default: ").split("  ")}
+    assert {"batch_size", "dataset", "epochs", "out", "root"} <= names and not names & {"lr", "arch", "momentum", "amp"}
+    assert "momentum=0.9" in log and "momentum=0.9" not in told
+
+
 def test_an_output_folder_that_cannot_be_written(drawn_root, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     code, _, err = run_main(capsys, *FLAGS, "--root", drawn_root, "--out", tmp_path / "file" / "run")
