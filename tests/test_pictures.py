@@ -92,6 +92,16 @@ def test_other_image_modes_are_drawn(mode, tmp_path):
         assert pictures.fit(image, (64, 128)).tobytes() == expected.tobytes()
 
 
+def test_a_tile_is_of_a_format_and_a_size_that_are_read(tmp_path):
+    """An EPS would start Ghostscript, an image of one pixel's width take 2 GB."""
+    Image.new("RGB", (20, 40), (200, 0, 0)).save(tmp_path / "eps.jpg", "EPS")
+    Image.new("1", (2**14 + 1, 1)).save(tmp_path / "long.png")
+    (tmp_path / "text.jpg").write_text("no image")
+    expected = pictures.ranked_grid([(tmp_path / "text.jpg", [])]).crop((0, 0, 200, 240)).tobytes()
+    for name in ("eps.jpg", "long.png"):
+        assert pictures.ranked_grid([(tmp_path / name, [])]).crop((0, 0, 200, 240)).tobytes() == expected
+
+
 def test_what_cannot_be_read_leaves_a_tile_that_says_so(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     Image.new("RGB", pictures.TILE, (9, 99, 199)).save(tmp_path / "a.png")
