@@ -29,7 +29,7 @@ metadata under `reid`, in the archives of the others as `reid.json`; search.py r
 the like (exporting/quantize.py). Both go with --uint8-input.
 
 Every file is loaded again and compared with PyTorch (exporting/gate.py): on images it was not traced with, prepared as
-the file says, in batches of 1, 2, 7 and 32, and with --dataset by rank-1, mAP and the ten nearest of each query. A file
+the file says, in batches of 1, 2, 7 and 67, and with --dataset by rank-1, mAP and the ten nearest of each query. A file
 that does not agree is removed and the command fails; until then one of an earlier export stays. What was measured
 stands in the file.
 """
@@ -139,6 +139,7 @@ class Traced(NamedTuple):
     examples: tuple[torch.Tensor, ...]  # inputs, in sizes that occur nowhere in the networks
     axes: tuple[dict, ...]  # of each input: number of an axis -> Dim, where it is free
     names: list[str]  # of the inputs
+    exact: torch.fx.GraphModule | None = None  # of a graph in fp16: the one in fp32
 
 
 FREE = {"images": ["batch"], "clips": ["batch", "frames"], "bytes": ["batch", "height", "width"]}  # the first axes
@@ -154,8 +155,10 @@ def trace(model, variant=FLOAT):
     axes = ({number: torch.export.Dim(name) for number, name in enumerate(FREE[kind])},) * len(examples)
     module = (BytesExtractor if kind == "bytes" else Extractor)(model).eval()
     begin = functools.partial(fuse.trace, examples=examples, dynamic_shapes=axes)
-    graph = fuse.halve(module, begin) if variant.precision == "fp16" else fuse.fuse(begin(module))
-    return Traced(graph, examples, axes, [kind, "mask"][: len(examples)])
+    graph, exact = fuse.fuse(begin(module)), None
+    if variant.precision == "fp16":
+        graph, exact = fuse.halve(module, begin), graph
+    return Traced(graph, examples, axes, [kind, "mask"][: len(examples)], exact)
 
 
 def hash_model(model, info, program=None):
@@ -409,6 +412,10 @@ def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None
             raise ValueError(f"{path} does not agree with PyTorch{what} and was removed:\n  " + "\n  ".join(findings))
 
     traced = traced or trace(model, variant)
+    if traced.exact is not None:  # what fp16 rounds would hide a slip of the last layers
+        found, _ = gate.check(gate.on_arrays(traced.exact), make_trials(), gate.limits_of("fp32", kind))
+        found += [f"{name} is another weight" for name in fuse.other_weights(traced.graph, traced.exact)]
+        refuse(found, " before it is rounded to fp16")
     program, how = form.build(traced), {"images": evidence.source}
     said = check_nodes(program, model) if name == "onnx" else ""
     if quantised:  # its limits would let slips of the preprocessing pass

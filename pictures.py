@@ -35,6 +35,7 @@ TILE, FRAME = (96, 192), 4  # of a ranked list, in pixels: an image (W, H), and 
 MARGIN, HEADER, GAP = 15, 27, 21  # around a ranked list, above its first row, between the query and the answers
 STEP = TILE[0] + 2 * FRAME + 10, TILE[1] + 2 * FRAME + 54  # (x, y) from tile to tile; below is room for two lines
 HEIGHT, SMALL = 320, 12  # of an image in maps_grid, in pixels, and of the letters below
+WIDEST = 1500  # pixels that maps_grid fills where the tiles of one image are narrow
 
 
 @lru_cache
@@ -162,7 +163,8 @@ def overhang_of(regions, size, scale):
 
 
 def maps_grid(names, images, activation, attention=(), regions=()):
-    """What a network looks at, as a PIL image with one row per image, drawn HEIGHT pixels high.
+    """What a network looks at, as a PIL image with the tiles of an image side by side, drawn HEIGHT pixels high, and as
+    many images in a row as WIDEST pixels hold.
 
     names: N file names; images (N, H, W, 3), bytes as the network sees them; activation (N, h, w) in 0..1; attention:
     for each stage (N, h, w), of any range, stretched map by map; regions: for each stage (N, R, 4), R up to 4: top,
@@ -177,23 +179,28 @@ def maps_grid(names, images, activation, attention=(), regions=()):
                 *(f"regions {i + 1}" for i in range(len(regions))), "activation"]  # fmt: skip
     widths = [width + 2 * x_over * heading.startswith("regions") for heading in headings]
     margin, gap, header, step = 16, 14, 26, HEIGHT + 2 * y_over + 30
+    wide = sum(widths) + gap * (len(widths) - 1)  # the tiles of an image
+    across = max(1, min(len(images), (WIDEST - 2 * margin + 2 * gap) // (wide + 2 * gap)))
     middles = [margin + sum(widths[:i]) + gap * i + widths[i] // 2 for i in range(len(widths))]
-    total = 2 * margin + sum(widths) + gap * (len(widths) - 1)
-    notes, foot = legend(total - 2 * margin, len(attention) > 0, len(regions) > 0), margin + header + len(images) * step
+    total, rows = 2 * margin + across * (wide + 2 * gap) - 2 * gap, math.ceil(len(images) / across)
+    notes, foot = legend(total - 2 * margin, len(attention) > 0, len(regions) > 0), margin + header + rows * step
     picture = Image.new("RGB", (total, foot + 6 + notes.height + margin), PAPER)
     picture.paste(notes, (margin, foot + 6))
     draw = ImageDraw.Draw(picture)
-    for middle, heading in zip(middles, headings, strict=True):
-        draw.text((middle, margin), heading, INK, font(15), anchor="ma")
-    for row, (name, pixels) in enumerate(zip(names, images, strict=True)):
+    for column in range(across):
+        for middle, heading in zip(middles, headings, strict=True):
+            draw.text((column * (wide + 2 * gap) + middle, margin), heading, INK, font(15), anchor="ma")
+    for number, (name, pixels) in enumerate(zip(names, images, strict=True)):
         image = Image.fromarray(pixels).resize((width, HEIGHT), Image.Resampling.LANCZOS)
-        maps = [stage[row] for stage in attention]
+        maps = [stage[number] for stage in attention]
         tiles = [(image, shorten(Path(name).name, SMALL, width))]
         tiles += [(overlay(image, stretch(values)), f"{values.min():.2f} to {values.max():.2f}") for values in maps]
-        tiles += [(region_tile(image, stage[row], scale, (x_over, y_over)), "") for stage in regions]
-        tiles.append((overlay(image, activation[row]), ""))
+        tiles += [(region_tile(image, stage[number], scale, (x_over, y_over)), "") for stage in regions]
+        tiles.append((overlay(image, activation[number]), ""))
+        row, column = divmod(number, across)
         top = margin + header + row * step + y_over  # of the images; what surrounds a region tile begins above
         for middle, (tile, text) in zip(middles, tiles, strict=True):
+            middle += column * (wide + 2 * gap)
             picture.paste(tile, (middle - tile.width // 2, top + (HEIGHT - tile.height) // 2))
             draw.text((middle, top + HEIGHT + 5), text, FAINT, font(SMALL), anchor="ma")
     return picture
@@ -246,12 +253,13 @@ LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "ar
 
 
 @contextlib.contextmanager
-def drawing(path, size, widths=(1,)):
-    """Axes side by side, of these relative widths, to draw on; they are written as a PNG when the block ends."""
+def drawing(path, size, widths=(1,), rows=1):
+    """Axes side by side, of these relative widths, to draw on; they are written as a PNG when the block ends. Of
+    several rows the axes of all, row by row, with one scale in each column."""
     from matplotlib.figure import Figure  # not pyplot: it keeps global state and may want a display
 
     figure = Figure(figsize=size, layout="constrained")
-    yield figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    yield figure.subplots(rows, len(widths), width_ratios=widths, squeeze=False, sharey="col").flat
     for axes in figure.axes:
         tidy(axes)
     figure.savefig(path, dpi=120, format="png")
@@ -262,22 +270,36 @@ def tidy(axes):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def plot_epochs(axes, epochs, values, label, **style):
+    """A line with a point at each epoch; of one epoch a large point, and its value behind the label: side by side, as
+    points may lie on one another."""
+    single = len(epochs) == 1
+    label = f"{label}: {values[0]:.3g}" if single else label
+    axes.plot(epochs, values, marker="o" if single else ".", label=label, **style)
+
+
 def training_curves(log_jsonl, path):
     """Writes a PNG, by epoch: losses, learning rate, and rank-1 and mAP of each target where it was evaluated."""
     records = read_log(log_jsonl)
     epochs = [r["epoch"] for r in records]
     parts = [name for name in LOSS_PARTS if name in records[-1]]
     with drawing(path, (13, 3.8), (1, 0.7, 1)) as (left, middle, right):
-        left.plot(epochs, [r["loss"] for r in records], color="black", marker=".", label="weighted sum")
+        plot_epochs(left, epochs, [r["loss"] for r in records], "weighted sum", color="black")
         left.set(title="training loss", xlabel="epoch", ylabel="loss")
         if len(parts) > 1:
             for name in parts:
-                left.plot(epochs, [r.get(name) for r in records], marker=".", linewidth=1, label=name)
+                plot_epochs(left, epochs, [r.get(name) for r in records], name, linewidth=1)
             left.set_yscale("log")  # center is counted in hundreds, cross entropy in ones
+        if len(parts) > 1 or len(epochs) == 1:
             left.legend(frameon=False)
         if all("lr" in r for r in records):
-            middle.plot(epochs, [r["lr"] for r in records], color="black", marker=".")
+            plot_epochs(middle, epochs, [r["lr"] for r in records], "rate", color="black")
+            if len(epochs) == 1:
+                middle.legend(frameon=False)
         middle.set(title="learning rate", xlabel="epoch", ylabel="rate", ylim=(0, None))
+        if len(epochs) == 1:
+            left.set_xlim(epochs[0] - 0.5, epochs[0] + 1.5)
+            middle.set_xlim(left.get_xlim())
         plot_scores(right, records)
         right.set(title="retrieval", xlabel="epoch", ylabel="%", ylim=(0, 100), xlim=left.get_xlim())
         for axes in (left, middle, right):
@@ -297,7 +319,8 @@ def plot_scores(axes, records):
         for key, name, colour in (("rank1", "rank-1", "tab:blue"), ("mAP", "mAP", "tab:orange")):
             scores = [100 * summary[key] for _, summary in found]
             label = f"{target}: {name}" if len(targets) > 1 else name
-            axes.plot([epoch for epoch, _ in found], scores, style, color=colour, marker=".", label=label)
+            marker = "." if len(found) > 1 else "o"
+            axes.plot([epoch for epoch, _ in found], scores, style, color=colour, marker=marker, label=label)
             ends.append((scores[-1], found[-1][0], colour))
     height = -math.inf
     for score, epoch, colour in sorted(ends):

@@ -201,6 +201,16 @@ def halve(module, trace_it):
     return graph
 
 
+def other_weights(halved, exact):
+    """Names of the weights of a graph in fp16 that are not those of the graph in fp32, rounded. What one of the two
+    alone has is left out."""
+    right, others = exact.state_dict(), []
+    for name, value in halved.state_dict().items():
+        if name in right and not torch.equal(value, right[name].to(value.dtype)):  # false for other shapes, too
+            others.append(name)
+    return others
+
+
 def casts_to_fp32(node):
     return node.target is aten.to.dtype and node.args[1] is torch.float32
 

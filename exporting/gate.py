@@ -6,10 +6,16 @@
 `run` takes the inputs of the graph as numpy arrays and gives features, whatever runs it. A finding is a sentence about
 a limit that is not kept; no findings: passed. The report is what was measured, as plain values.
 
-Features of pictures: in batches of several sizes, none of which the graph was written with; uint8 input in several
-image sizes, larger and smaller than the network's; tracklets of several lengths with frames masked out, other pictures
-or NaN, which PyTorch never sees. Where a data set is at hand, a ranking too: rank-1, mAP, and how much of each query's
-ten nearest stay.
+Features of pictures: in batches of several sizes, none of which the graph was written with, the largest beyond the 32
+and 64 of a runtime's blocks, one of plain white and black; uint8 input in several image sizes, larger and smaller than
+the network's, and in its own, where nothing is resized and the limits are those without a resize; tracklets of several
+lengths with frames masked out, other pictures or NaN, which PyTorch never sees. Where a data set is at hand, a ranking
+too: rank-1, mAP, and how much of each query's ten nearest stay.
+
+What passes all the same: what goes wrong from row 67 of a batch on, or in other pictures alone; in fp16 what is no
+larger than its rounding, which moves a feature of HA-CNN by 2e-4 (so export.py holds the weights against those of the
+graph in fp32, bit by bit); in 8 bits what costs less than its limits and came in after the check in float; of uint8
+input an error of the resize below RESIZED.
 """
 
 import itertools
@@ -27,9 +33,10 @@ import images as files
 import metrics
 from training.pixels import normalise, refuse_broken
 
-BATCHES = (1, 2, 7, 32)
+BATCHES = (1, 2, 7, 67)
+PLAIN = (255, 0)  # of the batch of two: white and black, on which statistics of an image have no spread
 LENGTHS = (1, 4, 3, 2)  # frames of the tracklets of each batch, in turn
-SCALES = (1, 0.45, 1.7, 2.9)  # of the images of each batch for uint8 input, in turn, beside their own size
+SCALES = (None, 0.45, 1.7, 2.9)  # of the images of each batch for uint8 input, in turn; None: as the network takes them
 ROWS = 32  # pictures at once, over a data set
 
 
@@ -43,14 +50,20 @@ class Limits(NamedTuple):
 
 LIMITS = {  # by precision; the formats have no excuse to differ
     "fp32": Limits(0.99999, 1e-5, 0.1, 0.05, 0.999),
-    "fp16": Limits(0.9999, 5e-4, 0.5, 0.2, 0.98),
+    "fp16": Limits(0.99999, 5e-4, 0.5, 0.2, 0.98),
     "int8": Limits(0.98, 5e-2, 1.0, 0.5, 0.9),
 }
-RESIZED = Limits(0.9999, 5e-3, 0.5, 0.2, 0.98)  # uint8 input: Pillow's rounding is met but for single units of 255
+# Of images that are resized in the graph: Pillow's rounding is met but for single units of 255. And of plain ones, on
+# which a norm may divide by next to nothing.
+RESIZED = Limits(0.9999, 5e-3, 0.5, 0.2, 0.98)
 
 
 def limits_of(precision, kind):
-    return RESIZED if kind == "bytes" and precision != "int8" else LIMITS[precision]
+    """The Limits of a file. With uint8 input a ranking is one of resized images; of trials, `check` knows which are."""
+    limits = LIMITS[precision]
+    if kind == "bytes" and precision != "int8":
+        return RESIZED._replace(cosine=limits.cosine, difference=limits.difference)
+    return limits
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -132,14 +145,16 @@ class Trial(NamedTuple):
     name: str
     inputs: tuple[np.ndarray, ...]  # of the graph
     reference: np.ndarray  # features (B, D)
+    wide: bool = False  # judged by RESIZED, where that is wider
 
 
 def bytes_trial(extractor, pictures, number):
-    """Pictures of one size, not the network's: PyTorch has them resized by Pillow."""
-    height, width = (max(1, round(side * SCALES[number % len(SCALES)])) for side in pictures[0].shape[:2])
-    pictures = resized(pictures, (height, width))
-    name = f"batch {len(pictures)} of {height} x {width}"
-    return Trial(name, (pictures,), extractor(normalised(pictures, extractor.model)).numpy())
+    """Pictures of one size, the network's or another, from which PyTorch has them resized by Pillow."""
+    scale, own = SCALES[number % len(SCALES)], extractor.model.input_size
+    size = own if scale is None else tuple(max(1, round(side * scale)) for side in pictures[0].shape[:2])
+    pictures = resized(pictures, size)
+    name, wide = f"batch {len(pictures)} of {size[0]} x {size[1]}", size != tuple(own)
+    return Trial(name, (pictures,), extractor(normalised(pictures, extractor.model)).numpy(), wide)
 
 
 def clips_trial(extractor, pictures, length, told):
@@ -173,6 +188,9 @@ def make_trials(extractor, kind, pictures=(), told=None):
     for number, count in enumerate(BATCHES):
         length = LENGTHS[number % len(LENGTHS)] if kind == "clips" else 1
         chosen = list(itertools.islice(rest, count * length))
+        plain = count == len(PLAIN)
+        if plain:
+            chosen = [np.full_like(chosen[0], level) for level in PLAIN for _ in range(length)]
         if kind == "bytes":
             trials.append(bytes_trial(extractor, chosen, number))
         elif kind == "clips":
@@ -180,6 +198,8 @@ def make_trials(extractor, kind, pictures=(), told=None):
         else:
             own, images = (normalised(chosen, by) for by in (extractor.model, told))
             trials.append(Trial(f"batch {count}", (images.numpy(),), extractor(own).numpy()))
+        if plain:
+            trials[-1] = trials[-1]._replace(name=f"{trials[-1].name}, white and black", wide=True)
     return trials
 
 
@@ -286,14 +306,19 @@ def top_overlap(ours, reference, count=10):
 
 
 def agreement(ours, reference):
-    """(cosine of the worst row, largest difference of any number) of features (B, D)."""
-    return float((ours * reference).sum(axis=1).min()), float(np.abs(ours - reference).max())
+    """(cosine of the worst row, largest difference of any number) of features (B, D). Where the reference is zero, as
+    features behind a ReLU may be of a plain image, the difference says it all."""
+    cosines = np.where(reference.any(axis=1), (ours * reference).sum(axis=1), 1)
+    return float(cosines.min()), float(np.abs(ours - reference).max())
 
 
 def check(run, trials, limits, ranking=None):
     """(findings, report): see above. A ranking is looked at only where the trials leave nothing to say."""
     findings, cosines, differences = [], [], []
-    for name, inputs, reference in trials:
+    for name, inputs, reference, wide in trials:
+        least, most = limits.cosine, limits.difference
+        if wide:
+            least, most = min(least, RESIZED.cosine), max(most, RESIZED.difference)
         try:
             ours = run(*inputs)
         except Exception as error:  # each runtime has exceptions of its own; whatever they say is a finding
@@ -306,11 +331,12 @@ def check(run, trials, limits, ranking=None):
         cosine, difference = agreement(ours, reference)
         cosines.append(cosine)
         differences.append(difference)
-        if not cosine >= limits.cosine:  # written so that NaN fails
-            findings.append(f"{name}: cosine of the worst image {cosine:.7f}, at least {limits.cosine} asked")
-        if not difference <= limits.difference:
-            findings.append(f"{name}: largest difference {difference:.2e}, at most {limits.difference:.0e} allowed")
-        if len(ours) > 1 and np.abs(ours - ours[0]).max() <= LIMITS["fp32"].difference:
+        if not cosine >= least:  # written so that NaN fails
+            findings.append(f"{name}: cosine of the worst image {cosine:.7f}, at least {least} asked")
+        if not difference <= most:
+            findings.append(f"{name}: largest difference {difference:.2e}, at most {most:.0e} allowed")
+        apart, told_apart = (np.abs(features - features[0]).max() for features in (reference, ours))
+        if told_apart <= LIMITS["fp32"].difference < apart:
             findings.append(f"{name}: different images give the same feature")
     report = {"trials": [trial.name for trial in trials], "cosine": min(cosines, default=None),
               "difference": max(differences, default=None)}  # fmt: skip

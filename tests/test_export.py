@@ -120,6 +120,33 @@ def test_planted_bugs_are_caught_and_the_file_is_removed(tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("slip", [
+    lambda graph, name: getattr(graph, name).data.add_(1e-3),
+    lambda graph, name: getattr(graph, name).data.mul_(1.001),
+])  # fmt: skip
+@pytest.mark.parametrize("last", ["weight", "bias"])
+def test_a_last_layer_off_by_a_thousandth_is_caught_in_fp16(tmp_path, last, slip):
+    """Its rounding is as large: features alone do not show it."""
+    variant = export.Variant("fp16")
+    traced = export.trace(small(), variant)
+    slip(traced.graph.get_submodule("model.fc"), last)
+    with pytest.raises(ValueError, match=f"before it is rounded to fp16(.|\n)*model.fc.{last} is another weight"):
+        export.export(small(), INFO, "torchscript", tmp_path / "best.pt", variant, traced=traced)
+    traced = export.trace(small(), variant)
+    slip(traced.exact.get_submodule("model.fc"), last)
+    slip(traced.graph.get_submodule("model.fc"), last)
+    with pytest.raises(ValueError, match="before it is rounded to fp16(.|\n)*largest difference"):
+        export.export(small(), INFO, "torchscript", tmp_path / "best.pt", variant, traced=traced)
+
+
+def test_an_onnx_file_has_the_oldest_ir_of_its_opset(tmp_path):
+    """A runtime refuses a newer one whatever stands in the graph."""
+    for variant in (export.FLOAT, export.Variant("fp16", True)):
+        export.export(small(), INFO, "onnx", tmp_path / "best.onnx", variant)
+        written = onnx.load(tmp_path / "best.onnx")
+        assert written.ir_version == 8 and [(o.domain, o.version) for o in written.opset_import] == [("", 18)]
+
+
 def say(monkeypatch, name, form, wrong):
     """Has files of a format say wrong things."""
     lying = form._replace(pack=lambda program, told: form.pack(program, told | wrong))

@@ -92,6 +92,16 @@ def test_other_image_modes_are_drawn(mode, tmp_path):
         assert pictures.fit(image, (64, 128)).tobytes() == expected.tobytes()
 
 
+def test_a_tile_is_of_a_format_and_a_size_that_are_read(tmp_path):
+    """An EPS would start Ghostscript, an image of one pixel's width take 2 GB."""
+    Image.new("RGB", (20, 40), (200, 0, 0)).save(tmp_path / "eps.jpg", "EPS")
+    Image.new("1", (2**14 + 1, 1)).save(tmp_path / "long.png")
+    (tmp_path / "text.jpg").write_text("no image")
+    expected = pictures.ranked_grid([(tmp_path / "text.jpg", [])]).crop((0, 0, 200, 240)).tobytes()
+    for name in ("eps.jpg", "long.png"):
+        assert pictures.ranked_grid([(tmp_path / name, [])]).crop((0, 0, 200, 240)).tobytes() == expected
+
+
 def test_what_cannot_be_read_leaves_a_tile_that_says_so(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     Image.new("RGB", pictures.TILE, (9, 99, 199)).save(tmp_path / "a.png")
@@ -255,6 +265,22 @@ def test_maps_grid_has_a_heading_and_a_name_for_each_and_fits_its_legend():
             assert (edge == 255).all()
 
 
+@pytest.mark.parametrize(("count", "across"), [(1, 1), (3, 3), (4, 4), (10, 4)])
+def test_maps_of_a_network_without_attention_stand_side_by_side(count, across):
+    """Ten images of two tiles each one below the other would be a strip."""
+    images = np.zeros((count, 256, 128, 3), np.uint8)
+    images[-1] = 255  # the last one is white, the others are black
+    activation = np.zeros((count, 8, 4))
+    picture = pictures.maps_grid([f"{number}.jpg" for number in range(count)], images, activation)
+    assert across * 334 < picture.width <= pictures.WIDEST
+    assert picture.height < picture.width * (1.3 if count in (1, 10) else 1)
+    pixels = np.asarray(picture)
+    row, column = divmod(count - 1, across)
+    left, top = 16 + column * 362, 16 + 26 + row * 350
+    assert (pixels[top : top + 320, left : left + 160] == 255).all()  # the white one, in its place
+    assert ((pixels == 0).all(axis=2).sum(axis=0)[16:176] > 0).all() == (count > 1)
+
+
 def test_maps_grid_other_sizes_and_no_images():
     picture = pictures.maps_grid(["a.jpg"], np.zeros((1, 299, 299, 3), np.uint8), np.zeros((1, 8, 8)))
     assert 2 * 320 < picture.width < 2.5 * 320
@@ -317,6 +343,20 @@ def test_training_curves_draw_each_loss_and_each_target(tmp_path, monkeypatch):
     loss, _, scores = ({line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in drawn[0].axes)
     assert loss == {"weighted sum": [[1, 6], [2, 5]], "xent": [[1, 4], [2, 3]], "ring": [[1, 2], [2, 1]]}
     assert scores == {"a: rank-1": [[2, 50]], "a: mAP": [[2, 25]], "b: rank-1": [[2, 75]], "b: mAP": [[2, 50]]}
+
+
+def test_a_curve_of_one_epoch_is_a_point_with_its_value(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, **kwargs: drawn.append(self))
+    record = {"epoch": 3, "loss": 5.125, "xent": 5.0, "ring": 0.125, "lr": 3.5e-4, "rank1": 0.75, "mAP": 0.5}
+    pictures.training_curves(write_log(tmp_path / "log.jsonl", [record]), tmp_path / "curves.png")
+    assert [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn[0].axes] == [
+        ["weighted sum: 5.12", "xent: 5", "ring: 0.125"], ["rate: 0.00035"], ["rank-1", "mAP"]]  # fmt: skip
+    assert sorted(text.get_text() for text in drawn[0].axes[2].texts) == ["50.0", "75.0"]
+    for axes in drawn[0].axes:
+        assert {line.get_marker() for line in axes.lines} == {"o"}
+        assert axes.get_xlim() == (2.5, 4.5)
 
 
 def test_the_names_of_losses_are_those_of_the_recipe():

@@ -359,22 +359,31 @@ def table(out):
     return lines + [row for name, experiment in EXPERIMENTS.items() for row in rows_of(name, experiment, out)]
 
 
+LEGIBLE = 6  # curves on one pair of axes
+
+
 def draw_curves(out, path):
-    """Training loss and accuracy by epoch of all runs that have begun, as a PNG; how many there are."""
+    """Training loss and accuracy by epoch of all runs that have begun, as a PNG with some of a group in each row; how
+    many there are."""
     logs = {name: out / f"{name}-{e.seeds[0]}" / "log.jsonl" for name, e in EXPERIMENTS.items()}
     logs = {name: pictures.read_log(log) for name, log in logs.items() if log.is_file()}
     if not logs:
         return 0
-    with pictures.drawing(path, (12, 5), (1, 1)) as (left, right):
-        for number, (name, records) in enumerate(logs.items()):
-            style = ("-", "--", ":", "-.")[number // 10 % 4]  # matplotlib has ten colours
-            epochs, marker = [record["epoch"] for record in records], "." if len(records) < 20 else None
-            accuracy = [100 * record.get("accuracy", math.nan) for record in records]  # a head of its own tells none
-            left.plot(epochs, [record["loss"] for record in records], style, marker=marker, label=name)
-            right.plot(epochs, accuracy, style, marker=marker)
-        left.set(title="training loss", xlabel="epoch")
-        right.set(title="accuracy on the batches, %", xlabel="epoch")
-        left.figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    groups = defaultdict(list)
+    for name in logs:
+        groups[EXPERIMENTS[name].group].append(name)
+    rows = [names[start : start + LEGIBLE] for names in groups.values() for start in range(0, len(names), LEGIBLE)]
+    with pictures.drawing(path, (12, 3.2 * len(rows)), (1, 1), len(rows)) as axes:
+        for names, (left, right) in zip(rows, zip(axes[::2], axes[1::2], strict=True), strict=True):
+            for name in names:
+                epochs = [record["epoch"] for record in logs[name]]
+                accuracy = [100 * record.get("accuracy", math.nan) for record in logs[name]]  # a head may tell none
+                pictures.plot_epochs(left, epochs, [record["loss"] for record in logs[name]], name)
+                pictures.plot_epochs(right, epochs, accuracy, name)
+            left.set(title=f"{EXPERIMENTS[names[0]].group}: training loss", xlabel="epoch")
+            right.set(title="accuracy on the batches, %", xlabel="epoch")
+            for axes_of_one in (left, right):
+                axes_of_one.legend(frameon=False, fontsize=8)
     return len(logs)
 
 

@@ -85,8 +85,65 @@ def test_the_report_holds_the_worst_of_all_batches():
 
 def test_limits():
     assert gate.LIMITS["fp32"][:2] == (0.99999, 1e-5) and gate.LIMITS["int8"].mAP == 0.5
-    assert gate.limits_of("fp32", "bytes").cosine == 0.9999  # what is promised of the resize
-    assert gate.limits_of("int8", "bytes") == gate.LIMITS["int8"] and gate.limits_of("fp16", "images").cosine == 0.9999
+    assert gate.limits_of("fp32", "bytes")[:2] == (0.99999, 1e-5)  # what is resized in the graph is judged by RESIZED
+    assert gate.limits_of("fp32", "bytes").top10 == gate.RESIZED.top10 == 0.98
+    assert gate.limits_of("int8", "bytes") == gate.LIMITS["int8"] and gate.limits_of("fp16", "images").cosine == 0.99999
+
+
+def bytes_run(mean=Means.mean, std=Means.std):
+    """What a file with uint8 input would give that has this mean and deviation inside."""
+    model = Means()
+    model.mean, model.std = mean, std
+    return lambda pixels: Extractor()(gate.normalised(list(pixels), model)).numpy()
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_uint8_input_is_held_to_the_limits_without_a_resize_where_there_is_none(kind, monkeypatch):
+    """A mean that is off by one of 255 levels in one channel, or a deviation by a hundredth, drowns in RESIZED."""
+    monkeypatch.setattr(gate, "BATCHES", (1, 2, 3, 4))
+    found = {}
+    slips = {"none": {}, "mean": {"mean": (0.5 + 1 / 255, 0.5, 0.5)}, "std": {"std": (0.25, 0.25, 0.2525)}}
+    trials = gate.make_trials(Extractor(), "bytes", gate.draw_patches(10, (40, 21)))  # no picture of the network's size
+    assert [trial.wide for trial in trials] == [False, True, True, True]
+    for name, slip in slips.items():
+        findings, _ = gate.check(bytes_run(**slip), trials, gate.limits_of(kind, "bytes"))
+        found[name] = [finding for finding in findings if finding.startswith("batch 1 of 32 x 16: largest difference")]
+    assert {name: len(findings) for name, findings in found.items()} == {"none": 0, "mean": 1, "std": 1}
+
+
+def test_white_and_black_are_looked_at(monkeypatch):
+    monkeypatch.setattr(gate, "BATCHES", (1, 2, 3))
+    made = gate.make_trials(Extractor(), "images", gate.draw_patches(6, (32, 16)))
+    white, black = made[1].inputs[0]
+    assert (white == 2).all() and (black == -2).all() and made[1].name == "batch 2, white and black"
+    for level in (2, -2):
+        blind = lambda images, level=level: np.where(  # noqa: E731
+            (images == level).all(axis=(1, 2, 3))[:, None], np.float32(np.nan), run_with(lambda f: f)(images))
+        findings, _ = gate.check(blind, made, gate.LIMITS["fp32"])
+        assert len(findings) == 2 and all("batch 2, white and black" in finding for finding in findings)
+    assert gate.check(run_with(lambda f: f), made, gate.LIMITS["fp32"])[0] == []
+
+
+def test_features_that_are_zero_on_plain_pictures_may_be(monkeypatch):
+    monkeypatch.setattr(gate, "BATCHES", (2,))
+
+    class Blind(Extractor):
+        def forward(self, images):
+            return super().forward(images) * (images.std(dim=(1, 2, 3), keepdim=True) > 0).flatten(1)
+
+    made = gate.make_trials(Blind(), "images")
+    assert not made[0].reference.any()
+    assert gate.check(gate.on_arrays(Blind()), made, gate.LIMITS["fp32"])[0] == []
+    assert len(gate.check(run_with(lambda f: f), made, gate.LIMITS["fp32"])[0]) == 1
+
+
+@pytest.mark.parametrize("first", [32, 64])
+def test_rows_beyond_the_blocks_of_a_runtime_are_looked_at(monkeypatch, first):
+    monkeypatch.undo()  # the batches of the product
+    made = gate.make_trials(Extractor(), "images")
+    negated = lambda f: np.concatenate([f[:first], -f[first:]])  # noqa: E731
+    findings, _ = gate.check(run_with(negated), made, gate.LIMITS["int8"])
+    assert [finding.split(":")[0] for finding in findings] == ["batch 67"] * 2
 
 
 def test_pictures_of_the_check_are_not_those_of_the_trace():

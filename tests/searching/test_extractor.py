@@ -123,6 +123,16 @@ def test_extractor_raises_for_unreadable_image_and_extract_lists_it(model, tmp_p
         assert expected in reason
 
 
+def test_another_format_is_refused_whatever_the_file_is_called(model, tmp_path, monkeypatch):
+    """An EPS would start Ghostscript; a model with uint8 input looks at the size first, and opens the file for it."""
+    person(1).save(tmp_path / "a.jpg", "EPS")
+    plain = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, formats: plain(path, formats=formats))  # it has to be told which
+    with pytest.raises(OSError, match="cannot identify it as an image: BMP, GIF, JPEG, PNG, TIFF, WEBP are read"):
+        Extractor(model, "cpu")(tmp_path / "a.jpg")
+    assert extractor.count_pixels(tmp_path / "a.jpg") == 0
+
+
 def test_a_pipe_is_not_waited_for(model, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(OSError, match="pipe.png is not a file"):
@@ -272,6 +282,9 @@ def test_bytes_go_in_as_they_are(tmp_path):
     ({"input_size": [W, H]}, "input_size"),
     ({"input_size": "160x64"}, "input_size 160x64"),
     ({"input_size": [H, W, 3]}, "two whole numbers"),
+    ({"input_size": [100_000, 100_000]}, "input_size .100000, 100000., at most 4,194,304 pixels and 16,384 on a side"),
+    ({"input_size": [20_000, 1]}, "at most 4,194,304 pixels and 16,384 on a side are allowed"),
+    ({"input_size": [2049, 2048]}, "at most 4,194,304 pixels"),
     ({"mean": [0.5]}, r"mean \[0.5\]"),
     ({"std": [0, 1, 1]}, "three above 0"),
     ({"feature_dim": 7}, "feature_dim 7"),

@@ -177,6 +177,22 @@ def test_minutes_are_minutes_and_a_run_that_nobody_saw_end_is_done(drawn_root, t
     assert study.main(["--out", str(tmp_path)]) == 1 and f"{path} is not what study wrote" in capsys.readouterr().err
 
 
+def test_learning_curves_of_many_runs_are_drawn_some_at_a_time(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, **kwargs: drawn.append(self))
+    names = [name for name, experiment in study.EXPERIMENTS.items() if experiment.group in ("small", "longer")]
+    for name in names:
+        (tmp_path / f"{name}-0").mkdir()
+        lines = [json.dumps({"epoch": epoch, "loss": 5 / epoch, "accuracy": 0.5}) for epoch in (1, 2)]
+        (tmp_path / f"{name}-0" / "log.jsonl").write_text("\n".join(lines))
+    assert study.draw_curves(tmp_path, tmp_path / "curves.png") == len(names) > 15
+    shown = [[line.get_label() for line in axes.lines] for axes in drawn[0].axes]
+    assert max(map(len, shown)) <= study.LEGIBLE and sum(shown[::2], []) == names == sum(shown[1::2], [])
+    assert drawn[0].axes[-2].get_title() == "longer: training loss"
+    assert all(axes.get_legend() for axes in drawn[0].axes)
+
+
 def test_a_folder_is_for_one_process(drawn_root, tmp_path, capsys):
     (tmp_path / RUN).mkdir()
     with images.lock(tmp_path / RUN / "study.lock"):

@@ -54,6 +54,23 @@ def test_same_seed_gives_same_bytes_and_another_seed_other_ones(small, tmp_path)
     assert not set(first.values()) & set(other.values())
 
 
+def test_there_are_no_more_processes_than_work_for_them(tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, processes, *_):
+            started.append(processes)
+
+        __enter__, __exit__ = (lambda self: self), (lambda self, *_: None)
+
+        def map(self, _, tasks, chunksize):
+            return map(str, tasks)
+
+    started = []
+    monkeypatch.setattr(synthetic, "ProcessPoolExecutor", Pool)
+    for count in (100, 1000):
+        assert len(list(synthetic.draw_files([None] * count, 16))) == count
+    assert started == [7, 16]
+
+
 def test_number_of_processes_changes_nothing(tmp_path):
     plan, _ = synthetic.plan_pictures(synthetic.plan_takes(2, 1, 90, 0, 0), 0)
     names, arguments = zip(*plan.items(), strict=True)
