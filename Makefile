@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Threads of OpenMP that wait for one another do not spin long: on a busy machine that stops them all
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: demo test clean
 

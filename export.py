@@ -42,6 +42,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import sys
 import tempfile
 import types
@@ -51,6 +52,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":  # before torch starts OpenMP, whose threads else spin against others on a busy machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 try:
     import numpy as np
     import torch

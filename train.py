@@ -43,6 +43,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+if __name__ == "__main__":  # before torch starts OpenMP, whose threads else spin against others on a busy machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 try:
     import numpy as np
     import torch

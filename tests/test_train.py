@@ -114,6 +114,16 @@ def test_an_interpreter_without_the_packages_is_told_of_the_environment(script):
     assert "source .venv/bin/activate" in done.stderr and "pip install -r requirements.txt" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["train.py", "export.py"])
+@pytest.mark.parametrize(("given", "found"), [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_waiting_threads_spin_shortly_unless_somebody_says(script, given, found):
+    code = "import atexit, os, runpy, sys; atexit.register(lambda: print(os.environ['GOMP_SPINCOUNT'])); "
+    code += f"sys.argv = [{script!r}, '--help']; runpy.run_path({script!r}, run_name='__main__')"
+    clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = run_command("-c", code, env=clean | given)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == found
+
+
 def test_every_flag_has_help():
     assert [action.dest for action in train.build_parser()._actions if not action.help] == []
 

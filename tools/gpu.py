@@ -46,11 +46,13 @@ GRACE = 60  # seconds for training to save once its time is up
 class Lengths(NamedTuple):
     """How much of everything is done."""
 
+    arch: str = "hacnn"
     flags: tuple = ()  # of train.py, for every run
     choose: str = "choose"  # group or experiment of tools.study
     batches: tuple = (64, 256)  # of training
     modes: tuple = (None, "default", "reduce-overhead")  # of torch.compile; the last captures CUDA graphs
     ranking: tuple = (3368, 15913)  # queries, gallery
+    persons: int = 750
     distractors: int = 500_000
     rerank: tuple = (1600, 8000)
     served: tuple = tuple(deployment.ROUNDS)  # batches of a network that is exported
@@ -59,9 +61,10 @@ class Lengths(NamedTuple):
 
 
 FULL = Lengths()
+SMALL = ("--arch", "osnet_x0_25", "--options", "input_size=64,32", "--batch-size", "8", "--epochs", "1")
 TOY = Lengths(
-    flags=("--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8"), choose="global-alone", batches=(4,),
-    modes=(None,), ranking=(20, 100), distractors=200, rerank=(20, 100), served=(1, 2), rounds=1, compile_limit=0,
+    arch="osnet_x0_25", flags=(*SMALL, "--warmup-epochs", "0"), choose="held-best", batches=(4,), modes=(None,),
+    ranking=(20, 100), persons=5, distractors=200, rerank=(20, 100), served=(1, 2), rounds=1, compile_limit=0,
 )  # fmt: skip
 TOY_SET = {"num_train_ids": 6, "num_test_ids": 4, "num_distractors": 4, "num_junk": 2}
 
@@ -110,7 +113,7 @@ def check_agreement(job):
 def check_correctness(job):
     """metrics, one epoch of train.py alone (nn.DataParallel where there are two cards) and by torchrun, GPU tests."""
     check_agreement(job)
-    training.measure_devices(job.device)
+    training.measure_devices(job.device, job.lengths.arch)
     if job.on_gpu:
         files = ["tests/test_metrics.py", "tests/test_search.py", "tests/searching/test_extractor.py"]
         command = [sys.executable, "-m", "pytest", "-k", "cuda or gpu or GPU", *files]
@@ -134,15 +137,18 @@ def measure_training(job):
     """Images/s of an epoch, eager, compiled and captured, at each batch size."""
     for batch in job.lengths.batches:
         for mode in job.lengths.modes:
-            training.measure_training(job.device, "market1501", job.root, batch_size=batch, compiled=mode)
+            training.measure_training(
+                job.device, "market1501", job.root, job.lengths.arch, batch_size=batch, compiled=mode
+            )
             sys.stdout.flush()
 
 
 def measure_ranking(job):
     """metrics at Market-1501's size, with distractors, re-ranked; then HA-CNN beside the plain one, in bf16."""
-    ranking.measure_ranking(job.device, job.lengths.ranking)
-    ranking.measure_rerank(job.device, job.lengths.rerank)
-    ranking.measure_distractors(job.device, job.lengths.ranking, (0, job.lengths.distractors))
+    size, distractors, persons = job.lengths.ranking, (0, job.lengths.distractors), job.lengths.persons
+    ranking.measure_ranking(job.device, size, ids=persons)
+    ranking.measure_rerank(job.device, job.lengths.rerank, ids=persons)
+    ranking.measure_distractors(job.device, size, distractors, ids=persons)
     speed.measure_speed(job.device, job.lengths.batches[0], "bf16" if job.on_gpu else "off")
 
 

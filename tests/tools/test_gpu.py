@@ -32,7 +32,7 @@ def test_every_stage_at_toy_length(tmp_path, capsys, monkeypatch):
         "training": ["images/s"], "ranking": ["ranking 20 x 100", "re-ranking 20 + 100", "training step, batch 4"],
         "parity": ["served.onnx on cpu: worst cosine", "served.half.onnx on cpu: worst cosine"],
         "deployment": ["batch 2, 1 rounds", "search.py over the gallery: "],
-        "reference": ["reference-0: done"], "choose": ["global-alone-0: done"],
+        "reference": ["reference-0: done"], "choose": ["held-best-0: done"],
     }  # fmt: skip
     assert list(told) != list(gpu.STAGES) and sorted(told) == sorted(gpu.STAGES)
     for name in gpu.STAGES:
