@@ -149,7 +149,8 @@ def measure_ranking(job):
     ranking.measure_ranking(job.device, size, ids=persons)
     ranking.measure_rerank(job.device, job.lengths.rerank, ids=persons)
     ranking.measure_distractors(job.device, size, distractors, ids=persons)
-    speed.measure_speed(job.device, job.lengths.batches[0], "bf16" if job.on_gpu else "off")
+    short = {"rounds": job.lengths.rounds, "steps": 1} if job.lengths.rounds else {}
+    speed.measure_speed(job.device, job.lengths.batches[0], "bf16" if job.on_gpu else "off", **short)
 
 
 def trained_network(job):
@@ -197,7 +198,8 @@ def measure_served(job):
     folders = (str(Path(item.paths[0]).parent) for item in (query, gallery[0]))
     flags = [*zip(("--query", "--gallery"), folders, strict=True), ("--labels", "market1501")]
     flags += [("--provider", "cuda" if job.on_gpu else "cpu"), ("--batch-size", "128"), ("--top", "10")]
-    flags += [("--model", str(job.out / "served.half.onnx")), ("--out", str(job.out / "search"))]
+    model = "served.half.onnx" if job.on_gpu else "served.onnx"
+    flags += [("--model", str(job.out / model)), ("--out", str(job.out / "search"))]
     began = time.perf_counter()
     code = search.main([text for pair in flags for text in pair])
     print(f"search.py over the gallery: {time.perf_counter() - began:.1f} s, decoding and pictures included")

@@ -24,13 +24,13 @@ def run(out, *flags):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stages would take the GPU")
 def test_every_stage_at_toy_length(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(deployment, "start_up", lambda *_: 1.5)  # it has a test of its own
-    monkeypatch.setattr(gpu, "VARIANTS", (export.FLOAT, export.Variant("fp16")))  # likewise, in tests/test_export.py
-    monkeypatch.setattr(deployment, "FILES", {"ONNX fp32": ("onnx", "fp32"), "ONNX fp16": ("onnx", "fp16")})
+    monkeypatch.setattr(gpu, "VARIANTS", (export.FLOAT,))  # the others likewise, in tests/test_export.py
+    monkeypatch.setattr(deployment, "FILES", {"ONNX fp32": ("onnx", "fp32")})
     told = {
         "correctness": ["market1501: differs from the CPU by 0.0e+00", "torchrun, 1 processes, 1 devices: mAP"],
         "best": ["best-0: done"], "fast": ["3 of 3 runs are done"], "seeds": ["2 of 2 runs are done"],
         "training": ["images/s"], "ranking": ["ranking 20 x 100", "re-ranking 20 + 100", "training step, batch 4"],
-        "parity": ["served.onnx on cpu: worst cosine", "served.half.onnx on cpu: worst cosine"],
+        "parity": ["served.onnx on cpu: worst cosine"],
         "deployment": ["batch 2, 1 rounds", "search.py over the gallery: "],
         "reference": ["reference-0: done"], "choose": ["held-best-0: done"],
     }  # fmt: skip

@@ -65,7 +65,7 @@ def training_step(model, images, bf16, labels):
     return step
 
 
-def measure_speed(device, batch_size, amp):
+def measure_speed(device, batch_size, amp, rounds=5, steps=6):
     """Extraction and training step of HA-CNN beside the plain one; then measure_epoch."""
     batch, bf16 = batch_size, amp == "bf16"
     torch.manual_seed(0)
@@ -76,14 +76,14 @@ def measure_speed(device, batch_size, amp):
     sides = {"ours": (ours, images.contiguous(memory_format=torch.channels_last)), "plain": (plain, images)}
     extract = {name: extraction(*side, bf16) for name, side in sides.items()}
     print(f"extraction, batch {batch}; the same features to {(extract['ours']() - extract['plain']()).abs().max():.0e}")
-    compare(device, extract, remark=per_second(batch))
+    compare(device, extract, rounds=rounds, remark=per_second(batch))
     print(f"training step, batch {batch}")
-    steps = {name: training_step(*side, bf16, labels) for name, side in sides.items()}
-    compare(device, steps, remark=per_second(batch))
-    measure_epoch(device, 2 * batch, bf16)
+    trained = {name: training_step(*side, bf16, labels) for name, side in sides.items()}
+    compare(device, trained, rounds=rounds, remark=per_second(batch))
+    measure_epoch(device, 2 * batch, bf16, rounds, steps)
 
 
-def measure_epoch(device, batch, bf16, steps=6):
+def measure_epoch(device, batch, bf16, rounds, steps):
     """An epoch of train.py (cached pixels, augmented) beside the same steps on one batch that stays in memory."""
     noise = np.random.default_rng(0).integers(0, 256, (batch * steps, 160, 64, 3), dtype=np.uint8)
     pixels = Pixels([""] * len(noise), (160, 64), noise).to_device(device)
@@ -95,4 +95,4 @@ def measure_epoch(device, batch, bf16, steps=6):
     step = training_step(model, images, bf16, labels)
     print(f"epoch, batch {batch}")
     sides = {"from the cache": lambda: run_epoch(training), "one batch": lambda: [step() for _ in range(steps)]}
-    compare(device, sides, remark=per_second(steps * batch))
+    compare(device, sides, rounds=rounds, remark=per_second(steps * batch))
