@@ -163,8 +163,8 @@ def overhang_of(regions, size, scale):
 
 
 def maps_grid(names, images, activation, attention=(), regions=()):
-    """What a network looks at, as a PIL image with the tiles of an image side by side, drawn HEIGHT pixels high, and as
-    many images in a row as WIDEST pixels hold.
+    """What a network looks at, as a PIL image with a row for each image, drawn HEIGHT pixels high; where activation is
+    all, with as many images in a row as WIDEST pixels hold.
 
     names: N file names; images (N, H, W, 3), bytes as the network sees them; activation (N, h, w) in 0..1; attention:
     for each stage (N, h, w), of any range, stretched map by map; regions: for each stage (N, R, 4), R up to 4: top,
@@ -180,7 +180,8 @@ def maps_grid(names, images, activation, attention=(), regions=()):
     widths = [width + 2 * x_over * heading.startswith("regions") for heading in headings]
     margin, gap, header, step = 16, 14, 26, HEIGHT + 2 * y_over + 30
     wide = sum(widths) + gap * (len(widths) - 1)  # the tiles of an image
-    across = max(1, min(len(images), (WIDEST - 2 * margin + 2 * gap) // (wide + 2 * gap)))
+    room = 1 if len(attention) or len(regions) else (WIDEST - 2 * margin + 2 * gap) // (wide + 2 * gap)
+    across = max(1, min(len(images), room))
     middles = [margin + sum(widths[:i]) + gap * i + widths[i] // 2 for i in range(len(widths))]
     total, rows = 2 * margin + across * (wide + 2 * gap) - 2 * gap, math.ceil(len(images) / across)
     notes, foot = legend(total - 2 * margin, len(attention) > 0, len(regions) > 0), margin + header + rows * step
