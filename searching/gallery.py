@@ -391,7 +391,7 @@ class Index(Gallery):
             with contextlib.suppress(OSError):  # it is not there
                 mode = (os.lstat if to_write else os.stat)(path).st_mode
                 if not stat.S_ISREG(mode):
-                    what = "a link, through which nothing is written" if stat.S_ISLNK(mode) else "a pipe, say"
+                    what = "a link, through which nothing is written" if stat.S_ISLNK(mode) else "a pipe or the like"
                     raise ValueError(f"{self.folder}: {path.name} is not a file, but {what}; put the file itself "
                                      "there, or name another folder")
 

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+import warnings
 
 import numpy as np
 import onnx
@@ -137,6 +138,7 @@ def test_a_rotation_that_is_not_applied_is_told_once(kind, model, tmp_path, recw
         path = tmp_path / f"{number}.{'jpg' if kind == 'image' else kind}"
         person(number).save(path, exif=data)
         images.append(Image.open(path) if kind == "image" else path)
+    warnings.simplefilter("always")
     embed = Extractor(model, "cpu", threads=1)
     assert embed(images[:1]).shape == (1, DIM) and not list(recwarn)
     embed(images)
