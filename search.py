@@ -9,12 +9,12 @@
 
     from search import Searcher
     searcher = Searcher("best.onnx")                                           # for other programs; in memory
-    searcher.add([frame[y0:y1, x0:x1] for y0, y1, x0, x1 in boxes], names=ids) # uint8 (h, w, 3), RGB
-    hits = searcher.search(frame[top:bottom, left:right], top=5)[0]            # [Hit(row, similarity), ...]
+    searcher.add(searcher.crop(frame, boxes), names=ids)                       # uint8 (H, W, 3), RGB
+    hits = searcher.search(searcher.crop(frame, box), top=5)[0]                # [Hit(row, similarity), ...]
 
 The first form writes ranked.csv (everything) and ranked.jpg (the first rows). Each ends with the images that it could
-not read. Exit code: 0, 2 for a mistake on the command line, 1 for whatever else leaves nothing to tell. verify: 0 the
-same person, 3 not, 4 no threshold is calibrated.
+not read. Exit code: 0, 2 for a mistake on the command line, 1 for whatever else leaves nothing to tell, or nobody to
+read it: the work is done all the same. verify: 0 the same person, 3 not, 4 no threshold is calibrated.
 
 The model says how it wants its pixels. Ranking is by cosine, exact (searching/gallery.py). What folders, lists and
 file names tell of a person, a camera, a time and a tracklet stands in searching/sources.py.
@@ -40,8 +40,19 @@ from PIL import Image
 from images import printable, read_image
 from searching import answers, sources, threshold
 from searching.answers import counted, tell
-from searching.extractor import PROVIDERS, SIZES, Extractor, collect, extract, is_single, stream, to_pixels
-from searching.gallery import Gallery, Index, Row, average_tracklets, check_same_model, choose_rows, describe, top_k
+from searching.extractor import PROVIDERS, SIZES, Extractor, collect, crop, extract, is_single, stream, to_pixels
+from searching.gallery import (
+    Gallery,
+    Index,
+    Row,
+    average_tracklets,
+    camera_name,
+    check_same_model,
+    choose_rows,
+    describe,
+    list_cameras,
+    top_k,
+)
 
 __all__ = ["Extractor", "Gallery", "Hit", "Index", "Row", "Searcher", "Verdict", "extract", "read_image", "to_pixels",
            "top_k"]  # fmt: skip
@@ -50,6 +61,7 @@ LINKS = "Below a folder, links to files are followed, links to folders are not; 
 DRAWN = 20  # queries, and answers per query, in the picture and the printed table
 PAGE = 500  # queries on the HTML page
 COMMIT = 2.0  # seconds of work that a kill may cost while an index is made
+NUMBERS = (int, float, np.generic)
 SAME, OTHER, UNKNOWN = 0, 3, 4  # exit codes of verify
 
 
@@ -118,6 +130,11 @@ class Searcher:
         if isinstance(self.gallery, Index):
             self.gallery.close()
 
+    def crop(self, frame: object, boxes: Iterable) -> list[np.ndarray]:
+        """What lies under boxes (top, bottom, left, right) in a frame, an image, clipped at its edges; ValueError names
+        boxes of which nothing is left."""
+        return crop(frame, boxes)
+
     def embed(self, images: object) -> np.ndarray:
         """Features float32 (N, D), each of length 1, of a list of images or of one."""
         return self.extractor(images)
@@ -131,12 +148,12 @@ class Searcher:
         and the answers call them; paths name themselves, other images are numbered, #0 for the first that was ever
         added, and no number comes again while the program runs. A name may come again. None is an unknown value."""
         images = [images] if is_single(images) else list(images)
-        columns = {"path": (names, str), "pid": (pids, int), "camid": (camids, str), "time": (times, float),
+        columns = {"path": (names, str), "pid": (pids, int), "camid": (camids, camera_name), "time": (times, float),
                    "tracklet": (tracklets, str)}  # fmt: skip
         fields = {}
         for name, (values, kind) in columns.items():
             if values is not None:
-                values = [values] if isinstance(values, (str, int, float, np.generic)) else list(values)
+                values = [values] if isinstance(values, (str, *NUMBERS)) else list(values)
                 if len(values) != len(images):
                     raise ValueError(f"{len(values)} of {name} for {len(images)} images; give one each")
                 unknown = Row._field_defaults.get(name, "")
@@ -149,9 +166,9 @@ class Searcher:
         self.added += len(rows)
         return len(self.gallery)
 
-    def remove(self, names: Iterable[str | os.PathLike]) -> int:
+    def remove(self, names: Iterable[str | int | os.PathLike]) -> int:
         """Removes all rows of these names or paths, or of one; returns how many were removed."""
-        names = {str(name) for name in ([names] if isinstance(names, (str, os.PathLike)) else names)}
+        names = {str(name) for name in ([names] if isinstance(names, (str, os.PathLike, *NUMBERS)) else names)}
         names |= {sources.resolve(name) for name in names}
         keep = [number for number, row in enumerate(self.gallery.rows) if row.path not in names]
         removed = len(self.gallery) - len(keep)
@@ -249,11 +266,23 @@ def embed(extractor, rows, title):
     return features, [rows[place] for place in places], [files[place] for place in places], problems
 
 
+def tell_nobody(labels, rows):
+    """Says how person 0 is taken, where there is one."""
+    count = sum(row.pid == sources.NOBODY for row in rows)
+    if count and sources.has_nobody(labels):
+        tell(f"note: --labels {labels}: person 0, with {counted(count, 'image', 'images')}, is nobody in particular: "
+             "no two images of it are taken for one person")
+    elif count:
+        tell(f"note: person 0, with {counted(count, 'image', 'images')}, is taken for a person like others; with "
+             f"--labels {' or '.join(sources.EXAMPLES)} it is nobody in particular")
+
+
 def run_index(args):
     if not args.sources:
         return remove_from_index(args)
     extractor = open_extractor(args)
     rows, problems = sources.find_rows(args.sources, args.labels, args.video, empty_ok=args.prune)
+    tell_nobody(args.labels, rows)
     rows, files = sources.group_tracklets(rows, extractor.input == "clips")
     with Index.open(args.index, describe(extractor)) as index:
         before = len(index)
@@ -353,7 +382,7 @@ def run_query(args):
     if args.picture and Path(args.picture).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--picture {args.picture}: Pillow writes no such files; let the name end in .jpg or .png")
     console = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr if "-" in (args.csv, args.jsonl) else console):
+    with contextlib.redirect_stdout(sys.stderr) if "-" in (args.csv, args.jsonl) else contextlib.nullcontext():
         return answer(args, console)
 
 
@@ -373,13 +402,16 @@ def answer(args, console):
         chosen = None
     if args.tracklets in ("query", "both"):
         queries, asked, frames = average_tracklets(queries, query_rows)
+    nobody, protocol = sources.has_nobody(args.labels), args.labels != "none" or args.leave_out_same_camera
+    tell_nobody(args.labels, [*asked, *rows])
     leave_out = sources.own_rows(query_rows, files, index.rows, frames, members)
-    if args.leave_out_same_camera:
-        leave_out.append(sources.same_person_and_camera(asked, rows))
+    if protocol:
+        leave_out.append(sources.same_person_and_camera(asked, rows, nobody))
+    tell_cameras(asked, rows)
     start = time.perf_counter()
     found = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
     seconds = time.perf_counter() - start
-    ranked = answers.Answers(asked, rows, *found)
+    ranked = answers.Answers(asked, rows, *found, nobody)
     tell(f"{counted(len(asked), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
          + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
     if not len(ranked):
@@ -399,12 +431,33 @@ def answer(args, console):
     for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
         if path and path != "-":
             tell(f"{path}: " + (f"the first {most} queries" if most and len(ranked) > most else "all queries"))
-    known = [hits[0][2] for _, hits in ranked if any(match is not None for _, _, match in hits)]
-    if known:
-        told = counted(len(known), "query", "queries")
-        tell(f"rank-1: {sum(map(bool, known))} of {told} whose person is known")
+    tell_rank1(ranked, leave_out, chosen, protocol)
     answers.print_unreadable(unreadable)
     return 0
+
+
+def tell_cameras(queries, rows):
+    if told := sources.compare_cameras(queries, rows):
+        tell(told)
+
+
+def tell_rank1(ranked, leave_out, chosen, protocol):
+    """How many of the queries with a match among the rows that they may find have it first; by what rule. Nothing where
+    no person is known."""
+    places, answerable = {}, 0  # person -> numbers of the rows
+    for number in range(len(ranked.rows)) if chosen is None else chosen:
+        places.setdefault(ranked.rows[number].pid, []).append(number)
+    for number, query in enumerate(ranked.queries):
+        if answers.is_match(query.pid, query.pid, ranked.nobody) and query.pid in places:
+            same = np.array(places[query.pid])
+            left = [ours[number] == theirs[same] for ours, theirs in leave_out]
+            answerable += not np.logical_or.reduce(left).all() if left else 1
+    if not set(places) - {None} or all(query.pid is None for query in ranked.queries):
+        return
+    hits = sum(bool(match) for _, [(_, _, match)] in ranked.first(len(ranked), 1))
+    rule = "market1501 protocol" if protocol else (
+        "no protocol: rows of the query's person under its camera count too; --leave-out-same-camera leaves them out")
+    tell(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, {rule})")
 
 
 def embed_queries(args, index):
@@ -420,32 +473,34 @@ def embed_queries(args, index):
     if index.about.get("precision", "fp32") != extractor.precision:
         tell(f"note: the index holds {index.about.get('precision')} features, the model gives {extractor.precision}; "
              "similarities differ in the third digit")
-    rows, missing = sources.find_rows([args.query], args.labels, args.video)
+    rows, missing = sources.find_rows([args.query], args.labels, args.video, junk=True)
     *found, problems = embed(extractor, rows, "query")
     return *found, missing + problems
 
 
 def extent(rows):
     """What there would be to filter by, for a message."""
-    cameras = sorted({row.camid for row in rows if row.camid})
     times = [row.time for row in rows if row.time is not None]
-    return (f"its cameras: {', '.join(cameras[:20]) or 'none known'}; "
+    return (f"its cameras: {list_cameras(rows)}; "
             + (f"its times: from {min(times):.15g} to {max(times):.15g}" if times else "no times known"))
 
 
 def write_outputs(args, ranked, notes, console):
-    """The files that the flags name; [(path, reason)] of images that could not be drawn."""
-    gone = []
+    """What the flags name, the console last, whose reader may leave; [(path, reason)] of images that could not be
+    drawn."""
+    gone, tables = [], [(args.csv, answers.write_csv), (args.jsonl, answers.write_jsonl)]
     try:
-        if args.csv:
-            answers.write_csv(args.csv, ranked, console=console)
-        if args.jsonl:
-            answers.write_jsonl(args.jsonl, ranked, console)
+        for path, write in tables:
+            if path and path != "-":
+                write(path, ranked)
         if args.picture:
             gone = answers.write_picture(args.picture, ranked.first(DRAWN, DRAWN))
         if args.html:
             notes += [f"the first {PAGE} queries are shown"] * (len(ranked) > PAGE)
             answers.write_page(args.html, ranked.first(PAGE), title=f"Ranked lists from {args.index}", notes=notes)
+        for path, write in tables:
+            if path == "-":
+                write(path, ranked, console=console)
     except BrokenPipeError:  # --csv - into head
         raise
     except (OSError, ValueError, KeyError) as error:  # the last two: Pillow, for a name without a known ending
@@ -483,7 +538,7 @@ def run_verify(args):
 
 def run_calibrate(args):
     extractor = open_extractor(args)
-    if not os.access(Path(args.model).parent, os.W_OK):
+    if not os.access(os.path.dirname(os.path.realpath(args.model)), os.W_OK):
         raise ValueError(f"{args.model}: the threshold is stored in this file, and its folder cannot be written to")
     threshold.import_onnx(args.model)  # now, rather than after the work
     rows, missing = sources.find_rows(args.labelled, args.labels or "market1501", args.video, strict=bool(args.labels))
@@ -495,9 +550,12 @@ def run_calibrate(args):
                          "(person 2, camera 1), or those of --labels mars, or a list with the columns path, pid, camid")
     if strangers:
         tell(f"note: {counted(len(strangers), 'image', 'images')} of unknown persons left out, such as {strangers[0]}")
+    nobody = sources.has_nobody(args.labels or "none")  # names may be read as those of Market-1501 without being so
+    tell_nobody(args.labels or "none", rows)
     features, rows, _, problems = embed(extractor, rows, "calibrate")
-    point = threshold.calibrate(features, [row.pid for row in rows], [row.camid for row in rows], args.fmr)
-    equal, persons = point.pop("eer"), len({row.pid for row in rows} - {sources.NOBODY})
+    point = threshold.calibrate(features, [row.pid for row in rows], [row.camid for row in rows], args.fmr,
+                                nobody=nobody)  # fmt: skip
+    equal, persons = point.pop("eer"), len({row.pid for row in rows} - ({sources.NOBODY} if nobody else set()))
     point["dataset"] = args.name or os.path.basename(os.path.abspath(args.labelled[0]))
     threshold.store(extractor, point)
     tell(f"compared: {point['compared']}")
@@ -524,11 +582,15 @@ def rank_folder(args):
     tell(f"images: {len(query_rows)} query, {len(rows)} gallery, {len(unreadable)} unreadable; "
          f"{count / seconds:.0f} images/s, decoding included")
 
-    leave_out = [*sources.own_rows(query_rows, files, rows), sources.same_person_and_camera(query_rows, rows)]
+    nobody = sources.has_nobody(args.labels)
+    tell_nobody(args.labels, [*query_rows, *rows])
+    tell_cameras(query_rows, rows)
+    leave_out = sources.own_rows(query_rows, files, rows)
+    leave_out.append(sources.same_person_and_camera(query_rows, rows, nobody))
     found = top_k(queries, features, min(args.top, max(1, len(rows))), leave_out)
     shown = [[row._replace(path=as_given(row.path, source)) for row in side]
              for side, source in ((query_rows, args.query), (rows, args.gallery))]  # fmt: skip
-    ranked, labelled = answers.Answers(*shown, *found), args.labels != "none"
+    ranked, labelled = answers.Answers(*shown, *found, nobody), args.labels != "none"
 
     if len(ranked):
         try:  # files first: a table that is piped into head must not lose them
@@ -543,12 +605,7 @@ def rank_folder(args):
     if args.top > len(rows):
         tell(f"--top {args.top} is more than the gallery's {len(rows)} readable images; all of them are ranked")
     if labelled:
-        cameras = {}  # person -> those of the gallery
-        for row in rows:
-            cameras.setdefault(row.pid, set()).add(row.camid)
-        answerable = sum((row.pid or 0) > 0 and bool(cameras.get(row.pid, set()) - {row.camid}) for row in query_rows)
-        hits = sum(bool(match) for _, [(_, _, match)] in ranked.first(len(ranked), 1))
-        tell(f"rank-1: {hits} of the {answerable} queries that have a match (cosine, market1501 protocol)")
+        tell_rank1(ranked, leave_out, None, protocol=True)
     answers.print_unreadable(unreadable)
     if not len(ranked):
         raise ValueError("nothing could be ranked: no readable query, or every gallery image unreadable or left out")
@@ -609,16 +666,17 @@ def add_model_flags(parser, required=True):
         "need the cores (default: 0, one per core)")
     foreign = parser.add_argument_group("for an ONNX file that export.py did not write, all three as it was trained")
     foreign.add_argument("--input-size", type=int, nargs=2, metavar=("H", "W"), help="such as 256 128")
-    foreign.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels from 0 to 1")
+    foreign.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels from 0 to 1; of "
+                         "numbers for 0 to 255, a 255th")  # fmt: skip
     foreign.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels from 0 to 1")
 
 
-def add_source_flags(parser, labels="none"):
+def add_source_flags(parser, labels="none", more=""):
     add = parser.add_argument
     add("--labels", choices=list(sources.LABELS), default=labels, help="read person, camera, frame and tracklet from "
-        f"file names: {FORMS}; images of person -1 (junk) are left out, and what a list says wins. Names of another "
-        "form are counted; where none is of it, that is an error (default: "
-        f"{labels or 'market1501, where names are so'})")
+        f"file names: {FORMS}; images of person -1 (junk) are left out, person 0 is nobody in particular, and what a "
+        "list says wins. Names of another form are counted; where none is of it, that is an error"
+        f"{more} (default: {labels or 'names as of market1501 are read, and person 0 is a person like others'})")
     add("--video", action="store_true", help="each folder that holds images is a tracklet, where names tell none")
 
 
@@ -676,17 +734,19 @@ def query_parser():
         "index too is left out of its own ranking")
     add("--query-index", metavar="FOLDER", help="instead: each row of another index is a query; needs no --model")
     add_model_flags(parser, required=False)
-    add_source_flags(parser)
+    add_source_flags(parser, more="; rows of the query's person under the query's camera are left out, as the standard "
+                     "protocol of these sets does")  # fmt: skip
     add("--top", type=int, default=10, help="answers per query (default: %(default)s)")
     which = parser.add_argument_group("which rows are searched")
     which.add_argument("--camera", nargs="+", default=[], help="only those of these cameras")
-    which.add_argument("--not-camera", nargs="+", default=[], metavar="CAMERA", help="none of these cameras")
+    which.add_argument("--not-camera", nargs="+", default=[], metavar="CAMERA", help="none of these cameras; "
+                       "01, c1 and Camera 1 are camera 1")  # fmt: skip
     when = "as the index has them: frame numbers where names tell them, else seconds since 1970, when the file was " \
         "written unless a list says; a date such as 2026-05-01T14:30:00+02:00 stands for its seconds"  # fmt: skip
     which.add_argument("--after", type=time_flag, metavar="TIME", help=f"from this time on; times are {when}")
     which.add_argument("--before", type=time_flag, metavar="TIME", help="up to this time")
     which.add_argument("--leave-out-same-camera", action="store_true", help="leave out rows of the query's person "
-                       "under the query's camera, as the market1501 protocol does")  # fmt: skip
+                       "under the query's camera, as with --labels, also where lists tell them")  # fmt: skip
     which.add_argument("--tracklets", choices=["query", "gallery", "both"], help="one feature per tracklet, the mean "
                        "of those of its images")  # fmt: skip
     out = parser.add_argument_group("what is written beside the table; - is the console, in its place")
@@ -766,6 +826,7 @@ COMMANDS = {"index": (index_parser, run_index), "query": (query_parser, run_quer
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
+    open_streams()
     offer = f"choose from {', '.join(COMMANDS)}, or give --model, --query and --gallery; --help says more"
     if not argv:
         start_parser().error(f"there is nothing to do; {offer}")
@@ -776,18 +837,32 @@ def main(argv=None):
     build, run = COMMANDS.get(argv[0], (start_parser, rank_folder))
     args = parse(build(), argv[1:] if run is not rank_folder else argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show
+    console = sys.stdout, sys.stderr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are listed as unreadable
-        warnings.showwarning = lambda message, *_: print(printable(message), file=sys.stderr)  # no line of the code
+        warnings.showwarning = lambda message, *_: tell(message, "stderr")  # no line of the code
         try:
-            return run(args)
-        except BrokenPipeError:  # the table was piped into head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            code = run(args)
+        except BrokenPipeError:  # of --csv - or --jsonl -, after all else was done
+            os.dup2(os.open(os.devnull, os.O_WRONLY), console[0].fileno())
+            return 1
         except KeyboardInterrupt:
             raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
         except (OSError, ValueError, RuntimeError) as error:
             raise SystemExit(printable(error)) from None
+    return code if (sys.stdout, sys.stderr) == console else 1  # see tell: the reader has left, which is no success
+
+
+def open_streams():
+    """Standard output and error that were closed go nowhere. Else the next file would take their number, and what
+    libraries print would be written into it."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w", closefd=False))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 
 All of them take one shape: (query row, [(gallery row, similarity, match), ...]) of each query. match: whether it shows
 the query's person: True, False, or None where nobody said who one of them is. File names may hold anything, so what
-goes to a terminal or a page passes through `printable`; in files names keep their bytes, so that the paths still open.
+goes to a terminal or a page passes through `printable`; in files names keep their bytes, so that the paths still open,
+and what a spreadsheet would take for a formula is marked as text (gallery.to_cell).
 """
 
 import base64
@@ -16,6 +17,7 @@ import html
 import io
 import json
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from string import Template
@@ -25,16 +27,19 @@ from PIL import Image
 
 from images import printable, read_image
 from pictures import FRAMES, INK, MAT, QUERY, TILE, fit, ranked_grid
+from searching.gallery import to_cell
+from searching.sources import JUNK, NOBODY
 
 DETAILS = ("pid", "camid", "time", "tracklet")  # of a gallery row, in the files
 VERDICTS = {True: "right", False: "wrong", None: "unknown"}
 
 
 class Answers:
-    """The answers to each query that has any; made as they are looked at."""
+    """The answers to each query that has any; made as they are looked at. nobody: see is_match."""
 
-    def __init__(self, queries, rows, indices, similarities):
+    def __init__(self, queries, rows, indices, similarities, nobody=False):
         self.queries, self.rows, self.indices, self.similarities = queries, rows, indices, similarities
+        self.nobody = nobody
         self.ranked = np.flatnonzero(indices[:, 0] >= 0)
 
     def __len__(self):
@@ -47,12 +52,13 @@ class Answers:
         """Those of so many queries, at most `top` each."""
         for q in self.ranked[:count]:
             query, found = self.queries[q], zip(self.indices[q, :top], self.similarities[q, :top], strict=True)
-            yield query, [(self.rows[g], float(s), is_match(query.pid, self.rows[g].pid)) for g, s in found if g >= 0]
+            yield query, [(self.rows[g], float(s), is_match(query.pid, self.rows[g].pid, self.nobody))
+                          for g, s in found if g >= 0]  # fmt: skip
 
 
-def is_match(query_pid, gallery_pid):
-    """None where it cannot be known: an image without a label, or a query that is no person."""
-    if query_pid is None or gallery_pid is None or query_pid <= 0:
+def is_match(query_pid, gallery_pid, nobody=False):
+    """None where it cannot be known: an image without a label, or a query that is junk or, with nobody, person 0."""
+    if query_pid is None or gallery_pid is None or query_pid == JUNK or (nobody and query_pid == NOBODY):
         return None
     return query_pid == gallery_pid
 
@@ -60,9 +66,17 @@ def is_match(query_pid, gallery_pid):
 # ---- on the console ----
 
 
-def tell(text=""):
-    """Prints one line."""
-    print(printable(text))
+def tell(text="", stream="stdout"):
+    """Prints one line. Where nobody reads it any more the work goes on all the same, and what follows goes nowhere;
+    search.main sees that from the stream, which is another one then."""
+    file = getattr(sys, stream)
+    try:
+        print(printable(text), file=file, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is left in its buffer
+        setattr(sys, stream, open(os.devnull, "w"))
+        if not isinstance(error, BrokenPipeError) and stream == "stdout":
+            tell(f"the console cannot be written to ({error.strerror}); the work goes on", "stderr")
 
 
 def counted(count, one, many):
@@ -90,12 +104,13 @@ def print_table(answers, query_root, gallery_root):
 
     answers = list(answers)
     width = max(len(name(query, query_root)) for query, _ in answers)
-    print(f"\n{'query':<{width}}  rank  similarity  gallery")
+    tell()
+    tell(f"{'query':<{width}}  rank  similarity  gallery")
     for query, ranked in answers:
         for number, (row, similarity, match) in enumerate(ranked, start=1):
             verdict = f"  {VERDICTS[match]}" if match is not None else ""
-            print(f"{name(query, query_root):<{width}}  {number:>4}  {similarity:>10.4f}  "
-                  f"{name(row, gallery_root)}{verdict}")
+            tell(f"{name(query, query_root):<{width}}  {number:>4}  {similarity:>10.4f}  "
+                 f"{name(row, gallery_root)}{verdict}")
 
 
 # ---- files ----
@@ -117,8 +132,8 @@ def write_csv(path, answers, columns=("match", *DETAILS), console=None):
         for query, ranked in answers:
             for number, (row, similarity, match) in enumerate(ranked, start=1):
                 verdict = None if match is None else int(match)
-                line = [query.path, number, f"{similarity:.6f}", row.path]
-                line += [verdict if name == "match" else getattr(row, name) for name in columns]
+                line = [to_cell(query.path, "./"), number, f"{similarity:.6f}", to_cell(row.path, "./")]
+                line += [verdict if name == "match" else to_cell(getattr(row, name)) for name in columns]
                 writer.writerow([printable(value) if isinstance(value, str) else value for value in line]
                                 if escape else line)  # fmt: skip
 
@@ -153,17 +168,19 @@ def write_picture(path, answers):
 
 
 STYLE = Template("""
-body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; color: $ink; background: #fff; }
+body { font: 14px/1.4 system-ui, sans-serif; margin: 24px; color: $ink; background: #fff; }
 h1 { font-size: 1.3rem; margin: 0 0 .3rem; } h1, h2, p { overflow-wrap: anywhere; }
 h2 { font-size: .95rem; font-weight: 600; margin: 1.2rem 0 .4rem; padding-top: .6rem; border-top: 1px solid #ddd; }
 p { margin: 0 0 .5rem; color: #5f5f5f; }
-ol { list-style: none; margin: 0; padding: 0 0 0 130px; display: flex; flex-wrap: wrap; gap: 10px; }
-li { width: 104px; font-size: 11px; overflow-wrap: anywhere; }
-li:first-child { margin: 0 16px 0 -130px; } /* a column of its own, also where answers wrap: -130 + 104 + 16 + 10 = 0 */
+/* ten answers in a row of 1300 pixels with a scroll bar: 2 x 24 + 126 + 10 x 102 + 9 x 8 = 1266 */
+ol { list-style: none; margin: 0; padding: 0 0 0 126px; display: flex; flex-wrap: wrap; gap: 8px; }
+li { width: 102px; font-size: 11px; overflow-wrap: anywhere; }
+li:first-child { margin: 0 16px 0 -126px; } /* a column of its own, also where answers wrap: -126 + 102 + 16 + 8 = 0 */
 img, .gone { display: block; box-sizing: border-box; width: 102px; height: 198px; border: 3px solid; background: $mat; }
 .gone { padding: .5rem; color: #5f5f5f; }
 b { font-size: 13px; } small { font-size: 11px; color: #5f5f5f; display: block; }
 .name { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
+.end { white-space: nowrap; }
 .query { border-color: $query; } .right { border-color: $right; }
 .wrong { border-color: $wrong; } .unknown { border-color: $unknown; }
 @media print { h2 { break-before: auto; } ol { break-inside: avoid; } }
@@ -195,9 +212,12 @@ def data_uri(path):
 def tile(path, kind, lines):
     """One list entry: the image, or a word where it is gone, then lines of HTML."""
     uri, name = data_uri(path), os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
+    stem, end = stem[:-4], stem[-4:] + suffix  # no line ends within .jpg, or just before it
+    shown = f"{show(stem)}<span class=\"end\">{show(end)}</span>" if len(suffix) < 6 else show(name)
     picture = f'<img class="{kind}" src="{uri}" alt="{show(name)}">' if uri else \
         f'<div class="gone {kind}">image cannot be read</div>'  # fmt: skip
-    return f'<li title="{show(path)}">{picture}{"".join(lines)}<small class="name">{show(name)}</small></li>'
+    return f'<li title="{show(path)}">{picture}{"".join(lines)}<small class="name">{shown}</small></li>'
 
 
 def write_page(path, answers, *, title, notes=()):

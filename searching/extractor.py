@@ -25,9 +25,11 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import threading
+import warnings
 import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +51,9 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 AHEAD = 2**24  # pixels of images of full size, for 'bytes', in one call of the model: 50 MB, twice that waits decoded
 DECODERS = min(8, cpus())  # threads; Pillow decodes outside the interpreter lock
 LARGEST_INPUT = 2**22  # pixels of an image as a network takes it, some hundred times what is usual
+ORIENTATION = 0x0112  # the EXIF tag
+SAME = 0.9999  # cosine of the features of unlike images from which on a model tells nothing apart
+TURNED = re.compile(rb"exif|VP8X|^II\*|^MM", re.IGNORECASE)  # in the first bytes of what may say how to turn it
 PIECE = 8  # rows of a batch that a CPU computes at once: their maps stay in its caches, which 32 overflow
 
 
@@ -66,6 +71,43 @@ def to_pixels(image, size=None):
     if not image.size:
         raise ValueError(f"an image of shape {image.shape} has no pixels; a box of a tracker may lie outside its frame")
     return resize(Image.fromarray(image), size)
+
+
+def crop(frame, boxes):
+    """The crops, uint8 (h, w, 3), of what lies under boxes (top, bottom, left, right) in a frame, an image as to_pixels
+    takes it. Boxes, of numbers of any kind, are clipped at its edges; ValueError names those of which nothing is left.
+    """
+    pixels, boxes = to_pixels(frame), np.array([*boxes], float)
+    if boxes.size == 0 or boxes.shape == (4,):  # none, or one
+        boxes = boxes.reshape(-1, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes are {boxes.shape}; give (N, 4), of which each is top, bottom, left, right")
+    (height, width), rounded = pixels.shape[:2], np.rint(np.nan_to_num(boxes, nan=-1))
+    clipped = np.clip(rounded, 0, [height, height, width, width]).astype(int)
+    empty = (clipped[:, 0] >= clipped[:, 1]) | (clipped[:, 2] >= clipped[:, 3]) | np.isnan(boxes).any(axis=1)
+    if empty.any():
+        told = ", ".join(f"number {place} {tuple(boxes[place].tolist())}" for place in np.flatnonzero(empty)[:20])
+        raise ValueError(f"{np.count_nonzero(empty)} of {len(boxes)} boxes hold nothing of the frame, which is "
+                         f"{height} high and {width} wide: {told} (counted from 0; top, bottom, left, right). Leave "
+                         "them out")
+    return [pixels[top:bottom, left:right] for top, bottom, left, right in clipped.tolist()]
+
+
+def is_turned(image):
+    """Whether an image file, or a PIL image, says that it is to be shown turned or mirrored; False for what cannot be
+    read, which is told elsewhere. Opening a file takes a sixth of the time of reading it, so most are not opened."""
+    try:
+        if isinstance(image, Image.Image):
+            return image.getexif().get(ORIENTATION, 1) != 1
+        if not isinstance(image, (str, os.PathLike)) or not os.path.isfile(image):
+            return False
+        with open(image, "rb") as file:
+            if not TURNED.search(file.read(4096)):
+                return False
+        with open_image(image) as opened:
+            return opened.getexif().get(ORIENTATION, 1) != 1
+    except Exception:  # Pillow raises a dozen types for broken files
+        return False
 
 
 def spread(count, most):
@@ -278,6 +320,12 @@ def check_sizes(sizes, path):
     if max(size) > MAX_SIDE or size[0] * size[1] > LARGEST_INPUT:
         raise ValueError(f"{path}: input_size {size}, at most {LARGEST_INPUT:,} pixels and {MAX_SIDE:,} on a side are "
                          "allowed: a batch of larger images would fill the memory")
+    if max(*map(abs, mean), *std) > 1:
+        mean = [x / 255 for x in mean] if max(map(abs, mean)) > 1 else mean
+        std = [x / 255 for x in std] if max(std) >= 1 else std
+        told = " ".join(f"--{key} {' '.join(f'{x:.4g}' for x in part)}" for key, part in (("mean", mean), ("std", std)))
+        raise ValueError(f"{path}: mean {sizes['mean']}, std {sizes['std']} are for pixels from 0 to 255; here pixels "
+                         f"are from 0 to 1, so give a 255th: {told}")
 
 
 def read_metadata(session, path, preprocessing=None):
@@ -406,6 +454,7 @@ class Extractor:
         self.names = [value.name for value in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
         self.bound, self.on_cpu = None, []
+        self.turned, self.told = [], False  # images with an EXIF rotation: the first ones, and whether they were told
         if self.provider != "CPUExecutionProvider":
             self.check_placement(provider)
             self.bound = Bound(self.session)
@@ -428,6 +477,13 @@ class Extractor:
         if not has_length_1(features)[0]:
             raise ValueError(f"{self.path} gives features of length {np.linalg.norm(features[0])} instead of 1")
         self.feature_dim = features.shape[1]  # which another exporter's file need not say
+        features = np.concatenate([features, self.run(self.colours())])
+        features = features[has_length_1(features)]
+        lowest = (features @ features.T).min()
+        if len(features) > 1 and lowest > SAME:
+            warnings.warn(f"{self.path} gives unlike images the same feature (cosine {lowest:.6f}), so its rankings "
+                          "mean nothing: it is not trained, or input size, mean and std are not those of its training",
+                          stacklevel=3)  # fmt: skip
         if self.bound:
             self.run([noise] * self.list_size)
 
@@ -436,15 +492,25 @@ class Extractor:
         pixels = np.random.default_rng(0).integers(0, 256, (*self.input_size, 3), dtype=np.uint8)
         return self.prepare(pixels)[0]
 
+    def colours(self):
+        """Two rows more, as unlike each other as images are: halves of blue and red, of yellow and black."""
+        pixels = np.zeros((2, *self.input_size, 3), np.uint8)
+        pixels[0, :, :, 2] = pixels[1, : self.input_size[0] // 2, :, :2] = 255
+        pixels[0, :, self.input_size[1] // 2 :] = 255, 0, 0
+        return [self.prepare(image)[0] for image in pixels]
+
     @property
     def threshold(self):
         """Checked where it is asked for: to calibrate anew, or to search, takes none."""
-        threshold, names = self.metadata.get("threshold"), ("similarity", "fmr", "fnmr")
-        values = [threshold.get(name) for name in names] if isinstance(threshold, dict) else [None]
-        if threshold is not None and not all(type(x) in (int, float) and math.isfinite(x) for x in values):
-            raise ValueError(f"{self.path}: its metadata has the threshold {threshold!r}, not numbers named "
-                             f"{', '.join(names)}; calibrate it again")
+        threshold, lowest = self.metadata.get("threshold"), {"similarity": -1, "fmr": 0, "fnmr": 0}
+        told = threshold if isinstance(threshold, dict) else {}
+        sound = all(type(told.get(name)) in (int, float) and low <= told[name] <= 1 for name, low in lowest.items())
+        if threshold is not None and not sound:
+            raise ValueError(f"{self.path}: its metadata has the threshold {threshold!r}, not numbers named similarity "
+                             "(from -1 to 1), fmr and fnmr (from 0 to 1); calibrate it again")
         return threshold
+
+    crop = staticmethod(crop)
 
     @property
     def list_size(self):
@@ -472,6 +538,9 @@ class Extractor:
             frames = [item[i] for i in spread(len(item), self.frames)]
         rows, errors = [], []
         for frame in frames:
+            if not self.turned and is_turned(frame):
+                self.turned.append(getattr(frame, "filename", "an image") or "an image"
+                                   if isinstance(frame, Image.Image) else frame)
             try:
                 pixels = to_pixels(frame, None if self.input == "bytes" else self.input_size)
                 rows.append(pixels if self.input == "bytes" else self.normalise(pixels))
@@ -547,7 +616,12 @@ def stream(extractor, images, *, skip=True, title=None):
         for prepared in work_ahead(extractor.prepare, lists, extractor.decoders):
             errors = [pair for _, pairs in prepared for pair in pairs]
             if errors and not skip:
-                raise errors[0][1]
+                raise_named(*next((place, *pairs[0]) for place, (_, pairs) in enumerate(prepared, start) if pairs))
+            if extractor.turned and not extractor.told:
+                extractor.told = True
+                warnings.warn(f"{extractor.turned[0]}: its EXIF data say to turn it, which is not done here, as in "
+                              "training: people see it upright, the model does not. Turn the pixels of such images, "
+                              "say with PIL.ImageOps.exif_transpose (told once)", stacklevel=2)  # fmt: skip
             places = [place for place, (row, _) in enumerate(prepared, start) if row is not None]
             rows = [row for row, _ in prepared if row is not None]
             features = extractor.run(rows) if rows else np.empty((0, extractor.feature_dim), np.float32)
@@ -567,8 +641,17 @@ def stream(extractor, images, *, skip=True, title=None):
 
 def name_of(image, place):
     """What to call an image, or a tracklet: its path, or that of its first frame, or its number."""
-    first = image[0] if isinstance(image, (list, tuple)) else image
+    first = image[0] if isinstance(image, (list, tuple)) and image else image
+    first = getattr(first, "filename", None) or first  # of a PIL image that was opened from a file
     return first if isinstance(first, (str, os.PathLike)) else f"number {place}, from 0"
+
+
+def raise_named(place, image, error):
+    """Raises the error, with the number of an image that has no path; what Pillow raises tells the path itself."""
+    if isinstance(image, (str, os.PathLike)) or not isinstance(error, (TypeError, ValueError)):
+        raise error
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    raise kind(f"{name_of(image, place)}: {error}") from error
 
 
 def collect(extractor, images, *, skip=True, title=None):

@@ -9,14 +9,16 @@
 | file of an index | what |
 |---|---|
 | features.npy | float32 (N, D), each row of length 1: a plain NumPy file, for FAISS, pgvector, Milvus or Qdrant |
-| items.csv | what row i is of, in the same order: path, pid, camid, time, tracklet, frames, size, mtime |
+| items.csv | what row i is of, in the same order: path, pid, camid, time, tracklet, frames, size, mtime; see to_cell |
 | index.json | which model made the features (hash of its weights, network, precision) and their size |
 
 An index is consistent at any moment, whatever stops the process that writes it. Rows are appended behind the length
 that the header of features.npy tells, then their lines to items.csv, then the header is brought up to date: what a kill
 or a full disk leaves unfinished is cut off when the index is next opened to write, and not looked at before. Rows are
 removed by writing both files anew beside the old ones; a file `replacing` says that both are complete, and whoever
-finds it puts them in place. One process writes at a time; readers need not wait.
+finds it puts them in place. One process writes at a time; readers need not wait. What is no file of its own (a pipe,
+which would be waited for without end; a link, through which a writer would spoil what it leads to) is refused, and so
+is an index in which a row is not of length 1: NaN among its features would hide other answers.
 
 Ranking is by dot product, exact, block by block, so features may lie in a file larger than memory. Equal similarities
 rank in gallery order; they are equal up to the rounding of float32, which depends on how many rows are multiplied at
@@ -30,6 +32,8 @@ import io
 import json
 import math
 import os
+import re
+import stat
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +54,8 @@ SLICE = 2**24  # bytes of the gallery that a thread multiplies at a time; fewer,
 READERS = min(8, cpus())  # threads that do so
 SPARSE = 0.25, 0.5  # of the rows of a block, for few queries and for more: below that the chosen ones are copied
 LONGEST = 2**17 - 1  # characters of a field, which is what Python's csv module reads
+NUMBERED = re.compile(r"(?:c(?:am(?:era)?)?[\s_.:#-]*)?0*([0-9]+)(?:\.0*)?", re.IGNORECASE)  # names of cameras
+FORMULA = re.compile(r"'*[=+@\t\r\uff1d\uff0b\uff20\uff0d-]")  # how they begin; of full width, too
 
 
 class Row(NamedTuple):
@@ -67,6 +73,18 @@ class Row(NamedTuple):
 
 TITLE = ",".join(Row._fields).encode() + b"\n"  # the first line of items.csv
 
+
+
+def camera_name(value):
+    """A camera as it is compared, stored and shown, from what people call it: 01, 1.0, " 1", c1, cam1 and Camera 1 are
+    all "1", other names stay but for blanks around them. None and NaN are unknown, which is the empty text."""
+    if value is None or value != value:
+        return ""
+    text = str(value).strip(" \t\u00a0")  # a line break stays, and is refused
+    number = NUMBERED.fullmatch(text)
+    return number[1] if number else text
+
+
 # ---- ranking ----
 
 def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=None):
@@ -74,7 +92,8 @@ def top_k(query_features, gallery_features, k, leave_out=(), block=None, rows=No
 
     leave_out: pairs (query_keys (Q,), gallery_keys (G,)); where the keys are equal, that gallery row is left out for
     that query. rows: ascending numbers of the gallery rows that are searched at all; None: all of them. Equal
-    similarities rank in gallery order. Index -1 fills up a query that has fewer than k rows.
+    similarities rank in gallery order. Index -1 fills up a query that has fewer than k rows; a row whose product is NaN
+    is none.
     """
     if k < 1:
         raise ValueError(f"k is {k}; a ranking needs at least 1")
@@ -123,7 +142,8 @@ def products(queries, part, pool):
         for start in range(span.start, span.stop, step):
             columns = slice(start, min(start + step, span.stop))
             for query, line in zip(queries, scores, strict=True):
-                np.vecdot(part[columns], query, out=line[columns])
+                # np.vecdot, which NumPy 1.26 lacks, to the bit
+                np.matmul(part[columns, None], query[:, None], out=line[columns, None, None])
 
     edges = np.linspace(0, len(part), 8 * READERS + 1).astype(int).tolist()
     list(pool.map(fill, map(slice, edges[:-1], edges[1:])))
@@ -137,7 +157,8 @@ def merge(indices, similarities, scores, numbers):
     floor = similarities[:, -1:]  # to be beaten
     better = scores > floor
     if scores.shape[1] > k and np.count_nonzero(better) > 8 * better.shape[0] + better.size // 64:
-        floor = np.partition(scores, -k, axis=1)[:, -k, None]  # many: the k best of this block are enough
+        # many: the k best of this block are enough. (NaN, which is not better, would be the largest to np.partition.)
+        floor = np.partition(np.where(better, scores, -np.inf), -k, axis=1)[:, -k, None]
         better &= scores >= floor
     rows, columns = np.divmod(np.flatnonzero(better), scores.shape[1])
     if not len(rows):
@@ -173,16 +194,25 @@ def average_tracklets(features, rows, chosen=None):
 def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
     """Ascending numbers of the rows under one of `cameras` (any where empty), under none of `not_cameras`, from time
     `after` on and up to `before`, both included; a row without a time passes no limit of time. None: all rows. One
-    camera may stand for itself, without a list."""
-    cameras, not_cameras = (set(map(str, [given] if isinstance(given, (str, int, np.generic)) else given))
-                            for given in (cameras, not_cameras))  # fmt: skip
+    camera may stand for itself, without a list. A warning names cameras that no row is of."""
+    cameras, not_cameras = (
+        {camera_name(name) for name in ([given] if isinstance(given, (str, int, float, np.generic)) else given)}
+        for given in (cameras, not_cameras))  # fmt: skip
     if not cameras and not not_cameras and after is None and before is None:
         return None
+    if unknown := sorted((cameras | not_cameras) - {row.camid for row in rows}):
+        warnings.warn(f"no row is of camera {', '.join(unknown)}; there are: {list_cameras(rows)}", stacklevel=2)
     low, high = -np.inf if after is None else after, np.inf if before is None else before
     timed = after is not None or before is not None
     return np.array([number for number, row in enumerate(rows)
                      if (not cameras or row.camid in cameras) and row.camid not in not_cameras
                      and (not timed or (row.time is not None and low <= row.time <= high))], int)  # fmt: skip
+
+
+def list_cameras(rows):
+    """The cameras that rows know, for a message, numbers in their order."""
+    known = sorted({row.camid for row in rows if row.camid}, key=lambda name: (name.isdecimal(), name.zfill(20)))
+    return (", ".join(known[:20]) or "none known") + f" and {len(known) - 20} more" * (len(known) > 20)
 
 
 # ---- the gallery ----
@@ -192,9 +222,14 @@ def check_features(features, dim):
     features = np.ascontiguousarray(features, np.float32)
     if features.ndim != 2 or features.shape[1] != dim:
         raise ValueError(f"features are {features.shape}, this gallery holds (N, {dim})")
-    if not (abs(np.linalg.norm(features, axis=1) - 1) < 0.01).all():  # also true for NaN
+    if len(not_of_length_1(features)):
         raise ValueError("features have to be of length 1, as an Extractor gives them")
     return features
+
+
+def not_of_length_1(features):
+    """Numbers of the rows that cannot be ranked."""
+    return np.flatnonzero(~(abs(np.sqrt(np.einsum("nd,nd->n", features, features)) - 1) < 0.01))  # also true for NaN
 
 
 def check_rows(rows):
@@ -225,7 +260,8 @@ class Gallery:
         return self.buffer[: len(self.rows)]
 
     def append(self, features, rows):
-        features, rows = check_features(features, self.dim), list(rows)
+        features = check_features(features, self.dim)
+        rows = [row._replace(camid=camera_name(row.camid)) for row in rows]
         if len(features) != len(rows):
             raise ValueError(f"{len(features)} features, but {len(rows)} rows that say what they are of")
         check_rows(rows)
@@ -265,10 +301,23 @@ def read_header(data, dim):
     return shape[0]
 
 
+def to_cell(value, mark="'"):
+    """A value for a table that people may open: text that a spreadsheet would take for a formula has a mark before it,
+    and so has text that looks marked. A path may have "./" for its mark, with which it still opens."""
+    return mark + value if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def from_cell(text):
+    """What to_cell was given. Cells that are not marked, as earlier versions wrote them, are as they are."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
 def to_lines(rows):
     """Lines of items.csv, as bytes. Names that are not valid UTF-8 keep their bytes."""
     def plain(value):
-        return "" if value is None else int(value) if isinstance(value, float) and value.is_integer() else value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return "" if value is None else to_cell(value)
 
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(map(plain, row) for row in rows)
@@ -277,8 +326,8 @@ def to_lines(rows):
 
 def parse_row(fields):
     path, pid, camid, time, tracklet, frames, size, mtime = fields
-    return Row(path, int(pid) if pid else None, camid, float(time) if time else None, tracklet, int(frames), int(size),
-               int(mtime))  # fmt: skip
+    return Row(from_cell(path), int(pid) if pid else None, camera_name(from_cell(camid)), float(time) if time else None,
+               from_cell(tracklet), int(frames), int(size), int(mtime))  # fmt: skip
 
 
 def is_leftover(name):
@@ -304,6 +353,7 @@ class Index(Gallery):
         self.folder, self.lock, self.file = Path(folder), None, None
         self.data, self.items, self.description, self.marker = (self.folder / name for name in FILES)
         try:
+            self.check_files(to_write=about is not None)
             if about is not None:
                 self.claim(about)
             elif not self.folder.is_dir():
@@ -318,6 +368,7 @@ class Index(Gallery):
             if about is not None:
                 check_same_model(self.about, about, self.folder, to_add=True)
             self.load()
+            self.check_lengths()
             if about is not None:
                 self.trim()
         except FileNotFoundError as error:
@@ -333,6 +384,16 @@ class Index(Gallery):
         except BaseException:
             self.close()
             raise
+
+    def check_files(self, to_write):
+        """ValueError where one of them is a pipe or a device, or to be written into, and a link."""
+        for path in (self.data, self.items, self.description, self.folder / "lock"):
+            with contextlib.suppress(OSError):  # it is not there
+                mode = (os.lstat if to_write else os.stat)(path).st_mode
+                if not stat.S_ISREG(mode):
+                    what = "a link, through which nothing is written" if stat.S_ISLNK(mode) else "a pipe or the like"
+                    raise ValueError(f"{self.folder}: {path.name} is not a file, but {what}; put the file itself "
+                                     "there, or name another folder")
 
     def claim(self, about):
         """The right to write into the folder, which is made where it is missing, and so are its files, with no row."""
@@ -419,6 +480,20 @@ class Index(Gallery):
         if lost > 0:
             warnings.warn(f"{self.folder}: the last {lost:,} of {promised:,} rows are gone, features.npy or "
                           "items.csv was cut off; index the images again", stacklevel=4)  # fmt: skip
+
+    def check_lengths(self):
+        """ValueError unless all rows are of length 1. It takes as long as to search for one query."""
+        features = np.asarray(self.features)
+        for start in range(0, len(features), GALLERY_BLOCK):
+            part = features[start : start + GALLERY_BLOCK]
+            spoilt = not_of_length_1(part)
+            if len(spoilt) and not self.lock:
+                time.sleep(0.05)  # a process that writes may just be in the middle of a row that changed
+                spoilt = not_of_length_1(part)
+            if len(spoilt):
+                number = start + spoilt[0]
+                raise ValueError(f"row {number} of features.npy, {self.rows[number].path}, is of length "
+                                 f"{np.linalg.norm(features[number]):g} instead of 1")
 
     def trim(self):
         """Cuts off what was begun and not finished, of both files; the header then tells the number of rows."""

@@ -9,9 +9,10 @@
 | a .txt file | a path per line |
 | a .csv file | a header with path and, where known, pid, camid, time, tracklet; then a line per image |
 
-Paths in a list are relative to the folder of the list. Other columns are not used, which is said, but for a column that
-looks like a missing one of these: that is an error. What a list says wins over names, and names over folders, in
-whatever order the sources come; of two lists, the first:
+Paths in a list are relative to the folder of the list, or as Windows writes them; blanks around a cell, and capitals in
+the header, do not count. Other columns are not used, which is said, but for a column that looks like a missing one of
+these: that is an error. What a list says wins over names, and names over folders, in whatever order the sources come;
+of two lists, the first:
 
 | labels | file name | pid | camid | time | tracklet |
 |---|---|---|---|---|---|
@@ -20,15 +21,18 @@ whatever order the sources come; of two lists, the first:
 
 A time is a number: the frame, where names tell it, or seconds since 1970. In a list it is such a number or a date in
 ISO 8601, 2026-05-01T14:30:00+02:00, UTC where no offset stands. An image without either gets the time its file was
-written when it is stored (merge_known). Person -1 is junk (a false detection) and left out. Person 0 is nobody in
-particular: under market1501 those are many people, so their names make no tracklet (in MARS each tracklet is one).
-Where no name at all is of the form that `labels` reads, that is an error; where some are not, they are counted.
+written when it is stored (merge_known). Person -1 is junk (a false detection) and left out, which is said. Where no
+name at all is of the form that `labels` reads, that is an error; where some are not, they are counted.
+
+Person 0 is a person like others, but under `labels`: in those sets it is nobody in particular. In market1501 those are
+many people, so their names make no tracklet (in MARS each tracklet is one). Cameras: see gallery.camera_name.
 
 Links: what is named, as a source or in a list, may be a link to a file or to a folder. Below a folder, links to files
 are followed, each an image under its own name, and links to folders are not walked into, so that no walk is endless. A
 link that leads nowhere is listed as a file that cannot be read.
 """
 
+import codecs
 import contextlib
 import csv
 import difflib
@@ -42,7 +46,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from images import SUFFIXES, is_image, list_images
-from searching.gallery import Row, identity
+from searching.gallery import Row, camera_name, from_cell, identity, list_cameras
 
 LABELS = {  # matches the start of a file name
     "none": None,
@@ -60,6 +64,11 @@ JUNK, NOBODY = -1, 0
 LINE_BREAK = "its name holds a line break, which a table of names cannot"
 
 
+def has_nobody(labels):
+    """Whether person 0 is nobody in particular: only in sets that declare it."""
+    return LABELS[labels] is not None
+
+
 def read_name(name, labels):
     """What a file name tells: {"pid": int, "camid": text, "time": float or None, "tracklet": text}, or {}."""
     match = LABELS[labels] and re.match(LABELS[labels], name)
@@ -67,7 +76,7 @@ def read_name(name, labels):
         return {}
     told = match.groupdict()
     pid = JUNK if told["pid"].endswith("-1") else int(told["pid"])
-    found = {"pid": pid, "camid": str(int(told["camid"])), "time": float(told["time"]) if told["time"] else None}
+    found = {"pid": pid, "camid": camera_name(told["camid"]), "time": float(told["time"]) if told["time"] else None}
     return found | ({} if pid == NOBODY and labels == "market1501" else {"tracklet": told["tracklet"]})
 
 
@@ -102,16 +111,24 @@ def parse_time(text):
                      "2026-05-01T14:30:00+02:00")
 
 
+def plain_title(title):
+    """The title of a column as it is compared: without blanks around it, and in small letters."""
+    return title.strip().lower()
+
+
 def check_columns(titles, path):
-    """ValueError unless there is a path, and where a column looks like a missing one of COLUMNS; a warning names others
-    that are not used. Those of an index's items.csv, which files tell anew, may stand there."""
+    """ValueError unless there is a path, where a column comes twice, and where one looks like a missing one of COLUMNS;
+    a warning names others that are not used. titles: see plain_title. Those of an index's items.csv, which files tell
+    anew, may stand there."""
     if "path" not in titles:
         raise ValueError(f"{path}: the first line names the columns, path and any of {', '.join(COLUMNS[1:])}; "
                          f"it reads {','.join(titles)[:200]!r}")
+    if twice := [title for title in COLUMNS if titles.count(title) > 1]:
+        raise ValueError(f"{path}: there are two columns {twice[0]!r}; take one out")
     unused = [title for title in titles if title not in Row._fields]
     for title in unused:
-        plain = re.sub("[^a-z]", "", title.lower())
-        near = [MEANT[plain]] if plain in MEANT else difflib.get_close_matches(plain, COLUMNS, 1, 0.7)
+        letters = re.sub("[^a-z]", "", title)
+        near = [MEANT[letters]] if letters in MEANT else difflib.get_close_matches(letters, COLUMNS, 1, 0.7)
         if near and near[0] not in titles:
             raise ValueError(f"{path}: the column {title!r} is unknown; did you mean {near[0]}? The columns of a list "
                              f"are {', '.join(COLUMNS)}: rename it, or take it out")
@@ -120,35 +137,61 @@ def check_columns(titles, path):
         warnings.warn(f"{path}: not used: {told}; the columns of a list are {', '.join(COLUMNS)}", stacklevel=2)
 
 
+def encoding_of(path):
+    """UTF-8, or the UTF-16 that Windows calls Unicode: with a mark at the start, or known by the zeros in ASCII."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(tuple(byte == 0 for byte in start), "utf-8-sig")
+
+
 def read_list(path):
     """(path, {column: value}) of the lines of a .txt or .csv file; ValueError names the line that cannot be read."""
     folder = os.path.dirname(path)
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        if path.lower().endswith(".txt"):
-            return [(os.path.join(folder, line.strip("\r\n")), {}) for line in file if line.strip()]
-        lines = csv.DictReader(file)
+    with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
         try:
-            titles = lines.fieldnames or ()
-        except csv.Error as error:
-            raise ValueError(f"{path}, line 1: {error}") from None
+            lines = file.readlines()
+        except UnicodeError as error:
+            raise ValueError(f"{path}: this is no text ({error}); save it as UTF-8") from None
+    if path.lower().endswith(".txt"):
+        return [(find_listed(folder, line.strip("\r\n")), {}) for line in lines if line.strip()]
+    table, found = csv.reader(lines), []
+    try:
+        titles = [plain_title(title) for title in next(table, ())]
         check_columns(titles, path)
-        try:
-            return [(os.path.join(folder, line["path"]), read_fields(line)) for line in lines]
-        except (ValueError, csv.Error) as error:  # the latter for a field of more than 131,072 characters
-            number = lines.line_num + isinstance(error, csv.Error)  # a line that cannot be cut is not counted
-            raise ValueError(f"{path}, line {number}: {error}") from None
+        for cells in table:
+            if any(cell.strip() for cell in cells):  # a spreadsheet may end with empty lines
+                line = dict(zip(titles, cells, strict=False))
+                told = read_fields(line, cells[len(titles) :])
+                found.append((find_listed(folder, line["path"]), told))
+    except (ValueError, csv.Error) as error:  # the latter for a field of more than 131,072 characters
+        if str(error).startswith(path):
+            raise
+        raise ValueError(f"{path}, line {table.line_num}: {error}") from None
+    return found
 
 
-def read_fields(line):
-    """{column: value} of a line of a list, but its path. ValueError where one is not what the column holds."""
-    if not line["path"]:
+def find_listed(folder, written):
+    """The path of a file of a list: as it is written, or where there is no such file, without blanks around it, or with
+    the backslashes of Windows as slashes."""
+    paths = [os.path.join(folder, name) for name in (written, written.strip(), written.strip().replace("\\", "/"))]
+    return next((path for path in paths if os.path.lexists(path)), paths[0])
+
+
+def read_fields(line, more=()):
+    """{column: value} of a line of a list, but its path. ValueError where one is not what the column holds, or where
+    there are more cells than columns."""
+    if not line.get("path", "").strip():
         raise ValueError("the path is empty")
-    told = {key: line[key] for key in COLUMNS[1:] if line.get(key)}
+    if any(cell.strip() for cell in more):
+        raise ValueError(f"{more[0]!r} stands under no column; what holds a comma has to stand in quotes")
+    told = {key: line[key].strip() for key in COLUMNS[1:] if line.get(key, "").strip()}
     for key in ("camid", "tracklet"):
         if breaks_line(told.get(key, "")):
             raise ValueError(f"{key} {told[key]!r} holds a line break")
-    kinds = {"pid": int, "time": parse_time}
-    return {key: kinds.get(key, str)(value) for key, value in told.items()}
+    kinds = {"pid": int, "camid": lambda text: camera_name(from_cell(text)), "time": parse_time, "tracklet": from_cell}
+    return {key: kinds[key](value) for key, value in told.items()}
 
 
 def breaks_line(text):
@@ -209,16 +252,19 @@ def find_rows(sources, labels="none", video=False, *, empty_ok=False, strict=Tru
             known[place] = {**told, **known[place]}
     if strict:
         check_names(found, labels, where, {path for path, (_, _, by_list) in found.items() if "pid" in by_list})
-    rows, missing = [], []
+    rows, missing, left_out = [], [], 0
     for path, (by_folder, by_name, by_list) in found.items():
         told = {**by_folder, **by_name, **by_list}
         if told.get("pid") == JUNK and not junk:
+            left_out += 1
             continue
         status = look_at(path)
         if isinstance(status, str):
             missing.append((path, status))
         else:
             rows.append(Row(path, **told, size=status.st_size, mtime=status.st_mtime_ns))
+    if left_out:
+        warnings.warn(f"person {JUNK} is junk: {left_out:,} of {len(found):,} images left out", stacklevel=2)
     return rows, missing
 
 
@@ -283,10 +329,11 @@ def whereabouts(row):
 
 def is_frame(path, row):
     """Whether an absolute path names a frame of a stored tracklet, whose row tells its first frame."""
+    if row.frames == 1 or not row.tracklet:
+        return False
     (folder, start), name = whereabouts(row), os.path.basename(path)
     cut = start and name[len(start) :][:1].isdigit()  # _c1s1 of _c1s12
-    return (row.frames > 1 and is_image(name) and os.path.dirname(path) == folder and name.startswith(start)
-            and not cut)  # fmt: skip
+    return is_image(name) and os.path.dirname(path) == folder and name.startswith(start) and not cut
 
 
 def is_gone(row):
@@ -333,7 +380,7 @@ def own_rows(query_rows, files, rows, queries=None, gallery=None):
     """Equal where a row of the gallery holds a file of the query, or is the tracklet that one is a frame of. files: the
     paths of each of query_rows. queries, gallery: numbers of the rows that each of them is made of; None: one each."""
     wanted = {}
-    for number, places in enumerate(queries or zip(range(len(query_rows)))):
+    for number, places in enumerate(zip(range(len(query_rows))) if queries is None else queries):
         for row, paths in ((query_rows[place], files[place]) for place in places):
             paths = {*paths, *map(follow_link, paths)}
             keys = paths | {(os.path.dirname(path), "") for path in paths}
@@ -343,24 +390,37 @@ def own_rows(query_rows, files, rows, queries=None, gallery=None):
                 wanted.setdefault(key, []).append(number)
     sought = {(row.size, row.mtime) for row in query_rows}  # of a million rows, few links need to be followed
     held = {}  # query -> its rows of the gallery
-    for number, places in enumerate(gallery or zip(range(len(rows)))):
+    for number, places in enumerate(zip(range(len(rows))) if gallery is None else gallery):
         for row in (rows[place] for place in places):
             keys = [row.path]
             if (row.size, row.mtime) in sought:
                 keys.append(follow_link(row.path))
-            if row.frames > 1:
+            if row.frames > 1 and row.tracklet:  # without a name it would be all of its folder
                 keys.append(whereabouts(row))
             for key in keys:
                 for query in wanted.get(key, ()):
                     held.setdefault(query, set()).add(number)
-    ours = np.full((max(map(len, held.values()), default=0), len(queries or query_rows)), -1)
+    ours = np.full((max(map(len, held.values()), default=0), len(query_rows if queries is None else queries)), -1)
     for query, numbers in held.items():
         ours[: len(numbers), query] = sorted(numbers)
-    return [(keys, np.arange(len(gallery or rows))) for keys in ours]
+    return [(keys, np.arange(len(rows if gallery is None else gallery))) for keys in ours]
 
 
-def same_person_and_camera(query_rows, rows):
-    """Equal where person and camera are; distractors (pid 0), junk and unlabelled images are like nothing else."""
+def same_person_and_camera(query_rows, rows, nobody=False):
+    """Equal where person and camera are. Junk, unlabelled images, those of unknown cameras, and with nobody those of
+    person 0 (see has_nobody) are like nothing else."""
+    def is_known(row):
+        return row.camid and row.pid not in (None, JUNK) and not (nobody and row.pid == NOBODY)
+
     numbers = {}
-    return [np.array([numbers.setdefault((row.pid, row.camid), len(numbers)) if (row.pid or 0) > 0 else nothing
+    return [np.array([numbers.setdefault((row.pid, row.camid), len(numbers)) if is_known(row) else nothing
                       for row in side], int) for side, nothing in ((query_rows, -1), (rows, -2))]  # fmt: skip
+
+
+def compare_cameras(query_rows, rows):
+    """What to say where both sides know cameras, and none of them is on both; else nothing."""
+    ours, theirs = ({row.camid for row in side if row.camid} for side in (query_rows, rows))
+    if not ours or not theirs or ours & theirs:
+        return ""
+    return (f"note: no camera of the queries ({list_cameras(query_rows)}) is one of the gallery's "
+            f"({list_cameras(rows)}): none counts as the same camera")

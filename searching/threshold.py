@@ -8,21 +8,25 @@ the share of pairs of two persons that are taken for one, the false non-match ra
 that are not; the equal error rate (EER) is where both meet.
 
 Pairs are counted as metrics.verification does under the market1501 protocol: all pairs of images but those of one
-person under one camera, which are nearly the same picture. Person -1 is junk and left out; person 0 is nobody in
-particular, so two of them make no pair.
+person under one camera, which are nearly the same picture. Person -1 is junk and left out. Where person 0
+is declared to be nobody in particular, as Market-1501 and MARS have it, two of those images make no pair.
 
 Two images of one person are taken for two cameras only where both cameras are known and differ. Where all images are
 under one camera, or no camera is known at all, all pairs of one person count: point["compared"] says which it was, and
 so does the file.
 """
 
+import decimal
 import json
+import os
 import shutil
+import warnings
 
 import numpy as np
 
 from images import replacing
 from searching.extractor import Extractor
+from searching.gallery import camera_name
 from searching.sources import JUNK, NOBODY
 
 BINS = 2**16  # of similarities from -1 to 1: thresholds have that resolution, the rates at a threshold are exact
@@ -33,7 +37,7 @@ LEAST = 10  # impostor pairs accepted at the rate wanted, below which it would b
 def describe_pairs(pids, camids):
     """(whether pairs of one person have to be of two cameras, what to say of it). pids (N,): numbers; camids (N,):
     numbers or texts, empty where a camera is unknown."""
-    cameras = [str(camid) for pid, camid in zip(pids, camids, strict=True) if pid != JUNK]
+    cameras = [camera_name(camid) for pid, camid in zip(pids, camids, strict=True) if pid != JUNK]
     known, unknown = sorted(set(cameras) - {""}), cameras.count("")
     if not known:
         return False, "all pairs of one person, as no camera is known; those under one camera are easier"
@@ -43,13 +47,16 @@ def describe_pairs(pids, camids):
     return True, "pairs of one person under two cameras" + rest * bool(unknown)
 
 
-def count_pairs(features, pids, camids, bins=BINS):
-    """Histograms (bins,) of the similarities of genuine and of impostor pairs. pids, camids: see describe_pairs."""
-    pids, (names, camids) = np.asarray(pids), np.unique(np.asarray(camids).astype(str), return_inverse=True)
-    cameras, known = describe_pairs(pids, names[camids])[0], names[camids] != ""
-    keep = pids != JUNK
-    features, pids, camids = np.ascontiguousarray(features[keep], np.float32), pids[keep], camids[keep]
-    known = known[keep]
+def count_pairs(features, pids, camids, bins=BINS, nobody=False):
+    """Histograms (bins,) of the similarities of genuine and of impostor pairs. pids, camids: see describe_pairs.
+    nobody: whether person 0 is nobody in particular."""
+    cameras = describe_pairs(pids, camids)[0]
+    keep = np.array([pid != JUNK for pid in pids], bool)
+    somebody = np.array([not nobody or pid != NOBODY for pid in pids], bool)[keep]
+    persons, names = {}, {}  # numbered: a name may have more digits than an integer of NumPy
+    pids = np.array([persons.setdefault(pid, len(persons)) for pid in pids], int)[keep]
+    camids = np.array([names.setdefault(camera_name(camid), len(names)) for camid in camids], int)[keep]
+    features, known = np.ascontiguousarray(features[keep], np.float32), camids != names.get("", -1)
     genuine, impostor = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
@@ -60,23 +67,27 @@ def count_pairs(features, pids, camids, bins=BINS):
         impostor += np.bincount(places[later & ~same], minlength=bins)
         if cameras:
             later &= (camids[rows, None] != camids[None, start:]) & known[rows, None] & known[None, start:]
-        genuine += np.bincount(places[later & same & (pids[rows, None] != NOBODY)], minlength=bins)
+        genuine += np.bincount(places[later & same & somebody[rows, None]], minlength=bins)
     return genuine, impostor
 
 
-def calibrate(features, pids, camids, fmr=0.001, bins=BINS):
+def calibrate(features, pids, camids, fmr=0.001, bins=BINS, nobody=False):
     """The lowest threshold whose false match rate is at most `fmr`, as a dict: similarity, fmr (reached), fnmr, pairs
-    [genuine, impostor], compared (a text), eer. ValueError where there are too few pairs to tell."""
+    [genuine, impostor], compared (a text), eer. ValueError where there are too few pairs to tell. nobody: see
+    count_pairs."""
     if not 0 < fmr < 1:
         raise ValueError(f"a false match rate lies between 0 and 1, not {fmr}")
-    genuine, impostor = count_pairs(features, pids, camids, bins)
+    genuine, impostor = count_pairs(features, pids, camids, bins, nobody)
     pairs, compared = [int(genuine.sum()), int(impostor.sum())], describe_pairs(pids, camids)[1]
     if pairs[0] == 0:
         raise ValueError(f"no pair of one person to compare ({compared}): label images of the same persons under "
                          "several cameras, or leave all cameras out")
-    if pairs[1] * fmr < LEAST:
-        needed = -(-LEAST // fmr)
-        smallest = f"the smallest rate that they resolve is {LEAST / pairs[1]:.2g}" if pairs[1] > LEAST else "too few"
+    needed = np.ceil(LEAST / fmr)
+    if pairs[1] < needed:
+        smallest = "too few"
+        if pairs[1] > LEAST:  # rounded up, so that the rate that is told is resolved
+            rate = decimal.Context(2, decimal.ROUND_CEILING).create_decimal(LEAST / pairs[1])
+            smallest = f"the smallest rate that they resolve is {float(rate):g}"
         raise ValueError(f"{pairs[1]:,} pairs of two persons cannot resolve a false match rate of {fmr:g}, which takes "
                          f"{needed:,.0f} of them ({LEAST} expected false matches): {smallest}; label more images or "
                          "ask for a larger rate")
@@ -101,8 +112,9 @@ def import_onnx(path):
 
 def store(extractor, threshold):
     """Writes `threshold` into the metadata of the extractor's file, which is replaced in one step, and only where the
-    new one gives the same features. A file that says nothing, or not the hash of its weights, is told that too."""
-    path, onnx = extractor.path, import_onnx(extractor.path)
+    new one gives the same features. A file that says nothing, or not the hash of its weights, is told that too. Of a
+    link, the file that it leads to."""
+    path, onnx = os.path.realpath(extractor.path), import_onnx(extractor.path)
     try:
         model = onnx.load(path, load_external_data=False)
         properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -122,8 +134,10 @@ def store(extractor, threshold):
 
 def check_stored(file, extractor, threshold):
     """Raises ValueError unless the new file gives the features of the old one, to the bit, and the threshold."""
-    new = Extractor(file, "cpu", 2)
-    old = Extractor(extractor.path, "cpu", 2, preprocessing=extractor.preprocessing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is to be said of the model was said when it was opened
+        new = Extractor(file, "cpu", 2)
+        old = Extractor(extractor.path, "cpu", 2, preprocessing=extractor.preprocessing)
     pixels = np.random.default_rng(1).integers(0, 256, (2, *extractor.input_size, 3), dtype=np.uint8)
     if new.threshold != threshold or not np.array_equal(new(list(pixels)), old(list(pixels))):
         raise ValueError(f"{extractor.path}: with a threshold it would give other features; it was left as it is")

@@ -173,10 +173,13 @@ def test_command_with_one_query_and_odd_names(model, market, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("query_pid, gallery_pid, match", [
-    (1, 1, True), (1, 2, False), (1, 0, False), (0, 0, None), (-1, 5, None), (None, None, None), (1, None, None),
+    (1, 1, True), (1, 2, False), (1, 0, False), (-1, 5, None), (None, None, None), (1, None, None), (-1, -1, None),
 ])  # fmt: skip
 def test_is_match(query_pid, gallery_pid, match):
-    assert answers.is_match(query_pid, gallery_pid) is match
+    for nobody in (False, True):
+        assert answers.is_match(query_pid, gallery_pid, nobody) is match
+    for other in (0, 1):  # person 0 is one like others, but where a set declares it to be nobody
+        assert answers.is_match(0, other) is (other == 0) and answers.is_match(0, other, nobody=True) is None
 
 
 def test_more_queries_than_are_drawn(model, tmp_path, capsys, monkeypatch):
@@ -650,15 +653,90 @@ def answers_of(argv, tmp_path):
     return {Path(line["query"]).name: [Path(hit["gallery"]).name for hit in line["results"]] for line in lines}
 
 
-def test_query_gives_what_the_single_command_gives(model, market, shop, tmp_path):
+def test_query_gives_what_the_single_command_gives(model, market, shop, tmp_path, capsys):
+    """The same rows under the same rule, which the line names. Where only an index tells the persons, a flag asks for
+    it; without it the line says so."""
     search.main(command(model, *market, tmp_path / "out", "--labels", "market1501", "--top", "3"))
-    argv = [*query(model, shop, market[0]), "--labels", "market1501", "--leave-out-same-camera", "--top", "3"]
-    found, expected = answers_of(argv, tmp_path), {}
+    (printed, argv), expected = (capsys.readouterr().out, [*query(model, shop, market[0]), "--top", "3"]), {}
+    found = answers_of([*argv, "--labels", "market1501"], tmp_path)
+    line = "\nrank-1: 2 of the 2 queries that have a match (cosine, market1501 protocol)\n"
+    assert line in printed and line in capsys.readouterr().out
     for row in read_csv(tmp_path / "out"):
         expected.setdefault(Path(row["query"]).name, []).append(Path(row["gallery"]).name)
     assert found == expected
     with open(tmp_path / "r.csv", newline="") as file:
         assert [row["match"] for row in csv.DictReader(file)] == [row["match"] for row in read_csv(tmp_path / "out")]
+    search.main([*index(model, tmp_path / "q", market[0]), "--labels", "market1501"])
+    argv = ["query", "--index", str(shop), "--query-index", str(tmp_path / "q"), "--top", "3"]
+    for more in (["--leave-out-same-camera"], ["--labels", "market1501"]):
+        capsys.readouterr()
+        assert answers_of([*argv, *more], tmp_path) == expected and line in capsys.readouterr().out
+    assert answers_of(argv, tmp_path) != expected
+    told = "rank-1: 3 of the 3 queries that have a match (cosine, no protocol: rows of the query's person under its ca"
+    assert told in capsys.readouterr().out
+    search.main([*argv, "--camera", "2"])  # of the rows that are searched
+    assert "rank-1: 2 of the 2 queries that have a match (cosine, no" in capsys.readouterr().out
+
+
+def test_person_0_is_a_person_but_where_the_set_declares_otherwise(model, tmp_path, capsys):
+    """Two images each of persons 0 to 3, in a list of one's own, then by names of Market-1501; told each time."""
+    crops = tmp_path / "crops"
+    draw_two_each(crops, "{:04}_c{}s1_000001_01.png", persons=3)
+    for shot in (1, 2):
+        person(9, shot).save(crops / f"0000_c{shot}s1_000001_01.png")
+    names = sorted(os.listdir(crops))
+    (tmp_path / "list.csv").write_text("path,pid,camid\n" + "".join(f"crops/{n},{int(n[:4])},{n[6]}\n" for n in names))
+    person_0, nobody = "note: person 0, with {} images, is taken for a person", "person 0, with {} images, is nobody in"
+    for source, labels, said, found in [(tmp_path / "list.csv", [], person_0, "8 of the 8"),
+                                        (crops, ["--labels", "market1501"], nobody, "6 of the 6")]:  # fmt: skip
+        assert search.main([*index(model, tmp_path / f"i{len(labels)}", source), *labels]) == 0
+        assert said.format(2) in capsys.readouterr().out
+        argv = [*query(model, tmp_path / f"i{len(labels)}", source), *labels, "--leave-out-same-camera"]
+        answers_of([*argv, "--top", "1"], tmp_path)
+        printed = capsys.readouterr().out
+        assert said.format(4) in printed and f"rank-1: {found} queries that have a match" in printed
+        hits = [json.loads(line)["results"][0]["match"] for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+        assert hits == ([True] * 8 if not labels else [None] * 2 + [True] * 6)
+    assert search.main([*command(model, crops, crops, tmp_path / "out"), "--labels", "market1501"]) == 0
+    printed = capsys.readouterr().out
+    assert nobody.format(4) in printed and "rank-1: 6 of the 6 queries that have a match" in printed
+    flags = ["--model", str(model), "--fmr", "0.5", "--provider", "cpu", "--labelled"]
+    for source, said, persons in [([tmp_path / "list.csv"], person_0, 4), ([crops], person_0, 4),
+                                  ([crops, "--labels", "market1501"], nobody, 3)]:  # fmt: skip
+        assert search.main(["calibrate", *flags, *map(str, source)]) == 0
+        printed = capsys.readouterr().out
+        assert said.format(2) in printed and f"pairs: {persons} of one person" in printed
+        assert f"of {persons} persons" in printed
+
+
+def test_cameras_are_one_however_they_are_written(model, market, tmp_path, capsys):
+    """In lists of gallery and queries, in filters, in an index of before."""
+    lists = {}
+    for side, folder, cameras in (("q", market[0], ["01", "c1", "1.0", " 1"]), ("g", market[1], ["Cam 1", "2"])):
+        lines = [f"{path},{int(path.name[:4])},{cameras[number % len(cameras)]}\n"
+                 for number, path in enumerate(sorted(folder.glob("0*")))]  # fmt: skip
+        lists[side] = tmp_path / f"{side}.csv"
+        lists[side].write_text("path,pid,camid\n" + "".join(lines))
+    search.main(index(model, tmp_path / "i", lists["g"]))
+    argv = [*query(model, tmp_path / "i", lists["q"]), "--leave-out-same-camera"]
+    capsys.readouterr()
+    answers_of([*argv, "--html", str(tmp_path / "r.html")], tmp_path)
+    assert "no camera" not in capsys.readouterr().out and "camera 1<" in (tmp_path / "r.html").read_text()
+    for line in map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines()):
+        assert {hit["camid"] for hit in line["results"]} == {"1", "2"}
+        pid = int(Path(line["query"]).name[:4])
+        assert not [hit for hit in line["results"] if (hit["pid"], hit["camid"]) == (pid, "1")]
+    for name in ("01", "cam1", "1.0"):
+        found = answers_of([*query(model, tmp_path / "i", lists["q"]), "--not-camera", name], tmp_path)
+        assert found == answers_of([*query(model, tmp_path / "i", lists["q"]), "--camera", "2"], tmp_path)
+    capsys.readouterr()
+    search.main([*argv, "--not-camera", "3", "c4"])
+    assert "no row is of camera 3, 4; there are: 1, 2\n" in capsys.readouterr().err
+    images = sorted(market[0].iterdir())
+    lists["q"].write_text(f"path,pid,camid\n{images[0]},1,left\n{images[1]},2, right \n")
+    search.main(argv)
+    told = "note: no camera of the queries (left, right) is one of the gallery's (1, 2): none counts as the same camera"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, names", [
@@ -725,8 +803,8 @@ def test_query_on_the_console(model, market, shop, capfd):
     argv = [*query(model, shop, market[0]), "--labels", "market1501", "--top", "1"]
     assert search.main(argv) == 0
     printed = capfd.readouterr().out
-    assert "0001_c1s1_000001_00.jpg     1      1.0000  0001_c1s1_000002_01.jpg  right" in printed
-    assert "rank-1: 3 of 4 queries whose" in printed
+    assert re.search(r"\n0001_c1s1_000001_00.jpg     1      0.99..  0001_c2s1_000003_01.jpg  right\n", printed)
+    assert "rank-1: 2 of the 2 queries that have a match (cosine, market1501 protocol)\n" in printed
     assert search.main([*argv, "--jsonl", "-"]) == 0
     out, err = capfd.readouterr()
     assert len([json.loads(line) for line in out.splitlines()]) == 4 and "runs on: CPU" in err
@@ -783,10 +861,10 @@ def test_links_are_treated_alike_by_all_commands(model, linked, tmp_path, capsys
     rows = rows_of(tmp_path / "i")
     assert rows["0001_c5s1_000002_01.jpg"].camid == "5" and "0009_c1s1_000001_01.jpg" not in rows
     assert search.main([*query(model, tmp_path / "i", linked), *labels]) == 0
-    assert "7 queries, 7 of 7 rows searched" in (captured := capsys.readouterr().out) and gone in captured
+    assert "8 queries, 7 of 7 rows searched" in (captured := capsys.readouterr().out) and gone in captured
     flags = ["--model", str(model), "--provider", "cpu", "--fmr", "0.9"]
     assert search.main(["calibrate", *flags, "--labelled", str(linked)]) == 0
-    assert "from 7 images of 3 persons" in (captured := capsys.readouterr().out) and gone in captured
+    assert "from 7 images of 4 persons" in (captured := capsys.readouterr().out) and gone in captured
     (tmp_path / "link").symlink_to(linked)  # what is named may be a link
     assert search.main([*index(model, tmp_path / "i", tmp_path / "link"), *labels]) == 0
     assert "7 listed, 0 new, 0 changed" in capsys.readouterr().out
@@ -913,6 +991,58 @@ def test_csv_on_a_terminal_is_escaped_and_in_a_pipe_it_is_not(model, tmp_path, m
         assert all(name in text for name in expected[:2]) and clean(text.replace("\r", "")) == (make is os.openpty)
 
 
+def test_cells_of_ranked_csv_are_no_formulas(model, tmp_path, monkeypatch):
+    (tmp_path / "=crops").mkdir()
+    for number in range(3):
+        person(number).save(tmp_path / "=crops" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    assert search.main(command(model, "=crops", "=crops", tmp_path / "out")) == 0
+    for row in read_csv(tmp_path / "out"):
+        assert row["query"].startswith("./=crops/") and os.path.exists(row["gallery"])
+
+
+# ---- what is told to nobody ----
+
+def run_into(rest, *argv):
+    """The exit code of `search.py ARGV REST` in bash, and standard error. Each line is written at once."""
+    program = [sys.executable, "-u", search.__file__, *map(str, argv)]
+    shell = ["bash", "-o", "pipefail", "-c", f'"$@" {rest}', "bash"]
+    run = subprocess.run([*shell, *program], capture_output=True, text=True)
+    assert "Traceback" not in run.stderr and "Exception ignored" not in run.stderr, run.stderr
+    return run.returncode, run.stderr
+
+
+def test_a_reader_that_leaves_is_no_success_and_stops_no_work(model, market, tmp_path):
+    image, folder = str(next(market[0].iterdir())), tmp_path / "i"
+    point = {"similarity": 0.5, "fmr": 0.01, "fnmr": 0.1}
+    sure = write_model(tmp_path / "sure.onnx", METADATA | {"threshold": point})
+    verify = ["verify", image, image, "--model", sure]
+    assert run_into("| true", *verify) == (1, "")
+    assert run_into("| cat > /dev/null", *verify) == (search.SAME, "")
+    assert run_into("| true", *index(model, folder, market[1])) == (1, "") and len(rows_of(folder)) == 7
+    files = {f"--{kind}": tmp_path / f"r.{kind}" for kind in ("html", "jsonl", "csv")}
+    for more in (files, files | {"--csv": "-"}):
+        argv = [*query(model, folder, market[0]), *(part for pair in more.items() for part in pair)]
+        assert run_into("| true", *argv)[0] == 1
+        assert sorted(path.name for path in tmp_path.glob("r.*")) == sorted(
+            path.name for path in more.values() if path != "-")  # fmt: skip
+        for path in tmp_path.glob("r.*"):
+            path.unlink()
+    code, error = run_into("> /dev/full", *index(model, tmp_path / "full", market[1]))
+    assert code == 1 and "the console cannot be written to (No space left on device); the work goes on" in error
+    assert len(rows_of(tmp_path / "full")) == 7
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", ">&- 2>&- <&-"])
+def test_closed_streams(closed, model, market, tmp_path):
+    """No file of an index takes their number, which libraries print to."""
+    (market[1] / "text.jpg").write_text("no image")
+    code, _ = run_into(closed, *index(model, tmp_path / "i", market[1]), "--labels", "market1501")
+    assert code == 0 and len(rows_of(tmp_path / "i")) == 6
+    assert run_into(closed, *index(model, tmp_path / "j", tmp_path / "nowhere"))[0] == 1
+    assert run_into(closed, *query(model, tmp_path / "i", market[0]), "--top", "0")[0] == 2
+
+
 # ---- verify and calibrate ----
 
 def draw_two_each(folder, name="{:04}_c{}.png", persons=8):
@@ -997,6 +1127,14 @@ def test_calibrate_a_file_of_another_exporter(tmp_path, capsys):
     assert search.main(["verify", str(a), str(b), "--model", str(model)]) == 0
 
 
+def test_calibrate_writes_into_the_file_that_a_link_leads_to(model, tmp_path, capsys):
+    (tmp_path / "link.onnx").symlink_to(model)
+    draw_two_each(tmp_path / "crops")
+    argv = ["calibrate", "--model", str(tmp_path / "link.onnx"), "--labelled", str(tmp_path / "crops"), "--fmr", "0.2"]
+    assert search.main(argv) == 0
+    assert (tmp_path / "link.onnx").is_symlink() and search.Extractor(model, "cpu").threshold["dataset"] == "crops"
+
+
 def test_calibrate_without_onnx_says_so_before_the_work(model, market, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr(sources, "find_rows", lambda *_: pytest.fail("it began"))
@@ -1012,7 +1150,11 @@ def test_searcher_in_memory_takes_boxes_of_frames(model):
     boxes = [(0, 128, 64 * i, 64 * i + 64) for i in range(3)]
     searcher = search.Searcher(model, provider="cpu")
     assert searcher.search([person(1)]) == [[]] and len(searcher) == 0
-    crops = [frame[y0:y1, x0:x1] for y0, y1, x0, x1 in boxes]
+    crops = searcher.crop(frame, boxes)
+    assert np.array_equal(crops[1], frame[:, 64:128])
+    assert np.array_equal(searcher.crop(frame, [(-9, 128, 64, 300)])[0], frame[:, 64:])
+    with pytest.raises(ValueError, match="1 of 2 boxes hold nothing of the frame, .*: number 1 "):
+        searcher.crop(frame, [boxes[0], (0, 128, -60, -5)])
     assert searcher.add(crops, names=["one", "two", "three"], camids=[1, 1, 2], times=[0.0, 1.0, None]) == 3
     hits = searcher.search(frame[:, 64:128], top=2)[0]
     assert hits[0].row.path == "two" and hits[0].similarity == pytest.approx(1, abs=1e-6) and len(hits) == 2
@@ -1076,6 +1218,14 @@ def test_searcher_takes_what_its_type_hints_say(model, tmp_path):
     for bad in (feature * 0, feature * np.nan):
         with pytest.raises(ValueError, match="no direction to rank by"):
             searcher.search(bad)
+
+
+def test_searcher_removes_what_add_was_given(model):
+    searcher, images = search.Searcher(model, provider="cpu"), [person(pid) for pid in range(4)]
+    searcher.add(images, names=[1, 2, 3, 4.5], camids=["01", 1.0, np.int64(1), float("nan")])
+    assert [row.camid for row in searcher.gallery.rows] == ["1", "1", "1", ""]
+    assert searcher.remove(2) == 1 and searcher.remove(np.int64(3)) == 1 and searcher.remove(4.5) == 1
+    assert searcher.remove(np.array([1, 7])) == 1 and len(searcher) == 0
 
 
 def test_searcher_refuses_what_would_spoil_the_index(model, tmp_path):

@@ -4,8 +4,10 @@ python -m pytest tests/searching/test_answers.py
 """
 
 import base64
+import csv
 import io
 import os
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -66,6 +68,32 @@ def test_a_page_holds_everything(images, tmp_path):
     assert not [t for t, _ in page.tags if t in ("script", "link", "iframe")]
     data = (tmp_path / "page.html").read_text()
     assert "http" not in data and "url(" not in data  # nothing is loaded from elsewhere
+
+
+def test_ten_answers_fit_in_a_row_and_endings_are_whole(tmp_path):
+    """The sum that the browser makes at 1,300 pixels, less 15 for a scroll bar; and what may not be broken."""
+    style = answers.style()
+    li, gap = (int(re.search(pattern, style)[1]) for pattern in (r"li { width: (\d+)px", r"gap: (\d+)px"))
+    padding, body = int(re.search(r"padding: 0 0 0 (\d+)px", style)[1]), int(re.search(r"margin: (\d+)px;", style)[1])
+    assert 2 * body + padding + 10 * li + 9 * gap <= 1285
+    assert f"margin: 0 {padding - li - gap}px 0 -{padding}px" in style and ".end { white-space: nowrap; }" in style
+    names = ["0002_c1s1_000451_03.jpg", "a.png", "none", "x" * 200 + ".jpeg", "a.long_ending"]
+    rows = [(Row(f"/nowhere/{name}"), []) for name in names]
+    answers.write_page(tmp_path / "page.html", rows, title="x")
+    page = (tmp_path / "page.html").read_text()
+    assert re.findall('<span class="end">(.*?)</span>', page) == ["1_03.jpg", "a.png", "none", "xxxx.jpeg"]
+    assert '>0002_c1s1_00045<span class="end">1_03.jpg</span></small>' in page and ">a.long_ending</small>" in page
+
+
+def test_cells_of_tables_are_no_formulas(tmp_path):
+    """Paths open still; numbers are numbers."""
+    query = Row("=q.png", 1, "1")
+    rows = [Row("+a.png", 0, "=1+1", -5.0, "@t"), Row("/x/=b.png", 1, "-", None, "-t")]
+    answers.write_csv(tmp_path / "r.csv", [(query, [(rows[0], -0.5, False), (rows[1], 0.5, True)])])
+    with open(tmp_path / "r.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [
+            ["./=q.png", "1", "-0.500000", "./+a.png", "0", "0", "'=1+1", "-5.0", "'@t"],
+            ["./=q.png", "2", "0.500000", "/x/=b.png", "1", "1", "'-", "", "'-t"]]  # fmt: skip
 
 
 def test_names_are_escaped(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+import warnings
 
 import numpy as np
 import onnx
@@ -100,8 +101,50 @@ def test_extractor_refuses_other_arrays(array, model):
 
 
 def test_a_box_outside_of_its_frame_is_refused(model):
-    with pytest.raises(ValueError, match=r"shape \(0, 8, 3\) has no pixels; a box of a tracker"):
-        Extractor(model, "cpu")([np.zeros((0, 8, 3), np.uint8)])
+    """And named, whatever stands before it."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"^number 2, from 0: .* shape \(0, 8, 3\) has no pixels; a box of a tracker"):
+        Extractor(model, "cpu", 2)([image, image, image[:0], image])
+    with pytest.raises(TypeError, match="^number 1, from 0: an image is a path"):
+        Extractor(model, "cpu")([image, None])
+
+
+def test_crop_clips_boxes_and_names_those_of_which_nothing_is_left(model):
+    frame = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    embed = Extractor(model, "cpu")
+    boxes = [(0, 20, 0, 30), (-5, 6, -60, 5), (2.4, 7.6, 28, 99), (10, 11, 3, 4)]
+    expected = [frame, frame[:6, :5], frame[2:8, 28:], frame[10:11, 3:4]]
+    for given in (boxes, np.array(boxes), map(tuple, boxes)):
+        crops = embed.crop(frame, given)
+        assert all(np.array_equal(*pair) for pair in zip(crops, expected, strict=True))
+    assert np.array_equal(embed.crop(frame, boxes[2])[0], expected[2]) and embed.crop(frame, []) == []
+    bad = [(0, 20, -60, -5), (5, 5, 0, 9), (20, 25, 0, 9), (9, 2, 0, 9), (0, 9, 0, float("nan"))]
+    with pytest.raises(ValueError, match="5 of 9 boxes hold nothing of the frame, which is 20 high and 30") as error:
+        embed.crop(frame, [*boxes, *bad])
+    assert "number 4 (0.0, 20.0, -60.0, -5.0), number 5 (5.0, 5.0, 0.0, 9.0)," in str(error.value)
+    with pytest.raises(ValueError, match=r"boxes are \(4, 5\); give \(N, 4\)"):
+        embed.crop(frame, np.zeros((4, 5)))
+    with pytest.raises(TypeError, match="an image is a path"):
+        embed.crop(frame.astype(float), boxes)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp", "image"])
+def test_a_rotation_that_is_not_applied_is_told_once(kind, model, tmp_path, recwarn):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, images = Image.Exif(), []
+    plain[0x0112] = 1
+    for number, data in enumerate([plain, exif, exif]):
+        path = tmp_path / f"{number}.{'jpg' if kind == 'image' else kind}"
+        person(number).save(path, exif=data)
+        images.append(Image.open(path) if kind == "image" else path)
+    warnings.simplefilter("always")
+    embed = Extractor(model, "cpu", threads=1)
+    assert embed(images[:1]).shape == (1, DIM) and not list(recwarn)
+    embed(images)
+    embed(images)
+    (told,) = [str(warning.message) for warning in recwarn]
+    assert told.startswith(f"{path.with_stem('1')}: its EXIF data say to turn it, which is not done here, as in trai")
 
 
 def test_extractor_raises_for_unreadable_image_and_extract_lists_it(model, tmp_path):
@@ -294,6 +337,13 @@ def test_bytes_go_in_as_they_are(tmp_path):
     ({"threshold": {"similarity": 0.7, "fmr": "0.1", "fnmr": 0.1}}, "calibrate it again"),
     ({"threshold": {"similarity": 0.7, "fmr": 0.1, "fnmr": [0.1]}}, "calibrate it again"),
     ({"threshold": {"similarity": 0.7}}, "calibrate it again"),
+    ({"threshold": {"similarity": -5, "fmr": 0.1, "fnmr": 0.1}}, r"similarity \(from -1 to 1\), fmr and fnmr"),
+    ({"threshold": {"similarity": 1.01, "fmr": 0.1, "fnmr": 0.1}}, "calibrate it again"),
+    ({"threshold": {"similarity": 0.7, "fmr": 2, "fnmr": 0.1}}, "calibrate it again"),
+    ({"threshold": {"similarity": 0.7, "fmr": 0.1, "fnmr": -0.1}}, "calibrate it again"),
+    ({"threshold": {"similarity": True, "fmr": 0.1, "fnmr": 0.1}}, "calibrate it again"),
+    ({"input_size": [100000, 100000]}, r"\[100000, 100000\] has more pixels than a model of persons takes"),
+    ({"mean": [123.675, 116.28, 103.53]}, "give a 255th: --mean 0.485 0.456 0.406 --std 0.5 0.25 0.125"),
 ])  # fmt: skip
 @pytest.mark.parametrize("base", [METADATA, SECOND])
 def test_metadata_is_checked(base, change, message, tmp_path):
@@ -370,6 +420,39 @@ def test_what_the_user_says_has_to_fit(model, tmp_path):
         Extractor(path, "cpu", preprocessing=SIZES | {"input_size": [W, H]})
     with pytest.raises(ValueError, match="three above 0"):
         Extractor(path, "cpu", preprocessing=SIZES | {"std": [1, 1, -1]})
+
+
+@pytest.mark.parametrize("mean, std, told", [
+    ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+    ([123.675, 116.28, 103.53], [0.229, 0.224, 0.225], "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+    ([127.5] * 3, [1] * 3, "--mean 0.5 0.5 0.5 --std 0.003922 0.003922 0.003922"),
+    ([0] * 3, [255] * 3, "--mean 0 0 0 --std 1 1 1"),
+])  # fmt: skip
+def test_means_for_pixels_up_to_255_are_refused_with_their_255th(mean, std, told, tmp_path):
+    path = write_model(tmp_path / "m.onnx", None)
+    with pytest.raises(ValueError, match=f"are for pixels from 0 to 255; here pixels are from 0 to 1.*: {told}$"):
+        Extractor(path, "cpu", preprocessing={"input_size": [H, W], "mean": mean, "std": std})
+    Extractor(path, "cpu", preprocessing={"input_size": [H, W], "mean": [0] * 3, "std": [1] * 3})
+
+
+@pytest.mark.parametrize("kind", ["images", "clips", "bytes"])
+def test_a_model_that_gives_unlike_images_one_feature_is_told_when_it_is_opened(kind, tmp_path, recwarn):
+    write = {"images": write_model, "clips": write_clip_model, "bytes": write_byte_model}[kind]
+    Extractor(write(tmp_path / "m.onnx"), "cpu")
+    assert not list(recwarn)
+    model = onnx.load(tmp_path / "m.onnx")
+    for node in model.graph.node:  # the feature is that of what is added to it, a thousand times as large
+        node.input[:] = ["small" if name == node.input[0] and node.op_type == "LpNormalization" else name
+                         for name in node.input]  # fmt: skip
+    last = next(node for node in model.graph.node if node.op_type == "LpNormalization")
+    first = {"images": "flat", "clips": "flat", "bytes": "mean"}[kind]
+    place = list(model.graph.node).index(last)
+    model.graph.node.insert(place, helper.make_node("Add", [first, "much"], ["small"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e6), "much"))
+    onnx.save(model, tmp_path / "same.onnx")
+    Extractor(tmp_path / "same.onnx", "cpu")
+    assert [str(warning.message)[:90] for warning in recwarn] == [
+        f"{tmp_path / 'same.onnx'} gives unlike images the same feature (cosine 1.000000)"[:90]]
 
 
 @pytest.mark.parametrize("shape, kind, message", [

@@ -3,6 +3,7 @@
 python -m pytest tests/searching/test_gallery.py
 """
 
+import csv
 import os
 import resource
 import shutil
@@ -106,6 +107,25 @@ def test_ascending_similarities_are_the_worst_case():
     assert indices.tolist() == [[4999, 4998, 4997]] * 2
 
 
+@pytest.mark.parametrize("count", [1, galleries.FEW + 1])
+@pytest.mark.parametrize("block", [7, 1000])
+def test_rows_that_are_not_numbers_hide_no_answer(block, count):
+    """As many as are asked for, and more, before and behind the others."""
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.standard_normal((n, 16)).astype(np.float32) for n in (count, 300))
+    gallery[[0, 5, 6, 7, 8, 9, 10, 11, 12, 13, 299]] = np.nan
+    good = np.setdiff1d(np.arange(300), np.flatnonzero(np.isnan(gallery[:, 0])))
+    indices, _ = galleries.top_k(queries, gallery, 10, block=block)
+    expected = good[np.argsort(-(queries.astype(float) @ gallery[good].T.astype(float)), axis=1)[:, :10]]
+    assert indices.tolist() == expected.tolist()
+    assert (galleries.top_k(queries, gallery, 300, block=block)[0][:, len(good) :] == -1).all()
+
+
+def test_ranking_needs_nothing_that_numpy_1_lacks(monkeypatch):
+    monkeypatch.delattr(np, "vecdot", raising=False)
+    assert galleries.top_k(np.eye(3, dtype=np.float32)[:1], np.eye(3, dtype=np.float32), 1)[0].tolist() == [[0]]
+
+
 # ---- tracklets and filters ----
 
 def unit(*values):
@@ -126,6 +146,32 @@ def test_average_tracklets_by_hand():
     assert members == [[2], [3]]
     assert [(row.path, row.frames) for row in merged] == [("c", 1), ("d", 1)]
     np.testing.assert_allclose(means, [unit(0, 1), unit(3, 4)], atol=1e-6)
+
+
+@pytest.mark.parametrize("value, name", [
+    ("1", "1"), ("01", "1"), ("1.0", "1"), (" 1", "1"), ("1 ", "1"), ("c1", "1"), ("C01", "1"), ("cam1", "1"),
+    ("Camera 1", "1"), ("CAM_01", "1"), ("camera-1", "1"), ("cam #1", "1"), ("\u00a01", "1"), (1, "1"), (1.0, "1"),
+    (np.float32(1), "1"), (np.int64(1), "1"), ("0", "0"), ("00", "0"), ("c0", "0"), ("10", "10"), ("c010", "10"),
+    ("left", "left"), (" right ", "right"), ("Left", "Left"), ("c", "c"), ("cam", "cam"), ("1.5", "1.5"), ("-1", "-1"),
+    ("c1s1", "c1s1"), ("1a", "1a"), ("door 1", "door 1"), ("9" * 20, "9" * 20), (None, ""), (float("nan"), ""),
+    ("  ", ""),
+])  # fmt: skip
+def test_camera_name(value, name):
+    assert galleries.camera_name(value) == name == galleries.camera_name(name)
+
+
+@pytest.mark.parametrize("given", ["01", 1, 1.0, "c1", ["Camera 1"], np.array([1.0]), (" 1", "2")])
+def test_filters_know_cameras_by_all_their_names(given, recwarn):
+    rows = [Row("a", camid="1"), Row("b", camid="2"), Row("c", camid="left")]
+    assert galleries.choose_rows(rows, not_cameras=given).tolist()[-1] == 2
+    assert galleries.choose_rows(rows, cameras=given).tolist()[0] == 0 and not list(recwarn)
+
+
+def test_a_filter_that_names_an_unknown_camera_says_so():
+    rows = [Row("a", camid="10"), Row("b", camid="2"), Row("c", camid="left"), Row("d")]
+    for flags in ({"not_cameras": ["3"]}, {"cameras": ["2", "cam3"]}):
+        with pytest.warns(UserWarning, match="^no row is of camera 3; there are: left, 2, 10$"):
+            galleries.choose_rows(rows, **flags)
 
 
 @pytest.mark.parametrize("flags, chosen", [
@@ -226,6 +272,27 @@ def test_rows_come_back_as_they_were(tmp_path):
     with Index.open(tmp_path / "i", ABOUT) as index:
         index.append(some_rows(*range(4))[0], rows)
     assert Index.read(tmp_path / "i").rows == rows
+
+
+def test_cameras_of_an_index_of_before_have_their_normal_names(tmp_path):
+    """Also of rows that are added."""
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(some_rows(0)[0], [Row("/x/0.jpg", camid="Cam 01")])
+        assert index.rows[0].camid == "1"
+    items = tmp_path / "i" / "items.csv"
+    items.write_text(items.read_text().replace("/x/0.jpg,,1,", "/x/0.jpg,,01,"))
+    assert Index.read(tmp_path / "i").rows[0].camid == "1"
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_marked_and_come_back(tmp_path):
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "plain", "\uff1d1"]
+    rows = [Row(text, camid=text.strip(), tracklet=text) for text in texts]
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(some_rows(*range(len(rows)))[0], rows)
+    assert Index.read(tmp_path / "i").rows == rows
+    with open(tmp_path / "i" / "items.csv", newline="", encoding="utf-8") as file:
+        for line in csv.reader(file):
+            assert not [cell for cell in line if cell[:1] and cell[0] in "=+-@\t\uff1d"]
 
 
 def spoil_features(folder):
@@ -472,6 +539,51 @@ def test_features_that_do_not_fit_index_json_are_refused(rows, tmp_path):
     for use in (Index.read, lambda folder: Index.open(folder, ABOUT)):
         with pytest.raises(ValueError, match=r"features.npy holds .*, index.json tells float32 \(N, 8\)"):
             use(tmp_path / "i")
+
+
+@pytest.mark.parametrize("row, told", [
+    (np.full(DIM, np.nan), "nan"), (np.full(DIM, np.inf), "inf"), (np.zeros(DIM), "0"), (feature_of(1) * 1.05, "1.05"),
+    (np.where(np.arange(DIM) == 3, np.nan, feature_of(1)), "nan"),
+])  # fmt: skip
+def test_an_index_with_rows_that_cannot_be_ranked_is_refused(row, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(galleries, "GALLERY_BLOCK", 2)
+    with Index.open(tmp_path / "i", ABOUT) as index:
+        index.append(*some_rows(0, 1, 2, 3))
+    with open(tmp_path / "i" / "features.npy", "r+b") as file:
+        file.seek(galleries.HEAD + 4 * DIM * 3)
+        file.write(row.astype(np.float32).tobytes())
+    for use in (Index.read, lambda folder: Index.open(folder, ABOUT)):
+        with pytest.raises(ValueError, match=f"row 3 of features.npy, /x/3.jpg, is of length {told} instead of 1"):
+            use(tmp_path / "i")
+
+
+@pytest.mark.parametrize("name", ["lock", "features.npy", "items.csv", "index.json"])
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+@pytest.mark.parametrize("made", [True, False])
+def test_nothing_is_written_through_links_and_no_pipe_is_waited_for(name, kind, made, tmp_path):
+    """Readers may follow links, in an index that is there."""
+    folder, target = tmp_path / "i", tmp_path / "target"
+    if made:
+        with Index.open(folder, ABOUT) as index:
+            index.append(*some_rows(0, 1))
+        target.write_bytes((folder / name).read_bytes())
+        (folder / name).unlink()
+    else:
+        folder.mkdir()
+        target.write_bytes(b"")
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to(target if kind == "link" else tmp_path / "nowhere")
+    before = target.read_bytes()
+    with pytest.raises(ValueError, match=f"i: {name} is not a file, but a (link|pipe)"):
+        Index.open(folder, ABOUT)
+    assert target.read_bytes() == before and not (tmp_path / "nowhere").exists()
+    if made and kind == "link":
+        assert len(Index.read(folder)) == 2
+    elif made and kind == "pipe":
+        with pytest.raises(ValueError, match="is not a file, but a pipe"):
+            Index.read(folder)
 
 
 @pytest.mark.parametrize("name, size", [("features.npy", galleries.HEAD + 4 * DIM * 2 - 3), ("items.csv", 70)])

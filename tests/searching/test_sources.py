@@ -57,7 +57,8 @@ def test_what_is_no_time(text):
 
 def test_a_folder(tmp_path):
     draw(tmp_path, "b.png", "sub/0002_c1s1_000451_03.png", "sub/-1_c1s1_000451_03.png")
-    with pytest.warns(UserWarning, match="1 of 3 file names do not begin as .*, such as b.png"):
+    with (pytest.warns(UserWarning, match="1 of 3 file names do not begin as .*, such as b.png"),
+          pytest.warns(UserWarning, match="person -1 is junk: 1 of 3 images left out")):
         rows, missing = find_rows([tmp_path], "market1501")
     assert [os.path.relpath(row.path, tmp_path) for row in rows] == ["b.png", "sub/0002_c1s1_000451_03.png"]
     assert told(rows[1]) == (2, "1", 451, "0002_c1s1") and missing == []
@@ -129,16 +130,16 @@ def test_a_list_wins_over_names(tmp_path):
     (tmp_path / "list.csv").write_text("path,camid,pid,time,tracklet,other\n"
                                        "0002_c1s1_000451_03.png,door,7,1970-01-02,t,?\n"
                                        "0003_c1s1_000451_03.png,,,,\nx.png,,-1,,\n")  # fmt: skip
-    with pytest.warns(UserWarning, match="list.csv: not used: 'other'; the columns of a list are path, pid, camid, ti"):
+    with (pytest.warns(UserWarning, match="list.csv: not used: 'other'; the columns of a list are path, pid, camid"),
+          pytest.warns(UserWarning, match="person -1 is junk: 1 of 3")):
         rows, _ = find_rows([tmp_path / "list.csv"], "market1501")
     assert list(map(told, rows)) == [(7, "door", 86400, "t"), (3, "1", 451, "0003_c1s1")]
 
 
 @pytest.mark.parametrize("column, meant", [
-    ("camera", "camid"), ("cam", "camid"), ("CamID", "camid"), (" camid", "camid"), ("camera_id", "camid"),
-    ("camd", "camid"), ("id", "pid"), ("pids", "pid"), ("person", "pid"), ("person_id", "pid"), ("label", "pid"),
-    ("Time", "time"), ("timestamp", "time"), ("frame", "time"), ("track", "tracklet"), ("track_id", "tracklet"),
-    ("traclet", "tracklet"),
+    ("camera", "camid"), ("cam", "camid"), ("camera_id", "camid"), ("camd", "camid"), ("id", "pid"), ("pids", "pid"),
+    ("person", "pid"), ("person_id", "pid"), ("label", "pid"), ("timestamp", "time"), ("frame", "time"),
+    ("track", "tracklet"), ("track_id", "tracklet"), ("traclet", "tracklet"),
 ])  # fmt: skip
 def test_a_misspelt_column_is_an_error_where_the_right_one_is_missing(column, meant, tmp_path):
     draw(tmp_path, "a.png")
@@ -149,6 +150,85 @@ def test_a_misspelt_column_is_an_error_where_the_right_one_is_missing(column, me
     with pytest.warns(UserWarning, match=f"list.csv: not used: '{column}'; the columns of a list are path, "):
         rows, _ = find_rows([tmp_path / "list.csv"])
     assert str(getattr(rows[0], meant)) == ("7.0" if meant == "time" else "7")
+
+
+@pytest.mark.parametrize("column", ["CamID", " camid", "CAMID ", "\u00a0camid"])
+def test_blanks_and_capitals_in_the_header_do_not_count(column, tmp_path):
+    draw(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text(f" Path ,{column}, PID\na.png,7, 5\n")
+    assert told(find_rows([tmp_path / "list.csv"])[0][0]) == (5, "7", None, "")
+    (tmp_path / "list.csv").write_text(f"path,{column},camid\na.png,7,8\n")
+    with pytest.raises(ValueError, match="list.csv: there are two columns 'camid'; take one out"):
+        find_rows([tmp_path / "list.csv"])
+
+
+def test_a_list_as_windows_and_spreadsheets_write_it(tmp_path):
+    """Backslashes, blanks around cells, lines of nothing, UTF-16. A name that holds blanks keeps them."""
+    draw(tmp_path, "in/a.png", "in/b  c.png", "in/名.png")
+    names = ["in/a.png", "in/b  c.png", "in/名.png"]
+    text = "path , camid,tracklet\nin\\a.png  , Camera 01 ,  \n in/b  c.png,c1, t \n,,\n  \nin\\名.png,1.0,\n"
+    lines = "in\\a.png  \n\n  \nin/b  c.png\n in\\名.png\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
+        (tmp_path / "list.csv").write_text(text, encoding=encoding)
+        rows, missing = find_rows([tmp_path / "list.csv"])
+        assert [os.path.relpath(row.path, tmp_path) for row in rows] == names and missing == []
+        assert [(row.camid, row.tracklet) for row in rows] == [("1", ""), ("1", "t"), ("1", "")]
+        (tmp_path / "list.txt").write_text(lines, encoding=encoding)
+        rows, missing = find_rows([tmp_path / "list.txt"])
+        assert [os.path.relpath(row.path, tmp_path) for row in rows] == names and missing == []
+    draw(tmp_path, "in\\a.png")  # where there is such a file, it is meant
+    assert os.path.basename(find_rows([tmp_path / "list.txt"])[0][0].path) == "in\\a.png"
+    (tmp_path / "list.csv").write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match="list.csv: this is no text .*; save it as UTF-8"):
+        find_rows([tmp_path / "list.csv"])
+
+
+def test_loops_of_links_are_told(tmp_path):
+    for name, target in [("a.png", "b.png"), ("b.png", "a.png"), ("loop.txt", "loop.txt"), ("loop", "loop")]:
+        (tmp_path / name).symlink_to(tmp_path / target)
+    draw(tmp_path, "c.png")
+    (tmp_path / "list.txt").write_text("a.png\nloop/d.png\nc.png\n")
+    rows, missing = find_rows([tmp_path / "list.txt"])
+    assert [row.path for row in rows] == [str(tmp_path / "c.png")]
+    assert [reason for _, reason in missing] == ["Too many levels of symbolic links"] * 2
+    for name in ("a.png", "loop.txt", "loop"):
+        with pytest.raises(FileNotFoundError, match="no such file or folder"):
+            find_rows([tmp_path / name])
+
+
+def test_names_of_many_digits(tmp_path):
+    """More than an integer of 64 bits holds."""
+    long = "12345678901234567890"
+    draw(tmp_path, f"{long}_c{long}s1_{long}_00.png")
+    rows, _ = find_rows([tmp_path], "market1501")
+    assert told(rows[0]) == (int(long), long, float(long), f"{long}_c{long}s1")
+    keys, others = sources.same_person_and_camera(rows, [*rows, rows[0]._replace(pid=int(long) + 1)])
+    assert keys.tolist() == [others[0]] and others[1] not in keys
+
+
+def test_same_person_and_camera():
+    """Junk, unlabelled images and those of unknown cameras are like nothing; person 0 only where it is declared so."""
+    rows = [Row("a", 7, "1"), Row("b", 0, "1"), Row("c", -1, "1"), Row("d", None, "1"), Row("e", 7), Row("f", 7, "2")]
+    for nobody, left in ((False, ["aa", "bb", "ff"]), (True, ["aa", "ff"])):
+        ours, theirs = sources.same_person_and_camera(rows, rows, nobody)
+        assert [q.path + g.path for q, x in zip(rows, ours, strict=True)
+                for g, y in zip(rows, theirs, strict=True) if x == y] == left  # fmt: skip
+
+
+def test_cameras_that_nobody_shares_are_told():
+    a, b, unknown = [Row("a", camid="front")], [Row("b", camid="2"), Row("c", camid="10")], [Row("d")]
+    told = sources.compare_cameras(a, b)
+    assert "no camera of the queries (front) is one of the gallery's (2, 10): none counts as the same camera" in told
+    assert not sources.compare_cameras(a, a + b) and not sources.compare_cameras(a, unknown)
+
+
+def test_a_row_without_a_tracklet_is_not_all_of_its_folder():
+    rows = [Row("/x/a.png", frames=4), Row("/x/t.png", tracklet="t", frames=4)]
+    assert not sources.is_frame("/x/b.png", rows[0])
+    assert sources.own_rows([Row("/x/b.png")], [["/x/b.png"]], rows) == []
+    (keys, numbers), = sources.own_rows([Row("/x/b.png", tracklet="t")], [["/x/b.png"]], rows)
+    assert keys.tolist() == [1] and numbers.tolist() == [0, 1]
+    assert sources.own_rows([Row("/x/a.png")], [["/x/a.png"]], rows, gallery=[]) == []
 
 
 def test_columns_that_are_like_none_are_named_and_those_of_an_index_pass(tmp_path, recwarn):
@@ -196,7 +276,8 @@ def test_a_list_wins_in_any_order(order, tmp_path):
     (tmp_path / "list.csv").write_text("path,pid,time\ncrops/0002_c1.png,7,\ncrops/-1_c1.png,5,\n"
                                        "crops/0003_c1.png,-1,\n")  # fmt: skip
     (tmp_path / "more.csv").write_text("path,pid,time\ncrops/0002_c1.png,9,33\n")
-    with pytest.warns(UserWarning, match="1 of 4 file names do not begin as .*, such as x.png"):
+    with (pytest.warns(UserWarning, match="1 of 4 file names do not begin as .*, such as x.png"),
+          pytest.warns(UserWarning, match="person -1 is junk: 1 of 4")):
         rows, missing = find_rows([tmp_path / name for name in order], "market1501")
     found = {os.path.basename(row.path): told(row)[:3] for row in rows}
     assert found == {"0002_c1.png": (7, "1", 33), "-1_c1.png": (5, "1", None), "x.png": (None, "", None)}
@@ -221,6 +302,7 @@ def test_what_is_not_known_stays_and_the_time_of_a_file_follows_it():
     ("a.png\n", "first line names the columns, path and any of pid, camid, time, tracklet; it reads 'a.png'"),
     ("path,pid\na.png,seven\n", "list.csv, line 2: invalid literal for int.*'seven'"),
     ("path,time\na.png,1\nb.png,noon\n", "list.csv, line 3: 'noon' is no time"),
+    ("path\na, b.png\n", "line 2: ' b.png' stands under no column; what holds a comma has to stand in quotes"),
     ("path,pid\n,3\n", "line 2: the path is empty"), ("", "first line"), ("path\n", "this list is empty"),
 ])  # fmt: skip
 def test_lists_that_cannot_be_read(text, message, tmp_path):

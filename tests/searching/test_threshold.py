@@ -4,6 +4,7 @@ python -m pytest tests/searching/test_threshold.py
 """
 
 import os
+import re
 import stat
 
 import numpy as np
@@ -31,11 +32,15 @@ def test_pairs_by_hand():
     x, y = [1, 0], [0, 1]
     features = np.array([x, x, y, [-1, 0], y, y, x], np.float32)
     pids, camids = [1, 1, 1, 2, 0, 0, -1], ["1", "1", "2", "1", "1", "2", "1"]
-    genuine, impostor = threshold.count_pairs(features, pids, camids, bins=4)
     # genuine: 0-2 and 1-2 at 90 degrees; 0-1 is one camera. impostor: 0-3, 1-3 opposite; 2-3 at 90; each of 4 with both
     # of nobody: 0, 1 and 3 at 90, 2 at 0 degrees; nobody with nobody, and junk, are no pairs.
-    assert genuine.tolist() == [0, 0, 2, 0]
-    assert impostor.tolist() == [2, 0, 7, 2]
+    for nobody, same in ((True, 0), (False, 1)):  # in a set of one's own, the two of person 0 are one person
+        genuine, impostor = threshold.count_pairs(features, pids, camids, bins=4, nobody=nobody)
+        assert genuine.tolist() == [0, 0, 2, same] and impostor.tolist() == [2, 0, 7, 2]
+    names = ["01", "c1", "cam 2", "Camera 1", "1.0", 2, 1]
+    assert threshold.count_pairs(features, pids, names, bins=4)[0].tolist() == [0, 0, 2, 1]
+    large = [pid + 10**20 if pid > 0 else pid for pid in pids]  # 21 digits
+    assert threshold.count_pairs(features, large, camids, bins=4)[0].tolist() == [0, 0, 2, 1]
 
 
 @pytest.mark.parametrize("camids, count, said", [
@@ -105,8 +110,14 @@ def test_rates_that_cannot_be_resolved_are_refused():
         threshold.calibrate(features, pids, camids, 0.001)
     smallest = threshold.LEAST / impostor.sum()
     threshold.calibrate(features, pids, camids, smallest * 1.01)
-    with pytest.raises(ValueError, match=f"resolve is {smallest:.2g}"):
-        threshold.calibrate(features, pids, camids, smallest * 0.99)
+    for count in (40, 41, 50, 60):  # the rate that is told is resolved, and one of its digits less is not
+        features, pids, camids = labelled(count, 5)
+        with pytest.raises(ValueError, match="the smallest rate that they resolve is ") as error:
+            threshold.calibrate(features, pids, camids, 0.001)
+        told = re.search("resolve is ([^;]*);", str(error.value))[1]
+        threshold.calibrate(features, pids, camids, float(told))
+        with pytest.raises(ValueError, match="cannot resolve"):
+            threshold.calibrate(features, pids, camids, float(told) - 10.0 ** -(len(told) - 2))
 
 
 def test_what_cannot_be_calibrated():
@@ -131,6 +142,15 @@ def test_store_changes_nothing_but_the_threshold(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640 and os.listdir(tmp_path) == ["m.onnx"]
     threshold.store(after, POINT | {"fmr": 0.01})
     assert Extractor(path, "cpu").threshold["fmr"] == 0.01
+
+
+def test_store_writes_into_the_file_that_a_link_leads_to(tmp_path):
+    (tmp_path / "store").mkdir()
+    path = write_model(tmp_path / "store" / "m.onnx")
+    (tmp_path / "link.onnx").symlink_to(path)
+    threshold.store(Extractor(tmp_path / "link.onnx", "cpu"), POINT)
+    assert (tmp_path / "link.onnx").is_symlink() and Extractor(path, "cpu").threshold == POINT
+    assert sorted(os.listdir(tmp_path)) == ["link.onnx", "store"] and os.listdir(tmp_path / "store") == ["m.onnx"]
 
 
 def test_store_leaves_the_file_where_something_fails(tmp_path, monkeypatch):
