@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from images import SUFFIXES, is_image, printable, progress, read_image, read_table
+from images import SUFFIXES, camera_name, is_image, printable, progress, read_image, read_table
 
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
 SAMPLING = ("evenly", "random", "all")  # of frames
@@ -635,7 +635,7 @@ def read_own_rows(path):
         print(f"{path}: not used: {some(unused)}; its columns are {', '.join(COLUMNS)}")
     rows = []
     for number, line in lines:
-        told, split = [line["pid"].lower(), line["camid"]], line.get("split", "train").lower()
+        told, split = [line["pid"].lower(), camera_name(line["camid"])], line.get("split", "train").lower()
         if not line["path"].isascii() and re.search("[\ud800-\udfff]", line["path"]):
             raise ValueError(f"{path}, line {number}: not encoded in UTF-8, save it anew so")
         numbers = all(re.fullmatch(r"\d{1,18}", text) for text in told if text != "nobody")  # 64 bits hold them

@@ -17,6 +17,7 @@ on a small JPEG holds Python's lock. A job comes on standard input, as one line 
 of each block that is done.
 """
 
+import codecs
 import contextlib
 import csv
 import difflib
@@ -200,17 +201,38 @@ ALIKE = {  # column of a list -> what others call it, beside what is spelt nearl
     "camid": ("cam", "camera", "cameraid", "view"), "tracklet": ("track", "trackid", "sequence", "seq", "clip"),
     "time": ("frame", "date", "datetime", "timestamp"), "split": ("set", "subset", "fold", "part", "phase"),
 }  # fmt: skip
+NUMBERED = re.compile(r"(?:c(?:am(?:era)?)?[\s_.:#-]*)?0*([0-9]+)(?:\.0*)?", re.IGNORECASE)  # names of cameras
+
+
+def camera_name(value):
+    """A camera as it is compared, stored and shown, from what people call it: 01, 1.0, " 1", c1, cam1 and Camera 1 are
+    all "1", other names stay but for blanks around them. None and NaN are unknown, which is the empty text."""
+    if value is None or value != value:
+        return ""
+    text = str(value).strip(" \t\u00a0")  # a line break stays, and is refused
+    number = NUMBERED.fullmatch(text)
+    return number[1] if number else text
+
+
+def read_list(path):
+    """The text of a list. UTF-8, or the UTF-16 that Windows calls Unicode: with a mark at the start, or known by the
+    zeros in ASCII. Names that are not valid UTF-8 keep their bytes. ValueError for what is no text."""
+    with open(path, "rb") as file:
+        content = file.read()
+    kinds = {(False, True): "utf-16-le", (True, False): "utf-16-be"}
+    encoding = kinds.get(tuple(byte == 0 for byte in content[:2]), "utf-8-sig")
+    try:
+        if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return content.decode("utf-16")
+        return content.decode(encoding, "surrogateescape")
+    except UnicodeError as error:
+        raise ValueError(f"{path}: this is no text ({error}); save it as UTF-8") from None
 
 
 def read_cells(path):
     """Yields (line number, [text, ...]) of the lines of a .csv file that hold anything. Blanks behind a comma do not
     count. ValueError, with the line, for what cannot be cut into cells."""
-    with open(path, "rb") as file:
-        content = file.read()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
-        raise ValueError(f"{path} is encoded in UTF-16: save it as UTF-8")
-    text = io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
-    lines = csv.reader(text, strict=True, skipinitialspace=True)
+    lines = csv.reader(io.StringIO(read_list(path), newline=""), strict=True, skipinitialspace=True)
     while True:
         number = lines.line_num + 1
         try:
@@ -256,11 +278,11 @@ def read_table(path, columns, needed):
             if names is None:
                 titles, names = cells, name_columns(cells, columns, needed)
                 continue
-            if len(cells) > len(names):
-                raise ValueError(f"{len(cells)} cells, and the first line names {len(names)} columns")
+            if more := [cell for cell in cells[len(names) :] if cell.strip()]:
+                raise ValueError(f"{more[0]!r} stands under no column; what holds a comma has to stand in quotes")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-        pairs = itertools.zip_longest(names, cells, fillvalue="")
+        pairs = zip(names, itertools.chain(cells, itertools.repeat("")), strict=False)
         rows.append((number, {name: cell if name == "path" else cell.strip() for name, cell in pairs if name}))
     if names is None:
         raise ValueError(f"{path} is empty: its first line names the columns, of {', '.join(columns)}")

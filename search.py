@@ -37,7 +37,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from images import printable, read_image
+from images import camera_name, printable, read_image
 from searching import answers, sources, threshold
 from searching.answers import counted, tell
 from searching.extractor import PROVIDERS, SIZES, Extractor, collect, crop, extract, is_single, stream, to_pixels
@@ -46,7 +46,6 @@ from searching.gallery import (
     Index,
     Row,
     average_tracklets,
-    camera_name,
     check_same_model,
     choose_rows,
     describe,

@@ -42,7 +42,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from images import cpus, lock, replacing
+from images import camera_name, cpus, lock, replacing
 
 FILES = "features.npy", "items.csv", "index.json", "replacing"  # of an index; the last while rows are removed
 HEAD = 128  # bytes before the rows in features.npy
@@ -54,7 +54,6 @@ SLICE = 2**24  # bytes of the gallery that a thread multiplies at a time; fewer,
 READERS = min(8, cpus())  # threads that do so
 SPARSE = 0.25, 0.5  # of the rows of a block, for few queries and for more: below that the chosen ones are copied
 LONGEST = 2**17 - 1  # characters of a field, which is what Python's csv module reads
-NUMBERED = re.compile(r"(?:c(?:am(?:era)?)?[\s_.:#-]*)?0*([0-9]+)(?:\.0*)?", re.IGNORECASE)  # names of cameras
 FORMULA = re.compile(r"'*[=+@\t\r\uff1d\uff0b\uff20\uff0d-]")  # how they begin; of full width, too
 
 
@@ -72,18 +71,6 @@ class Row(NamedTuple):
 
 
 TITLE = ",".join(Row._fields).encode() + b"\n"  # the first line of items.csv
-
-
-
-def camera_name(value):
-    """A camera as it is compared, stored and shown, from what people call it: 01, 1.0, " 1", c1, cam1 and Camera 1 are
-    all "1", other names stay but for blanks around them. None and NaN are unknown, which is the empty text."""
-    if value is None or value != value:
-        return ""
-    text = str(value).strip(" \t\u00a0")  # a line break stays, and is refused
-    number = NUMBERED.fullmatch(text)
-    return number[1] if number else text
-
 
 # ---- ranking ----
 

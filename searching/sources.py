@@ -25,17 +25,14 @@ written when it is stored (merge_known). Person -1 is junk (a false detection) a
 name at all is of the form that `labels` reads, that is an error; where some are not, they are counted.
 
 Person 0 is a person like others, but under `labels`: in those sets it is nobody in particular. In market1501 those are
-many people, so their names make no tracklet (in MARS each tracklet is one). Cameras: see gallery.camera_name.
+many people, so their names make no tracklet (in MARS each tracklet is one). Cameras: see images.camera_name.
 
 Links: what is named, as a source or in a list, may be a link to a file or to a folder. Below a folder, links to files
 are followed, each an image under its own name, and links to folders are not walked into, so that no walk is endless. A
 link that leads nowhere is listed as a file that cannot be read.
 """
 
-import codecs
 import contextlib
-import csv
-import difflib
 import math
 import os
 import re
@@ -45,8 +42,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from images import SUFFIXES, is_image, list_images
-from searching.gallery import Row, camera_name, from_cell, identity, list_cameras
+import images
+from images import SUFFIXES, camera_name, is_image, list_images
+from searching.gallery import Row, from_cell, identity, list_cameras
 
 LABELS = {  # matches the start of a file name
     "none": None,
@@ -55,10 +53,6 @@ LABELS = {  # matches the start of a file name
 }
 EXAMPLES = {"market1501": "0002_c1s1_000451_03.jpg", "mars": "0002C1T0003F451.jpg"}
 COLUMNS = ("path", "pid", "camid", "time", "tracklet")
-MEANT = {  # what others call them, beside what is spelt nearly alike
-    "person": "pid", "personid": "pid", "identity": "pid", "label": "pid", "camera": "camid", "frame": "time",
-    "date": "time", "datetime": "time", "timestamp": "time", "trackid": "tracklet",
-}  # fmt: skip
 LISTS = {".txt", ".csv"}
 JUNK, NOBODY = -1, 0
 LINE_BREAK = "its name holds a line break, which a table of names cannot"
@@ -111,64 +105,24 @@ def parse_time(text):
                      "2026-05-01T14:30:00+02:00")
 
 
-def plain_title(title):
-    """The title of a column as it is compared: without blanks around it, and in small letters."""
-    return title.strip().lower()
-
-
-def check_columns(titles, path):
-    """ValueError unless there is a path, where a column comes twice, and where one looks like a missing one of COLUMNS;
-    a warning names others that are not used. titles: see plain_title. Those of an index's items.csv, which files tell
-    anew, may stand there."""
-    if "path" not in titles:
-        raise ValueError(f"{path}: the first line names the columns, path and any of {', '.join(COLUMNS[1:])}; "
-                         f"it reads {','.join(titles)[:200]!r}")
-    if twice := [title for title in COLUMNS if titles.count(title) > 1]:
-        raise ValueError(f"{path}: there are two columns {twice[0]!r}; take one out")
-    unused = [title for title in titles if title not in Row._fields]
-    for title in unused:
-        letters = re.sub("[^a-z]", "", title)
-        near = [MEANT[letters]] if letters in MEANT else difflib.get_close_matches(letters, COLUMNS, 1, 0.7)
-        if near and near[0] not in titles:
-            raise ValueError(f"{path}: the column {title!r} is unknown; did you mean {near[0]}? The columns of a list "
-                             f"are {', '.join(COLUMNS)}: rename it, or take it out")
+def read_list(path):
+    """(path, {column: value}) of the lines of a .txt or .csv file; ValueError names the line that cannot be read. A
+    warning tells of columns that are not used; those of an index's items.csv, which files tell anew, may stand there.
+    """
+    folder, found = os.path.dirname(path), []
+    if path.lower().endswith(".txt"):
+        names = re.split("\r\n|\r|\n", images.read_list(path))
+        return [(find_listed(folder, name), {}) for name in names if name.strip()]
+    lines, unused = images.read_table(path, COLUMNS, COLUMNS[:1])
+    unused = [title for title in unused if title.strip().lower() not in Row._fields]
     if unused:
         told = ", ".join(map(repr, unused))[:200]
         warnings.warn(f"{path}: not used: {told}; the columns of a list are {', '.join(COLUMNS)}", stacklevel=2)
-
-
-def encoding_of(path):
-    """UTF-8, or the UTF-16 that Windows calls Unicode: with a mark at the start, or known by the zeros in ASCII."""
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
-    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(tuple(byte == 0 for byte in start), "utf-8-sig")
-
-
-def read_list(path):
-    """(path, {column: value}) of the lines of a .txt or .csv file; ValueError names the line that cannot be read."""
-    folder = os.path.dirname(path)
-    with open(path, encoding=encoding_of(path), errors="surrogateescape", newline="") as file:
+    for number, line in lines:
         try:
-            lines = file.readlines()
-        except UnicodeError as error:
-            raise ValueError(f"{path}: this is no text ({error}); save it as UTF-8") from None
-    if path.lower().endswith(".txt"):
-        return [(find_listed(folder, line.strip("\r\n")), {}) for line in lines if line.strip()]
-    table, found = csv.reader(lines), []
-    try:
-        titles = [plain_title(title) for title in next(table, ())]
-        check_columns(titles, path)
-        for cells in table:
-            if any(cell.strip() for cell in cells):  # a spreadsheet may end with empty lines
-                line = dict(zip(titles, cells, strict=False))
-                told = read_fields(line, cells[len(titles) :])
-                found.append((find_listed(folder, line["path"]), told))
-    except (ValueError, csv.Error) as error:  # the latter for a field of more than 131,072 characters
-        if str(error).startswith(path):
-            raise
-        raise ValueError(f"{path}, line {table.line_num}: {error}") from None
+            found.append((find_listed(folder, line["path"]), read_fields(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
     return found
 
 
@@ -179,19 +133,12 @@ def find_listed(folder, written):
     return next((path for path in paths if os.path.lexists(path)), paths[0])
 
 
-def read_fields(line, more=()):
-    """{column: value} of a line of a list, but its path. ValueError where one is not what the column holds, or where
-    there are more cells than columns."""
-    if not line.get("path", "").strip():
+def read_fields(line):
+    """{column: value} of a line of a list, but its path. ValueError where one is not what the column holds."""
+    if not line["path"].strip():
         raise ValueError("the path is empty")
-    if any(cell.strip() for cell in more):
-        raise ValueError(f"{more[0]!r} stands under no column; what holds a comma has to stand in quotes")
-    told = {key: line[key].strip() for key in COLUMNS[1:] if line.get(key, "").strip()}
-    for key in ("camid", "tracklet"):
-        if breaks_line(told.get(key, "")):
-            raise ValueError(f"{key} {told[key]!r} holds a line break")
     kinds = {"pid": int, "camid": lambda text: camera_name(from_cell(text)), "time": parse_time, "tracklet": from_cell}
-    return {key: kinds[key](value) for key, value in told.items()}
+    return {key: kinds[key](line[key]) for key in COLUMNS[1:] if line.get(key)}
 
 
 def breaks_line(text):

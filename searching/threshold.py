@@ -24,9 +24,8 @@ import warnings
 
 import numpy as np
 
-from images import replacing
+from images import camera_name, replacing
 from searching.extractor import Extractor
-from searching.gallery import camera_name
 from searching.sources import JUNK, NOBODY
 
 BINS = 2**16  # of similarities from -1 to 1: thresholds have that resolution, the rates at a threshold are exact

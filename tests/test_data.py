@@ -1422,11 +1422,12 @@ def test_columns_that_are_not_used_are_told(tmp_path, capsys):
     )
 
 
-def test_a_list_in_utf_16_is_told(tmp_path):
-    folder = own(tmp_path, "a.png,1,1,,train")
+def test_a_list_as_windows_writes_it(tmp_path):
+    """In UTF-16, and cameras in whatever form."""
+    folder = own(tmp_path, "a.png,1,c1,,train", "b.png,2,01,,train", "c.png,3,Cam 2,,train", "d.png,3,1.0,,train")
     (folder / "items.csv").write_text((folder / "items.csv").read_text(), encoding="utf-16")
-    with pytest.raises(ValueError, match="items.csv is encoded in UTF-16: save it as UTF-8"):
-        data.read_dataset("folder:own", tmp_path)
+    found = data.read_dataset("folder:own", tmp_path).train
+    assert [(item.pid, item.camid) for item in found] == [(1, 0), (2, 0), (3, 1), (3, 0)]
 
 
 def test_person_and_camera_0_are_like_others_in_own_sets(tmp_path):
