@@ -3,6 +3,7 @@
 python -m pytest tests/tools/test_gpu.py
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -33,6 +34,7 @@ def test_every_stage_at_toy_length(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(deployment, "start_up", lambda *_: 1.5)  # these have tests of their own
     monkeypatch.setattr(gpu.training, "measure_devices", lambda device, arch: print(f"{arch} on {device}"))
     monkeypatch.setattr(study.Study, "start", train_here)
+    monkeypatch.setattr(train, "until_interrupted", lambda: contextlib.nullcontext([]))  # signals are the main thread's
     monkeypatch.setattr(gpu, "VARIANTS", (export.FLOAT,))  # the others likewise, in tests/test_export.py
     monkeypatch.setattr(deployment, "FILES", {"ONNX fp32": ("onnx", "fp32")})
     told = {
