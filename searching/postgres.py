@@ -41,7 +41,16 @@ from pgvector.psycopg import register_vector
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from searching.gallery import Row, check_features, check_rows, check_same_model, choose_rows, merge_tracklets
+from searching.gallery import (
+    GALLERY_BLOCK,
+    Row,
+    check_features,
+    check_rows,
+    check_same_model,
+    choose_rows,
+    merge_tracklets,
+    top_k,
+)
 from searching.stores import Address, apart
 
 VERSION = 1  # of the schema
@@ -49,6 +58,7 @@ LARGEST = 16_000  # features that a vector of pgvector has at the most
 PLAIN = 1_900  # features up to which they are stored in the line: it has to fit into a page of 8 KB
 HNSW = {"vector": 2_000, "halfvec": 4_000}  # features that such an index takes at the most
 LIST = 100  # candidates of an approximate search (hnsw.ef_search), which are then ranked exactly
+MANY = 16  # queries up to which the server ranks, see Index.search
 HELD = 1_000  # rows that wait to be written anew
 QUERIES = 100  # at a time, where tracklets are averaged
 FIELDS = sql.SQL(", ").join(map(sql.Identifier, Row._fields))
@@ -194,6 +204,9 @@ def connect(address):
     connection.add_notice_handler(tell_notice)
     with telling(address):
         connection.execute("SET jit = off")  # compiling takes longer than what it saves
+        # the planner counts pages that are read, which several processes read no faster, and not what a product costs:
+        # with its 1000 it would let one process search alone
+        connection.execute("SET parallel_setup_cost = 100")
         connection.execute("SET client_encoding = 'UTF8'")
     return connection
 
@@ -257,7 +270,7 @@ def make_gallery(connection, address, about):
     if not 1 <= dim <= LARGEST:
         raise ValueError(f"{address}: {dim:,} features do not fit into a vector of pgvector, which has up to "
                          f"{LARGEST:,}; export a network with fewer, or index into a folder")
-    if connection.execute("SELECT FROM reid.galleries WHERE name = %s", [address.gallery]).fetchone():
+    if connection.execute("SELECT 1 FROM reid.galleries WHERE name = %s", [address.gallery]).fetchone():
         return
     with connection.transaction():
         made = connection.execute("INSERT INTO reid.galleries (name, about) VALUES (%s, %s) ON CONFLICT DO NOTHING "
@@ -432,10 +445,12 @@ class Index:
         order, sorted_ids = np.argsort(ids, kind="stable"), np.sort(ids)
         record = np.dtype([("fields", ">i2"), ("eight", ">i4"), ("id", ">i8"), ("length", ">i4"), ("dim", ">i2"),
                            ("unused", ">i2"), ("values", ">f4", self.dim)])  # fmt: skip
-        query = self.statement("COPY (SELECT id, feature FROM {table} WHERE id = ANY(%s) ORDER BY id) TO STDOUT "
-                               "(FORMAT BINARY)")  # fmt: skip
+        dense = len(ids) and sorted_ids[-1] - sorted_ids[0] < 2 * len(ids)  # reading some too many takes less time
+        which, values = ("BETWEEN %s AND %s", sorted_ids[[0, -1]]) if dense else ("= ANY(%s)", [sorted_ids])
+        text = self.statement("COPY (SELECT id, feature FROM {table} WHERE id {which} ORDER BY id) TO STDOUT "
+                              "(FORMAT BINARY)", which=sql.SQL(which))  # fmt: skip
         with telling(self.address), self.connected().cursor() as cursor:
-            with cursor.copy(query, [sorted_ids.tolist()]) as copy:
+            with cursor.copy(text, [value.tolist() for value in values]) as copy:
                 data = b"".join(copy)
         found = np.frombuffer(data[19:-2], record)  # between a header and a trailer
         places = np.searchsorted(found["id"], sorted_ids)
@@ -539,9 +554,14 @@ class Index:
     # -- what is searched --
 
     def search(self, queries, top, leave_out=(), *, average=False, approximate=False, **filters):
-        """See Gallery.search. The server ranks; rows are those that were found. approximate: by the HNSW index."""
+        """See Gallery.search. The server ranks; rows are those that were found. approximate: by the HNSW index. More
+        than MANY queries are ranked here, as in a folder, where all is of one moment: the server reads its table once
+        for each query, and once to send it."""
         if top < 1:
             raise ValueError(f"top is {top}; a ranking needs at least 1")
+        if len(queries) > MANY and not (average or approximate or self.live or self.lock):
+            chosen, top = choose_rows(self.rows, **filters), min(top, max(1, len(self.rows)))
+            return self.rows, *top_k(queries, self.features, top, leave_out, GALLERY_BLOCK, chosen)
         with telling(self.address):
             where, values = self.conditions(**filters)
             left_out = self.left_out(len(queries), leave_out, average, filters)

@@ -264,6 +264,23 @@ def test_both_give_equal_answers_in_equal_order(filters, average, both):
         assert len(set(similarities)) < len(similarities) / 3  # ties
 
 
+def test_few_queries_and_many_give_the_same(both, monkeypatch):
+    """Those that the server ranks and those that are ranked here, in blocks, with rows missing between."""
+    with open_index(both[1], ABOUT) as index:
+        index.append(halves(200), gallery_rows(200))
+        index.keep([n for n in range(200) if n % 3 or n > 90])
+    for filters in ({}, {"cameras": ["1"]}, {"after": 190}):
+        answers = []
+        for many in (0, 4):
+            monkeypatch.setattr("searching.postgres.MANY", many)
+            monkeypatch.setattr("searching.postgres.GALLERY_BLOCK", 32)
+            with read_index(both[1]) as index:
+                leave_out = [(np.array([3, 1, 7, 9]), np.array([row.pid or 0 for row in index.rows]))]
+                rows, indices, similarities = index.search(halves(4, 1), 12, leave_out, **filters)
+            answers.append([[rows[g] for g in line if g >= 0] for line in indices] + [similarities[:, :8].tolist()])
+        assert answers[0] == answers[1]
+
+
 def test_a_reader_sees_one_moment_and_a_live_one_what_is_there(clean):
     place, query = clean.address(), some_rows(5)[0]
     with open_index(place, ABOUT) as writer:
@@ -756,6 +773,9 @@ def test_the_grants_of_the_documents_suffice(clean, capsys):
         index.overwrite(0, feature_of(0), index.rows[0])
         index.keep([0, 2])
     assert check_rows_are_whole(clean.address("made-later", "desk")) == [0, 2]
+    assert clean.run("SELECT id FROM reid.galleries ORDER BY id") == [(1,), (2,)]  # opening takes no number
+    open_index(clean.address("third"), ABOUT).close()
+    assert clean.run("SELECT max(id) FROM reid.galleries") == [(3,)]
     with read_index(clean.address("made-later", "desk"), live=True) as index:
         assert len(index.search(some_rows(0)[0], 5, cameras=[""], average=True)[0]) == 2
     with pytest.raises(RuntimeError, match="permission denied.*ask its owner for the grants"):
