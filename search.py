@@ -679,7 +679,7 @@ def add_source_flags(parser, labels="none"):
 def start_parser():
     parser = Parser(
         prog="search.py", description="Rank a gallery of person crops for each query with an exported model.",
-        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate} --help. "
+        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate,copy} --help. "
         f"Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search. {LINKS}",
     )  # fmt: skip
     add_model_flags(parser)

@@ -159,8 +159,10 @@ def test_what_is_no_address(text, message, capsys):
 def test_nothing_of_a_database_is_needed_for_a_folder(model, tmp_path):
     person(1).save(tmp_path / "1.png")
     argv = ["index", str(tmp_path / "1.png"), "--model", str(model), "--index"]
-    code = (f"import sys; sys.modules.update(psycopg=None, pgvector=None); import search; "
-            f"search.main([*{argv}, {str(tmp_path / 'i')!r}]); search.main([*{argv}, 'postgresql:///?gallery=x'])")
+    folder = str(tmp_path / "i")
+    code = ("import sys; sys.modules.update(psycopg=None, pgvector=None); import search; "
+            f"search.main([*{argv}, {folder!r}]); search.Searcher({str(model)!r}, {folder!r}); "
+            f"search.main([*{argv}, 'postgresql:///?gallery=x'])")
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert "1 rows now" in run.stdout and run.returncode == 1, run.stderr
     assert "needs psycopg and pgvector" in run.stderr and "pip install 'psycopg[binary]' pgvector" in run.stderr
