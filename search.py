@@ -6,6 +6,7 @@
     python search.py query --model best.onnx --index shop.index --query q.jpg --html ranked.html
     python search.py calibrate --model best.onnx --labelled labelled/          # a threshold, stored in best.onnx
     python search.py verify a.jpg b.jpg --model best.onnx                      # the same person or not
+    python search.py copy --from shop.index --to "postgresql://user@host/db?gallery=shop"
 
     from search import Searcher
     searcher = Searcher("best.onnx")                                           # for other programs; in memory
@@ -37,8 +38,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from images import camera_name, printable, read_image
-from searching import answers, sources, threshold
+from images import camera_name, printable, progress, read_image
+from searching import answers, sources, stores, threshold
 from searching.answers import counted, tell
 from searching.extractor import PROVIDERS, SIZES, Extractor, collect, crop, extract, is_single, stream, to_pixels
 from searching.gallery import (
@@ -50,6 +51,7 @@ from searching.gallery import (
     choose_rows,
     describe,
     list_cameras,
+    merge_tracklets,
     top_k,
 )
 
@@ -90,11 +92,12 @@ class Searcher:
         searcher = Searcher("best.onnx")                                  # a gallery in memory
         searcher = Searcher("best.onnx", "shop.index")                    # an index on disk, to search in
         searcher = Searcher("best.onnx", "shop.index", write=True)        # and to add to; made where it is missing
+        searcher = Searcher("best.onnx", "postgresql://user@host/db?gallery=shop")  # a gallery in PostgreSQL
 
     An image is a path, a PIL image or a uint8 array (h, w, 3) in RGB order; for a model of tracklets also a list of
     those. Unlike the commands, which list what they cannot read, methods raise what Pillow raises (mostly OSError).
     extractor and gallery are open to be used directly: gallery.features is a float32 array (N, D), gallery.rows says
-    what its rows are.
+    what its rows are. In PostgreSQL each search sees what all processes have stored by then.
     """
 
     def __init__(
@@ -108,12 +111,13 @@ class Searcher:
         if index is None:
             self.gallery = Gallery(model.feature_dim)
         elif write:
-            self.gallery = Index.open(index, describe(model))
+            self.gallery = stores.open_index(index, describe(model))
         else:
-            self.gallery = Index.read(index)
-            check_same_model(self.gallery.about, describe(model), index)
-        numbers = [int(row.path[1:]) for row in self.gallery.rows if row.path[:1] == "#" and row.path[1:].isdecimal()]
-        self.added = max([len(self.gallery), *(number + 1 for number in numbers)])  # what unnamed images are called by
+            self.gallery = stores.read_index(index, live=True)
+            check_same_model(self.gallery.about, describe(model), self.gallery.folder)
+        rows = self.gallery.rows if write else ()  # which need not be read to search in PostgreSQL
+        numbers = [int(row.path[1:]) for row in rows if row.path[:1] == "#" and row.path[1:].isdecimal()]
+        self.added = max([len(rows), *(number + 1 for number in numbers)])  # what unnamed images are called by
 
     def __len__(self) -> int:
         return len(self.gallery)
@@ -126,8 +130,7 @@ class Searcher:
 
     def close(self) -> None:
         """Lets other processes write into the index."""
-        if isinstance(self.gallery, Index):
-            self.gallery.close()
+        self.gallery.close()
 
     def crop(self, frame: object, boxes: Iterable) -> list[np.ndarray]:
         """What lies under boxes (top, bottom, left, right) in a frame, an image, clipped at its edges; ValueError names
@@ -178,21 +181,18 @@ class Searcher:
     def search(
         self, queries: object, top: int = 10, *, cameras: Iterable[str | int] = (),
         not_cameras: Iterable[str | int] = (), after: float | None = None, before: float | None = None,
-        average: bool = False,
+        average: bool = False, approximate: bool = False,
     ) -> list[list[Hit]]:  # fmt: skip
         """The `top` most similar rows for each query, the best first. queries: as for embed, or features, floats
         (Q, D), (D,) or a list of such rows, of any length. cameras, not_cameras, after, before: only rows under these
         cameras (or this one), none of those, of these times (inclusive). average: one answer per tracklet, by the mean
-        of its features."""
+        of its features. approximate: by the HNSW index of a gallery in PostgreSQL."""
         features = as_features(queries, self.extractor.feature_dim)
         if features is None:
             features = self.embed(queries)
-        gallery, rows = self.gallery.features, self.gallery.rows
-        chosen = choose_rows(rows, cameras=cameras, not_cameras=not_cameras, after=after, before=before)
-        if average:
-            gallery, rows, _ = average_tracklets(gallery, rows, chosen)
-            chosen = None
-        found = top_k(features, gallery, min(top, max(1, len(rows))), rows=chosen)
+        flags = {"approximate": True} if approximate else {}
+        rows, *found = self.gallery.search(features, top, cameras=cameras, not_cameras=not_cameras, after=after,
+                                           before=before, average=average, **flags)  # fmt: skip
         return [[Hit(rows[g], float(s)) for g, s in zip(*pair, strict=True) if g >= 0]
                 for pair in zip(*found, strict=True)]  # fmt: skip
 
@@ -202,7 +202,7 @@ class Searcher:
         return judge(float(first[0] @ second[0]), self.extractor.threshold)
 
     def writable(self):
-        if isinstance(self.gallery, Index) and not self.gallery.lock:
+        if not getattr(self.gallery, "lock", True):  # one in memory has none
             raise ValueError(f"{self.gallery.folder} was opened to search in; Searcher(..., write=True) may write")
         return self.gallery
 
@@ -277,13 +277,15 @@ def tell_nobody(labels, rows):
 
 
 def run_index(args):
+    if args.hnsw:
+        stores.check_not_folder(args.index, "--hnsw")
     if not args.sources:
         return remove_from_index(args)
     extractor = open_extractor(args)
     rows, problems = sources.find_rows(args.sources, args.labels, args.video, empty_ok=args.prune)
     tell_nobody(args.labels, rows)
     rows, files = sources.group_tracklets(rows, extractor.input == "clips")
-    with Index.open(args.index, describe(extractor)) as index:
+    with stores.open_index(args.index, describe(extractor)) as index:
         before = len(index)
         todo, updated = sources.plan(index, rows, files, extractor.input == "clips")
         new = sum(place is None for _, _, place in todo)
@@ -313,6 +315,8 @@ def run_index(args):
                 tell(f"  {path}")
         if not len(index) and not drop:
             raise ValueError(f"{args.index} is empty: no image could be read")
+        if args.hnsw:
+            build_hnsw(args, index)
     return 0
 
 
@@ -346,11 +350,24 @@ def embed_into(index, extractor, todo):
     return spoilt, problems, changed
 
 
+def build_hnsw(args, index):
+    """--hnsw: the index for approximate searches, and what its answers are worth."""
+    start = time.perf_counter()
+    index.build_hnsw(args.half)
+    seconds = time.perf_counter() - start
+    recall, count = index.recall()
+    tell(f"{args.index}: an HNSW index for query --approximate, built in {seconds:.0f} s; recall@10 against exact "
+         f"{recall:.3f} (mean of {counted(count, 'row', 'rows')} of the gallery as queries)")
+
+
 def remove_from_index(args):
-    """--remove, and --prune without anything to embed."""
-    with Index.read(args.index) as there:
+    """--remove, and --prune or --hnsw without anything to embed."""
+    with stores.read_index(args.index) as there:
         about = there.about
-    with Index.open(args.index, about) as index:
+    with stores.open_index(args.index, about) as index:
+        if args.hnsw and not args.remove and not args.prune:
+            build_hnsw(args, index)
+            return 0
         removed = set()
         for given in args.remove or ():
             place = sources.resolve(given)
@@ -363,7 +380,7 @@ def remove_from_index(args):
             removed |= {number for number, row in enumerate(index.rows) if sources.is_gone(row)}
         if removed:
             try:
-                index.keep([number for number in range(len(index)) if number not in removed])
+                index.keep([number for number in range(len(index.rows)) if number not in removed])
             except OSError as error:
                 raise ValueError(f"{args.index}: could not write ({error.strerror}); nothing was removed. Removing "
                                  "needs room for a second features.npy") from None
@@ -371,7 +388,24 @@ def remove_from_index(args):
     return 0 if removed or not args.remove else 1
 
 
+def run_copy(args):
+    """Rows of one gallery into another, from and to either store."""
+    with stores.read_index(args.source) as source:
+        about = {key: value for key, value in source.about.items() if key != "schema"}
+        with stores.open_index(args.to, about) as target, progress("copy", len(source), "rows") as bar:
+            before, start = len(target), time.perf_counter()
+            added, changed = stores.copy_rows(source, target, bar.update)
+            seconds = time.perf_counter() - start
+        with stores.read_index(args.to) as target:
+            tell(f"{args.to}: {before:,} rows; {len(source):,} in {args.source}, {added:,} new, {changed:,} changed, "
+                 f"{len(source) - added - changed:,} there already; {len(target):,} rows now"
+                 + f"; {(added + changed) / seconds:,.0f} rows/s" * bool(added + changed))
+    return 0
+
+
 def run_query(args):
+    if args.approximate:
+        stores.check_not_folder(args.index, "--approximate")
     for flag in ("csv", "jsonl", "picture", "html"):
         path = getattr(args, flag)
         if path and path != "-":
@@ -386,19 +420,22 @@ def run_query(args):
 
 
 def answer(args, console):
-    index = Index.read(args.index)
+    with stores.read_index(args.index) as index:
+        return answer_from(index, args, console)
+
+
+def answer_from(index, args, console):
     if not len(index):
         raise ValueError(f"{args.index} holds no rows; python search.py index puts images into it")
     queries, query_rows, files, unreadable = embed_queries(args, index)
-    chosen = choose_rows(index.rows, cameras=args.camera, not_cameras=args.not_camera, after=args.after,
-                         before=args.before)  # fmt: skip
+    filters = {"cameras": args.camera, "not_cameras": args.not_camera, "after": args.after, "before": args.before}
+    chosen = choose_rows(index.rows, **filters)
     if chosen is not None and not len(chosen):
         raise ValueError(f"no row of {args.index} passes the filters; {extent(index.rows)}")
     searched = len(index) if chosen is None else len(chosen)
-    features, rows, members, asked, frames = index.features, index.rows, None, query_rows, None
-    if args.tracklets in ("gallery", "both"):
-        features, rows, members = average_tracklets(features, rows, chosen)
-        chosen = None
+    rows, members, asked, frames, averaged = index.rows, None, query_rows, None, args.tracklets in ("gallery", "both")
+    if averaged:
+        rows, members = merge_tracklets(rows, chosen)
     if args.tracklets in ("query", "both"):
         queries, asked, frames = average_tracklets(queries, query_rows)
     nobody, protocol = sources.has_nobody(args.labels), args.labels != "none" or args.leave_out_same_camera
@@ -408,11 +445,12 @@ def answer(args, console):
         leave_out.append(sources.same_person_and_camera(asked, rows, nobody))
     tell_cameras(asked, rows)
     start = time.perf_counter()
-    found = top_k(queries, features, max(1, min(args.top, len(rows))), leave_out, rows=chosen)
+    flags = {"approximate": True} if args.approximate else {}
+    found = index.search(queries, args.top, leave_out, average=averaged, **filters, **flags)
     seconds = time.perf_counter() - start
-    ranked = answers.Answers(asked, rows, *found, nobody)
+    ranked = answers.Answers(asked, *found, nobody)
     tell(f"{counted(len(asked), 'query', 'queries')}, {searched:,} of {len(index):,} rows searched"
-         + f", as {len(rows):,} tracklets" * (args.tracklets in ("gallery", "both")) + f": {seconds:.2f} s")
+         + f", as {len(rows):,} tracklets" * averaged + f": {seconds:.2f} s")
     if not len(ranked):
         answers.print_unreadable(unreadable)
         raise ValueError("nothing could be ranked: no readable query, or every row left out")
@@ -462,9 +500,9 @@ def tell_rank1(ranked, leave_out, chosen, protocol):
 def embed_queries(args, index):
     """What `embed` gives, of the images of --query or of the rows of --query-index."""
     if args.query_index:
-        queries = Index.read(args.query_index)
-        check_same_model(queries.about, index.about, args.query_index)
-        return queries.features, queries.rows, [[row.path] for row in queries.rows], []
+        with stores.read_index(args.query_index) as queries:
+            check_same_model(queries.about, index.about, args.query_index)
+            return queries.features[:], queries.rows, [[row.path] for row in queries.rows], []
     if not args.model:
         raise ValueError("--query needs --model, the model that made the index; only --query-index does without")
     extractor = open_extractor(args)
@@ -634,7 +672,7 @@ class Parser(argparse.ArgumentParser):
     """Flags are written out, as those of the other commands are; a message shows no control characters."""
 
     def error(self, message):
-        super().error(printable(message))
+        super().error(printable(stores.without_passwords(message)))
 
     def check_flags(self, argv):
         """Exits where one is misspelt or cut short: argparse would complain of the one that is then missing."""
@@ -650,6 +688,13 @@ class Parser(argparse.ArgumentParser):
                 else:
                     hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all"
                 self.error(f"there is no flag {flag}; {hint}")
+
+
+def place_flag(text):
+    try:
+        return stores.Address(text) if stores.is_address(text) else text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_model_flags(parser, required=True):
@@ -682,7 +727,7 @@ def add_source_flags(parser, labels="none", more=""):
 def start_parser():
     parser = Parser(
         prog="search.py", description="Rank a gallery of person crops for each query with an exported model.",
-        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate} --help. "
+        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate,copy} --help. "
         f"Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search. {LINKS}",
     )  # fmt: skip
     add_model_flags(parser)
@@ -710,7 +755,8 @@ def index_parser():
     add("sources", nargs="*", metavar="SOURCE", help="folder of person crops with its subfolders, an image, a .txt "
         "file with a path per line, or a .csv file with the columns path and, where known, pid, camid, time, tracklet; "
         "other columns are not used")
-    add("--index", required=True, metavar="FOLDER", help="the index, made where it is missing")
+    add("--index", required=True, metavar="FOLDER", type=place_flag, help=f"the index, made where it is missing; or "
+        f"{stores.FORM}, into which several processes may write at once")
     add_model_flags(parser, required=False)
     add_source_flags(parser)
     add("--prune", action="store_true", help="remove rows whose files are gone; also alone, without SOURCE and "
@@ -719,6 +765,21 @@ def index_parser():
     add("--remove", nargs="+", metavar="PATH", help="remove these images, or all below these folders; needs no "
         "--model. Of a model of tracklets, whose rows are a tracklet each, a frame removes all of it: any frame "
         "where tracklets are folders or told by names in one folder, the first frame where a list tells them")
+    add("--hnsw", action="store_true", help="of a gallery in PostgreSQL: build, in the end or alone, the index for "
+        "query --approximate, and print its recall")
+    add("--half", action="store_true", help="with --hnsw: of 16-bit floats, in half of the room")
+    return parser
+
+
+def copy_parser():
+    parser = Parser(
+        prog="search.py copy", description="Bring the rows of one gallery into another: what is missing there, and "
+        "what is known otherwise there. Each of the two is a folder or a gallery in PostgreSQL. Start it again to go "
+        "on after a kill; what only --to has stays there.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--from", dest="source", required=True, metavar="INDEX", type=place_flag, help=f"a folder, or {stores.FORM}")
+    add("--to", required=True, metavar="INDEX", type=place_flag, help="the same; made where it is missing")
     return parser
 
 
@@ -728,14 +789,18 @@ def query_parser():
         epilog=LINKS,
     )  # fmt: skip
     add = parser.add_argument
-    add("--index", required=True, metavar="FOLDER", help="what search.py index made")
+    add("--index", required=True, metavar="FOLDER", type=place_flag, help="what search.py index made; or "
+        f"{stores.FORM}")
     add("--query", metavar="PATH", help="image, folder, or list as search.py index takes it; a query that lies in the "
         "index too is left out of its own ranking")
-    add("--query-index", metavar="FOLDER", help="instead: each row of another index is a query; needs no --model")
+    add("--query-index", metavar="FOLDER", type=place_flag, help="instead: each row of another index is a "
+        "query; needs no --model")
     add_model_flags(parser, required=False)
     add_source_flags(parser, more="; rows of the query's person under the query's camera are left out, as the standard "
                      "protocol of these sets does")  # fmt: skip
     add("--top", type=int, default=10, help="answers per query (default: %(default)s)")
+    add("--approximate", action="store_true", help="of a gallery in PostgreSQL: by the index that index --hnsw built, "
+        "which finds most of the most similar and not always all (default: exact)")
     which = parser.add_argument_group("which rows are searched")
     which.add_argument("--camera", nargs="+", default=[], help="only those of these cameras")
     which.add_argument("--not-camera", nargs="+", default=[], metavar="CAMERA", help="none of these cameras; "
@@ -798,14 +863,16 @@ def parse(parser, argv):
     parser.check_flags(argv)
     args = parser.parse_args(argv)
     counts = {flag: getattr(args, flag) for flag in ("top", "batch_size") if hasattr(args, flag)}
-    if min(counts.values()) < 1:
+    if min(counts.values(), default=1) < 1:
         told = ", ".join(f"--{flag.replace('_', '-')} {value}" for flag, value in counts.items())
         parser.error(f"{told}: both have to be at least 1" if len(counts) > 1 else f"{told}: it has to be at least 1")
-    if args.threads < 0:
+    if getattr(args, "threads", 0) < 0:
         parser.error(f"--threads {args.threads}: it has to be 0 or more")
     if parser.prog.endswith("index"):
-        if bool(args.sources) == bool(args.remove) and (args.sources or not args.prune):
-            parser.error("give sources to index, or --remove PATH; one of them. --prune may stand alone")
+        if bool(args.sources) == bool(args.remove) and (args.sources or not (args.prune or args.hnsw)):
+            parser.error("give sources to index, or --remove PATH; one of them. --prune and --hnsw may stand alone")
+        if args.half and not args.hnsw:
+            parser.error("--half says how --hnsw builds its index: give both")
         if args.remove and not all(args.remove):
             parser.error("--remove '': an empty path; write . for the working directory, which removes all below it")
         if args.sources and not args.model:
@@ -820,7 +887,8 @@ def parse(parser, argv):
 
 
 COMMANDS = {"index": (index_parser, run_index), "query": (query_parser, run_query),
-            "verify": (verify_parser, run_verify), "calibrate": (calibrate_parser, run_calibrate)}  # fmt: skip
+            "verify": (verify_parser, run_verify), "calibrate": (calibrate_parser, run_calibrate),
+            "copy": (copy_parser, run_copy)}  # fmt: skip
 
 
 def main(argv=None):
@@ -846,9 +914,9 @@ def main(argv=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), console[0].fileno())
             return 1
         except KeyboardInterrupt:
-            raise SystemExit("stopped" + "; the same command goes on" * (run is run_index)) from None
+            raise SystemExit("stopped" + "; the same command goes on" * (run in (run_index, run_copy))) from None
         except (OSError, ValueError, RuntimeError) as error:
-            raise SystemExit(printable(error)) from None
+            raise SystemExit(printable(stores.without_passwords(error))) from None
     return code if (sys.stdout, sys.stderr) == console else 1  # see tell: the reader has left, which is no success
 
 

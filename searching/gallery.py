@@ -167,15 +167,22 @@ def average_tracklets(features, rows, chosen=None):
     """One feature per tracklet: the mean of those of its rows, of length 1 again; rows without one stay by themselves.
     chosen: numbers of the rows that count. -> (features, rows, [numbers of the rows of each]), in order of the first
     row of each."""
-    groups = {}
-    for place in range(len(rows)) if chosen is None else chosen:
-        groups.setdefault(identity(rows[place]) or place, []).append(place)
-    members, means = list(groups.values()), np.empty((len(groups), features.shape[1]), np.float32)
+    merged, members = merge_tracklets(rows, chosen)
+    means = np.empty((len(members), features.shape[1]), np.float32)
     for mean, places in zip(means, members, strict=True):
         np.sum(features[places], axis=0, out=mean)
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    merged = [rows[places[0]]._replace(frames=sum(rows[place].frames for place in places)) for places in members]
     return means, merged, members
+
+
+def merge_tracklets(rows, chosen=None):
+    """What average_tracklets says of them, without their features: (rows, [numbers of the rows of each])."""
+    groups = {}
+    for place in range(len(rows)) if chosen is None else chosen:
+        groups.setdefault(identity(rows[place]) or place, []).append(place)
+    members = list(groups.values())
+    merged = [rows[places[0]]._replace(frames=sum(rows[place].frames for place in places)) for places in members]
+    return merged, members
 
 
 def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
@@ -264,6 +271,20 @@ class Gallery:
             grown[:count] = self.features
             self.buffer = grown
         self.buffer[count:needed] = features
+
+    def search(self, queries, top, leave_out=(), *, average=False, **filters):
+        """The `top` rows most similar to each of queries (Q, D), at most as many as there are -> (rows, indices into
+        them (Q, k), similarities (Q, k)), as top_k gives them. filters: see choose_rows. average: answers are
+        tracklets, by the mean of their rows that pass. leave_out: as top_k takes it, of the rows, or, for averages, of
+        what merge_tracklets makes of those that pass."""
+        features, rows, chosen = self.features, self.rows, choose_rows(self.rows, **filters)
+        if average:
+            features, rows, _ = average_tracklets(features, rows, chosen)
+            chosen = None
+        return rows, *top_k(queries, features, min(top, max(1, len(rows))), leave_out, rows=chosen)
+
+    def close(self):
+        """Nothing is held open in memory."""
 
     def keep(self, numbers):
         """Removes all rows but those with these ascending numbers."""

@@ -10,6 +10,7 @@
     python -m tools.benchmark distractors            # with 500,000 distractors, in a file of 2.1 GB
     python -m tools.benchmark rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
     python -m tools.benchmark search                 # the ten best of 1,000,000 x 1,024 features, in a file of 4.1 GB
+    python -m tools.benchmark postgres               # a gallery in PostgreSQL beside the folder, at growing sizes
     python -m tools.benchmark deploy --ckpt best.pth # what serves a network: PyTorch, TorchScript, torch.export, ONNX
 
 Times compared are medians of several rounds in one process, the sides taking turns, so that whatever else the machine
@@ -21,7 +22,7 @@ import argparse
 import sys
 
 import train
-from tools.benchmark import baselines, decoding, deployment, nearest, networks, ranking, speed, training
+from tools.benchmark import baselines, decoding, deployment, nearest, networks, postgres, ranking, speed, training
 from tools.benchmark.measure import hardware
 from training import recipes
 
@@ -78,6 +79,11 @@ def build_parser():
     add("--full", action="store_true", help="at MSMT17's size too, 11,659 + 82,161; 3.8 GB returned")
     add = command("search", nearest.measure_search, "gallery.top_k beside reading and multiplying, in a file of 4.1 GB")
     add("--size", type=int, default=1_000_000, help="rows of the gallery (default: 1000000)")
+    add = command("postgres", postgres.measure_postgres, "a gallery in PostgreSQL beside the folder, both below TMPDIR")
+    add("--sizes", type=int, nargs="+", default=[100_000, 300_000], metavar="N",
+        help="rows of the galleries, ascending (default: 100000 300000)")
+    add("--address", help="of a gallery on a server of yours, that is filled (default: a server of its own)")
+    add("--no-hnsw", dest="hnsw", action="store_false", help="without the index for approximate searches")
     return parser
 
 
