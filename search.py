@@ -468,7 +468,7 @@ def answer_from(index, args, console):
     for path, most in ((args.csv, None), (args.jsonl, None), (args.picture, DRAWN), (args.html, PAGE)):
         if path and path != "-":
             tell(f"{path}: " + (f"the first {most} queries" if most and len(ranked) > most else "all queries"))
-    tell_rank1(ranked, leave_out, chosen, protocol)
+    tell_rank1(ranked, rows, leave_out, None if averaged else chosen, protocol)
     answers.print_unreadable(unreadable)
     return 0
 
@@ -478,12 +478,12 @@ def tell_cameras(queries, rows):
         tell(told)
 
 
-def tell_rank1(ranked, leave_out, chosen, protocol):
-    """How many of the queries with a match among the rows that they may find have it first; by what rule. Nothing where
-    no person is known."""
+def tell_rank1(ranked, rows, leave_out, chosen, protocol):
+    """How many of the queries with a match among the rows that they may find (of `rows` those `chosen`, or all) have it
+    first; by what rule. Nothing where no person is known."""
     places, answerable = {}, 0  # person -> numbers of the rows
-    for number in range(len(ranked.rows)) if chosen is None else chosen:
-        places.setdefault(ranked.rows[number].pid, []).append(number)
+    for number in range(len(rows)) if chosen is None else chosen:
+        places.setdefault(rows[number].pid, []).append(number)
     for number, query in enumerate(ranked.queries):
         if answers.is_match(query.pid, query.pid, ranked.nobody) and query.pid in places:
             same = np.array(places[query.pid])
@@ -642,7 +642,7 @@ def rank_folder(args):
     if args.top > len(rows):
         tell(f"--top {args.top} is more than the gallery's {len(rows)} readable images; all of them are ranked")
     if labelled:
-        tell_rank1(ranked, leave_out, None, protocol=True)
+        tell_rank1(ranked, rows, leave_out, None, protocol=True)
     answers.print_unreadable(unreadable)
     if not len(ranked):
         raise ValueError("nothing could be ranked: no readable query, or every gallery image unreadable or left out")

@@ -370,12 +370,13 @@ def test_index_on_both_adds_changes_prunes_and_removes(model, both, crops, capsy
 ], ids=" ".join)  # fmt: skip
 def test_query_on_both(flags, model, both, crops, tmp_path, capsys):
     """Queries that lie in the gallery, so that each leaves itself out; by an image and by rows of the index."""
-    found = []
+    by_image, by_rows = ["--query", crops, "--model", model, "--labels", "market1501"], ["--query-index", both[1]]
     for place in both:
         search.main(["index", str(crops), "--model", str(model), "--index", place, "--labels", "market1501"])
     capsys.readouterr()
-    for place in both:
-        for asked in (["--query", crops, "--model", model, "--labels", "market1501"], ["--query-index", both[1]]):
+    for asked in (by_image, by_rows):
+        found = []
+        for place in both:
             argv = ["query", "--index", place, *map(str, asked), *flags, "--jsonl", str(tmp_path / "r.jsonl")]
             if "9" in flags:
                 assert "its cameras: 1, 2, 3; its times: from 2 to 6" in fails(capsys, argv)
@@ -383,13 +384,13 @@ def test_query_on_both(flags, model, both, crops, tmp_path, capsys):
             code, text = told(capsys, place, *argv)
             lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
             found.append((code, text[text.index(" queries") :], lines))
-    for code, text, lines in found[1:]:
-        assert (code, text) == found[0][:2] and len(lines) == len(found[0][2])
-        for ours, theirs in zip(lines, found[0][2], strict=True):
-            similar = [[hit["similarity"] for hit in line["results"]] for line in (ours, theirs)]
-            np.testing.assert_allclose(*similar, atol=2e-6)
-            hits = [[hit | {"similarity": 0} for hit in line["results"]] for line in (ours, theirs)]
-            assert ours["query"] == theirs["query"] and hits[0] == hits[1]
+        for code, text, lines in found[1:]:
+            assert (code, text) == found[0][:2] and len(lines) == len(found[0][2])
+            for ours, theirs in zip(lines, found[0][2], strict=True):
+                similar = [[hit["similarity"] for hit in line["results"]] for line in (ours, theirs)]
+                np.testing.assert_allclose(*similar, atol=2e-6)
+                hits = [[hit | {"similarity": 0} for hit in line["results"]] for line in (ours, theirs)]
+                assert ours["query"] == theirs["query"] and hits[0] == hits[1]
 
 
 def test_searcher_on_both(model, both, crops, tmp_path):
