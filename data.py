@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from images import SUFFIXES, camera_name, is_image, printable, progress, read_image, read_table
+from images import SUFFIXES, camera_name, cpus, is_image, printable, progress, read_image, read_table
 
 PROTOCOLS = ("market1501", "cuhk03", "no_camera_rule")  # those of metrics.py, which takes long to import
 SAMPLING = ("evenly", "random", "all")  # of frames
@@ -1212,7 +1212,7 @@ def check_files(splits, decode=True):
             for path in item.paths:
                 uses[path].append((part, item.pid))
     paths, same, broken = sorted(uses), defaultdict(list), []
-    with ThreadPool(os.cpu_count()) as threads, progress("checking", len(paths)) as bar:
+    with ThreadPool(cpus()) as threads, progress("checking", len(paths)) as bar:
         looks = threads.imap(partial(look_into, decode=decode), paths, chunksize=256)  # MARS has a million files
         for path, (digest, reason) in zip(paths, looks, strict=True):
             if reason:
