@@ -492,6 +492,7 @@ def test_approximate_search_finds_nearly_all_and_keeps_to_filters(half, clean, c
     recall = float(re.search(r"recall@10 against exact (\S+) ", capsys.readouterr().out)[1])
     assert recall > 0.95
     with read_index(place) as index:
+        assert ("halfvec" in index.distance().as_string()) == half
         queries = some_rows(*range(5000, 5010))[0]
         for filters, top in (({}, 10), ({"cameras": ["rare"]}, 6), ({"cameras": ["rare"]}, 3)):
             near, exact = (index.search(queries, top, approximate=how, **filters) for how in (True, False))
@@ -685,6 +686,21 @@ def test_errors_in_the_middle_of_a_batch(state, message, clean):
         clean.run("DROP TRIGGER refuse ON reid.rows_1")
         index.append(*some_rows(5, 6, 7))
     assert check_rows_are_whole(clean.address()) == [0, 1, 5, 6, 7]
+
+
+def test_a_batch_that_fails_at_its_last_statement_leaves_nothing(clean):
+    """Two new rows are copied, then the change of one that is there already is refused."""
+    with open_index(clean.address(), ABOUT) as index:
+        index.append(*some_rows(0, 1))
+        clean.run("""CREATE FUNCTION reid.refuse() RETURNS trigger LANGUAGE plpgsql AS
+                  $$BEGIN RAISE 'no' USING ERRCODE = '53100'; END$$""",
+                  "CREATE TRIGGER refuse BEFORE UPDATE ON reid.rows_1 FOR EACH ROW EXECUTE FUNCTION reid.refuse()")
+        with pytest.raises(RuntimeError, match="the disk of the server is full"):
+            index.append(*some_rows(5, 6, 0))
+        assert check_rows_are_whole(clean.address()) == [0, 1]
+        clean.run("DROP TRIGGER refuse ON reid.rows_1")
+        index.append(*some_rows(5, 6, 0))
+    assert check_rows_are_whole(clean.address()) == [0, 1, 5, 6]
 
 
 def test_a_statement_timeout(clean, capsys):
