@@ -340,18 +340,26 @@ def parse_ilids(folder, split):
 # Parsers: lists, and MATLAB files with splits
 
 
+MSMT17 = {"MSMT17_V1": ("train", "test"), "MSMT17_V2": ("mask_train_v2", "mask_test_v2")}  # version -> its folders
+
+
 def parse_msmt17(folder, split):
-    return Splits(*(read_msmt17_list(folder, part) for part in Splits._fields))
+    found = Splits(*(read_msmt17_list(folder, part) for part in Splits._fields))
+    if all((folder / version / "list_query.txt").is_file() for version in MSMT17):
+        print(f"{folder} holds {' and '.join(MSMT17)}: the first is read; move it away to have the other")
+    return found
 
 
 def read_msmt17_list(folder, part):
     """`0000/0000_000_01_0303morning_0015_0.jpg 0` per line: the third field of the name is the camera."""
-    first = (folder / "MSMT17_V1").is_dir()
-    version, *images = ("MSMT17_V1", "train", "test") if first else ("MSMT17_V2", "mask_train_v2", "mask_test_v2")
-    path, prefix = folder / version / f"list_{part}.txt", folder / version / images[part not in ("train", "val")]
+    there = [version for version in MSMT17 if (folder / version).is_dir()]
+    filled = [version for version in there if any((folder / version).iterdir())]  # an empty folder hides no other
+    version = (filled or there or list(MSMT17)[-1:])[0]
+    path = folder / version / f"list_{part}.txt"
+    prefix = folder / version / MSMT17[version][part not in ("train", "val")]
     items = []
     for number, line in read_lines(path):
-        name, _, pid = line.rpartition(" ")
+        name, pid = [*line.rsplit(maxsplit=1), ""][:2]  # one blank or several between them
         fields = name.rpartition("/")[2].split("_")
         if not (len(fields) > 3 and fields[2].isdecimal() and pid.isdecimal()):
             raise ValueError(f"{path}, line {number}: {line!r} is not of the form 0000/0000_000_01_..._0.jpg 0")

@@ -1359,6 +1359,27 @@ def test_list_in_another_encoding_is_named(tmp_path, name, path):
     assert str(error.value).startswith(f"{path}, line {line}: not encoded in UTF-8, save it anew")
 
 
+def test_versions_of_msmt17(tmp_path, capsys):
+    """Both are told; an empty folder of the first does not hide the second; blanks in a list may be two."""
+    BUILDERS["msmt17"](tmp_path)
+    folder = tmp_path / "msmt17"
+    shutil.rmtree(folder / "MSMT17_V2", ignore_errors=True)
+    first = data.read_dataset("msmt17", tmp_path)
+    assert "MSMT17_V1 and MSMT17_V2" not in capsys.readouterr().out
+    for path in (folder / "MSMT17_V1").glob("list_*.txt"):
+        path.write_text(path.read_text().replace(" ", "   "))
+    assert data.read_dataset("msmt17", tmp_path) == first
+    shutil.copytree(folder / "MSMT17_V1", folder / "MSMT17_V2")
+    for old, new in (("train", "mask_train_v2"), ("test", "mask_test_v2")):
+        (folder / "MSMT17_V2" / old).rename(folder / "MSMT17_V2" / new)
+    assert data.read_dataset("msmt17", tmp_path) == first
+    assert "holds MSMT17_V1 and MSMT17_V2: the first is read" in capsys.readouterr().out
+    shutil.rmtree(folder / "MSMT17_V1")
+    (folder / "MSMT17_V1").mkdir()
+    second = data.read_dataset("msmt17", tmp_path)
+    assert [len(part) for part in second] == [len(part) for part in first] and "V2" in second.train[0].paths[0]
+
+
 def own(root, *lines, header="path,pid,camid,tracklet,split"):
     """A user's own list with these lines below its header, and the images a.png to d.png, all different."""
     plant(root / "own", "a.png b.png c.png d.png")
