@@ -898,7 +898,7 @@ def main(argv=None):
     if not argv:
         start_parser().error(f"there is nothing to do; {offer}")
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.7)
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.7)  # crops is no copy
         hint = f"did you mean {near[0]}? Else " if near else ""
         start_parser().error(f"there is no command {argv[0]!r}; {hint}{offer}")
     build, run = COMMANDS.get(argv[0], (start_parser, rank_folder))

@@ -331,13 +331,14 @@ class Features:
     """The features of an Index, read in blocks: features[3:9] is float32 (6, D)."""
 
     def __init__(self, index):
-        self.index, self.shape = index, (len(index.rows), index.dim)
+        self.index, self.ids = index, np.array(index.ids, np.int64)
+        self.shape = len(self.ids), index.dim
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, chosen):
-        ids = np.array(self.index.ids, np.int64)[chosen]
+        ids = self.ids[chosen]
         return self.index.read_features(ids.reshape(-1)).reshape(*ids.shape, self.shape[1])
 
 

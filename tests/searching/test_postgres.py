@@ -161,10 +161,10 @@ def test_nothing_of_a_database_is_needed_for_a_folder(model, tmp_path):
     argv = ["index", str(tmp_path / "1.png"), "--model", str(model), "--index"]
     folder = str(tmp_path / "i")
     code = ("import sys; sys.modules.update(psycopg=None, pgvector=None); import search; "
-            f"search.main([*{argv}, {folder!r}]); search.Searcher({str(model)!r}, {folder!r}); "
+            f"search.main([*{argv}, {folder!r}]); search.Searcher({str(model)!r}, {folder!r}); print(7 * 7); "
             f"search.main([*{argv}, 'postgresql:///?gallery=x'])")
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-    assert "1 rows now" in run.stdout and run.returncode == 1, run.stderr
+    assert "1 rows now" in run.stdout and "\n49\n" in run.stdout and run.returncode == 1, run.stderr
     assert "needs psycopg and pgvector" in run.stderr and "pip install 'psycopg[binary]' pgvector" in run.stderr
 
 
