@@ -214,10 +214,11 @@ ARGUMENTS = {
     "swin_tiny_patch4_window7_224": {"depths": (2, 1, 1, 1)},  # two: with and without a shift of the windows
     "timm/convnext_tiny": {"depths": (1, 1, 1, 1)},
 }
+WIDTHS = ("osnet_x0_75", "osnet_x0_5")  # of osnet_x1_0, whose graph is theirs
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("arch", [arch for arch in models.MODELS if arch not in ("osnet_x0_75", "osnet_x0_5")])  # widths
+@pytest.mark.parametrize("arch", [arch for arch in models.MODELS if arch not in WIDTHS])
 def test_every_network_exports(tmp_path, monkeypatch, arch):
     if arch in ARGUMENTS:
         densenet = lambda *_, **__: torchvision.models.DenseNet(**ARGUMENTS[arch])  # noqa: E731
