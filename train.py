@@ -801,7 +801,6 @@ def execute(args, checkpoint, device):
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         held = lock(Path(args.out, "lock"))
-        tee = Tee(sys.stdout, Path(args.out) / "log.txt")
     except OSError as error:
         raise ValueError(f"--out {args.out} cannot be written: {error}") from error
     if held is None:
@@ -812,6 +811,10 @@ def execute(args, checkpoint, device):
                 f"{args.out} already holds a run: go on with it (--resume {args.out}/last.pth), give another --out, or "
                 "delete it"
             )
+        try:
+            tee = Tee(sys.stdout, Path(args.out) / "log.txt")
+        except OSError as error:
+            raise ValueError(f"--out {args.out} cannot be written: {error}") from error
         with contextlib.redirect_stdout(tee):
             print(f"python train.py {args.command}")
             print(f"not as by default: {changed or 'nothing'} (all settings: {args.out}/log.txt)")
@@ -1143,11 +1146,11 @@ def parse(argv, description=None):
         if args.arch not in (None, checkpoint["arch"]):
             raise ValueError(f"{args.resume} holds {checkpoint['arch']}, not {args.arch}: leave --arch out")
         checkpoint["args"] = {**vars(parser.parse_args([])), **checkpoint["args"]}  # an older run lacks some
-        renamed = {"htri": "triplet"}  # and had another name for a loss
-        checkpoint["args"]["loss"] = {renamed.get(name, name): w for name, w in checkpoint["args"]["loss"].items()}
         if isinstance(checkpoint["args"]["dataset"], str):  # and had one data set
             checkpoint["args"]["dataset"] = [checkpoint["args"]["dataset"]]
         check_settings(args.resume, checkpoint["args"])
+        renamed = {"htri": "triplet"}  # and had another name for a loss
+        checkpoint["args"]["loss"] = {renamed.get(name, name): w for name, w in checkpoint["args"]["loss"].items()}
         parser.set_defaults(**{**checkpoint["args"], "out": str(Path(args.resume).parent)})  # it may have been moved
         args = parser.parse_args(argv)
         args.recipe = checkpoint["args"]["recipe"]

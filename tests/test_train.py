@@ -798,10 +798,9 @@ def test_a_checkpoint_wins_over_pretrained():
         train.prepare_model(args, {}, None, 2, torch.device("cpu"))
 
 
-def test_the_default_folder_does_not_nest(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run_main(capsys, *FLAGS, "--root", "nowhere", "--arch", "timm/convnext_tiny")[0] == 1
-    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["timm-convnext_tiny-synthetic"]
+def test_the_default_folder_does_not_nest():
+    args, _ = train.parse([*FLAGS, "--arch", "timm/convnext_tiny"])
+    assert train.default_folder(args) == "runs/timm-convnext_tiny-synthetic"
 
 
 # Data sets, targets, splits -------------------------------------------------------------------------------------------
