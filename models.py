@@ -1013,8 +1013,6 @@ def check_form(checkpoint, path):
         num_ids, heads = checkpoint["num_ids"], classifier_sizes(checkpoint["model"])
         if num_ids < 1 or heads and num_ids not in heads:
             wrong["num_ids"] = f"{num_ids}" + f", its classifier is for {heads[0]}" * bool(heads)
-        elif len(checkpoint.get("pids", [])) not in (0, num_ids):
-            wrong["pids"] = f"{len(checkpoint['pids'])} persons, num_ids {num_ids}"
         for name in ("options", "args"):
             if not all(isinstance(key, str) for key in checkpoint.get(name, {})):
                 wrong[name] = "names that are no text"
