@@ -1169,7 +1169,7 @@ def load_foreign(model, weights, path, arch, skip, options):
     missing = [name for name in missing if "classifier" not in name and not name.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} tensors that {arch} needs, such as {', '.join(missing[:3])}")
-    lost = lost_layers(unwrap(getattr(model, "frames", model), weights), unused)
+    lost = lost_layers(unwrap(getattr(model, "frames", model), weights), unused) if unused else []
     lost = [layer for layer in lost if not any(f"{layer}.".startswith(f"{name}.") for name in skip)]
     if lost:
         more = {} if options.get("temporal") else options_that_hold(arch, options, weights)

@@ -34,9 +34,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import onnxruntime
-from PIL import Image
+try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{missing}: source .venv/bin/activate (make test makes it), or pip install -r requirements.txt")
 
 from images import camera_name, printable, progress, read_image
 from searching import answers, sources, stores, threshold
