@@ -6,6 +6,8 @@
     python search.py query --model best.onnx --index shop.index --query q.jpg --html ranked.html
     python search.py calibrate --model best.onnx --labelled labelled/          # a threshold, stored in best.onnx
     python search.py verify a.jpg b.jpg --model best.onnx                      # the same person or not
+    python search.py group --index shop.index --html people.html               # who is who, without a label
+    python search.py label people.csv --index shop.index                       # what somebody looked at, put into it
     python search.py copy --from shop.index --to "postgresql://user@host/db?gallery=shop"
 
     from search import Searcher
@@ -44,7 +46,7 @@ except ImportError as missing:
     sys.exit(f"{missing}: source .venv/bin/activate (make test makes it), or pip install -r requirements.txt")
 
 from images import camera_name, printable, progress, read_image
-from searching import answers, sources, stores, threshold
+from searching import answers, groups, review, sources, stores, threshold
 from searching.answers import counted, tell
 from searching.extractor import PROVIDERS, SIZES, Extractor, collect, crop, extract, is_single, stream, to_pixels
 from searching.gallery import (
@@ -414,14 +416,19 @@ def run_query(args):
     for flag in ("csv", "jsonl", "picture", "html"):
         path = getattr(args, flag)
         if path and path != "-":
-            writable_folder(Path(path).parent, f"--{flag} {path}")
-            if os.path.isdir(path):
-                raise ValueError(f"--{flag} {path}: this is a folder; name a file")
+            check_output(path, f"--{flag} {path}")
     if args.picture and Path(args.picture).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--picture {args.picture}: Pillow writes no such files; let the name end in .jpg or .png")
     console = sys.stdout
     with contextlib.redirect_stdout(sys.stderr) if "-" in (args.csv, args.jsonl) else contextlib.nullcontext():
         return answer(args, console)
+
+
+def check_output(path, given):
+    """That a file can be written there, found out before the work."""
+    writable_folder(Path(path).parent, given)
+    if os.path.isdir(path):
+        raise ValueError(f"{given}: this is a folder; name a file")
 
 
 def answer(args, console):
@@ -488,7 +495,7 @@ def tell_rank1(ranked, rows, leave_out, chosen, protocol):
     first; by what rule. Nothing where no person is known."""
     places, answerable = {}, 0  # person -> numbers of the rows
     for number in range(len(rows)) if chosen is None else chosen:
-        places.setdefault(rows[number].pid, []).append(number)
+        places.setdefault(None if sources.is_proposed(rows[number].pid) else rows[number].pid, []).append(number)
     for number, query in enumerate(ranked.queries):
         if answers.is_match(query.pid, query.pid, ranked.nobody) and query.pid in places:
             same = np.array(places[query.pid])
@@ -578,14 +585,33 @@ def run_verify(args):
     return SAME if verdict.same else OTHER
 
 
+def labelled_rows(args, extractor):
+    """(features (N, D) of an index, or None where images are still to be embedded; rows; [(path, reason)] of files that
+    are not there)."""
+    if not any(map(stores.is_index, args.labelled)):
+        return None, *sources.find_rows(args.labelled, args.labels or "market1501", args.video,
+                                        strict=bool(args.labels))  # fmt: skip
+    if len(args.labelled) > 1:
+        raise ValueError(f"--labelled {' '.join(args.labelled)}: an index stands alone")
+    with stores.read_index(args.labelled[0]) as index:
+        check_same_model(index.about, describe(extractor), args.labelled[0])
+        return index.features[:], list(index.rows), []
+
+
 def run_calibrate(args):
     extractor = open_extractor(args)
     if not os.access(os.path.dirname(os.path.realpath(args.model)), os.W_OK):
         raise ValueError(f"{args.model}: the threshold is stored in this file, and its folder cannot be written to")
     threshold.import_onnx(args.model)  # now, rather than after the work
-    rows, missing = sources.find_rows(args.labelled, args.labels or "market1501", args.video, strict=bool(args.labels))
+    features, rows, missing = labelled_rows(args, extractor)
+    proposed = sum(sources.is_proposed(row.pid) for row in rows)
+    if proposed and not args.reviewed:
+        raise ValueError(f"{args.labelled[0]}: the persons of {counted(proposed, 'row', 'rows')} are proposals of "
+                         "search.py group. Look at them (group --html, then label), or give --reviewed")
+    rows = [row._replace(pid=-row.pid) if sources.is_proposed(row.pid) else row for row in rows]
     strangers = [row.path for row in rows if row.pid is None]
-    rows = [row for row in rows if row.pid is not None]
+    known = [number for number, row in enumerate(rows) if row.pid is not None]
+    rows = [rows[number] for number in known]
     if not rows:
         first = f"; the first is {os.path.basename(strangers[0])}" if strangers else ""
         raise ValueError(f"{args.labelled[0]}: no image has a label{first}. It takes names as 0002_c1s1_000451_03.jpg "
@@ -594,7 +620,11 @@ def run_calibrate(args):
         tell(f"note: {counted(len(strangers), 'image', 'images')} of unknown persons left out, such as {strangers[0]}")
     nobody = sources.has_nobody(args.labels or "none")  # names may be read as those of Market-1501 without being so
     tell_nobody(args.labels or "none", rows)
-    features, rows, _, problems = embed(extractor, rows, "calibrate")
+    problems = []
+    if features is None:
+        features, rows, _, problems = embed(extractor, rows, "calibrate")
+    else:
+        features = features[known]
     point = threshold.calibrate(features, [row.pid for row in rows], [row.camid for row in rows], args.fmr,
                                 nobody=nobody)  # fmt: skip
     equal, persons = point.pop("eer"), len({row.pid for row in rows} - ({sources.NOBODY} if nobody else set()))
@@ -607,6 +637,82 @@ def run_calibrate(args):
          f"false non-match rate {point['fnmr']:.3g}; stored in {args.model}")
     answers.print_unreadable(missing + problems)
     return 0
+
+
+def run_group(args):
+    groups.import_sparse()  # now, rather than after the work
+    for flag in ("csv", "html"):
+        if path := getattr(args, flag):
+            check_output(path, f"--{flag} {path}")
+    if args.index:
+        with stores.read_index(args.index) as index:
+            features, rows, unreadable = index.features[:], list(index.rows), []
+    else:
+        extractor = open_extractor(args)
+        rows, missing = sources.find_rows(args.sources, args.labels, args.video)
+        features, rows, _, problems = embed(extractor, rows, "group")
+        unreadable = missing + problems
+    keep = [number for number, row in enumerate(rows) if row.pid != sources.JUNK]
+    if not keep:
+        answers.print_unreadable(unreadable)
+        raise ValueError("there is nothing to group: no readable image that is not junk")
+    features, rows = features[keep], [rows[number] for number in keep]
+    tell_nobody(args.labels, rows)
+    start = time.perf_counter()
+    found = groups.group(features, rows, sources.has_nobody(args.labels))
+    seconds = time.perf_counter() - start
+    numbers = review.number_people(found, rows)
+    alone, sure = numbers.count(None), (found.confidence >= groups.SURE).mean()
+    tell(f"{counted(len(set(numbers) - {None}), 'person', 'persons')} in {counted(len(rows), 'row', 'rows')}, of which "
+         f"{alone:,} {'stands' if alone == 1 else 'stand'} alone; {seconds:.1f} s")
+    tell(f"sure (confidence {groups.SURE} or more) of {sure:.0%} of the rows; cut at a similarity of {found.cut:.2f}")
+    for note in found.notes:
+        tell(f"note: {note}")
+    if args.csv:
+        review.write_people(args.csv, rows, numbers, found.confidence)
+        tell(f"{args.csv}: a line per row; what somebody looked at, search.py label puts into an index")
+    if args.html:
+        left = review.write_page(args.html, rows, numbers, found, f"Who is who in {args.index or args.sources[0]}")
+        tell(f"{args.html}: open it in a browser; it asks of the pairs most in doubt, and gives people.csv back"
+             + f". It holds {review.CROPS:,} crops, the {left:,} surest are left out" * bool(left))
+    if args.into:
+        persons = {row.path: number for row, number in zip(rows, numbers, strict=True)}
+        store_persons(args.into, persons, set())
+    answers.print_unreadable(unreadable)
+    return 0
+
+
+def run_label(args):
+    persons, reviewed = review.read_people(args.people)
+    store_persons(args.index, persons, set(persons) if args.reviewed else reviewed)
+    return 0
+
+
+def store_persons(place, persons, reviewed):
+    """Puts persons {path: number or None} into the rows of an index: what was reviewed as known, the rest as
+    proposals, which change no person that is known."""
+    with stores.read_index(place) as there:
+        about = there.about
+    with stores.open_index(place, about) as index:
+        known, proposed, found = 0, 0, set()
+        for number, row in enumerate(index.rows):
+            if row.path not in persons:
+                continue
+            person, pid = persons[row.path], row.pid
+            found.add(row.path)
+            if row.path in reviewed:
+                pid, known = person, known + 1
+            elif not sources.is_known(row.pid) and row.pid != sources.JUNK:
+                pid = None if person is None else -person
+                proposed += person is not None
+            index.rows[number] = row._replace(pid=pid)
+        if not found:
+            raise ValueError(f"{place}: none of the {len(persons):,} images that are listed is in it")
+        index.keep(range(len(index.rows)))
+    tell(f"{place}: {counted(known, 'row', 'rows')} as reviewed, {counted(proposed, 'row', 'rows')} as proposed, which "
+         "no check takes for known")
+    if missing := len(set(persons) - found):
+        tell(f"note: {counted(missing, 'listed image is', 'listed images are')} not in it")
 
 
 def rank_folder(args):
@@ -732,7 +838,8 @@ def add_source_flags(parser, labels="none", more=""):
 def start_parser():
     parser = Parser(
         prog="search.py", description="Rank a gallery of person crops for each query with an exported model.",
-        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate,copy} --help. "
+        epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate,group,"
+        "label,copy} --help. "
         f"Pixels are read as in training: the whole image, no EXIF rotation. Crop people before you search. {LINKS}",
     )  # fmt: skip
     add_model_flags(parser)
@@ -826,6 +933,42 @@ def query_parser():
     return parser
 
 
+def group_parser():
+    parser = Parser(
+        prog="search.py group", description="Tell who is who without a label: rows of an index, or images, become "
+        "people. Cameras, tracklets and times help where they are known; persons that are known stay as they are.",
+        epilog=f"A proposal is no truth until somebody has looked at it: open the page of --html. {LINKS}",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="instead of --index: what search.py index takes; needs --model")
+    add("--index", metavar="FOLDER", type=place_flag, help=f"what search.py index made; or {stores.FORM}")
+    add_model_flags(parser, required=False)
+    add_source_flags(parser)
+    out = parser.add_argument_group("what is written")
+    out.add_argument("--csv", metavar="FILE", help="a line per row: path, person (empty where it stands alone), "
+                     "confidence, reviewed")  # fmt: skip
+    out.add_argument("--html", metavar="FILE", help="one page to look at the people and to correct them, the most "
+                     f"doubtful first; up to {review.CROPS:,} crops")  # fmt: skip
+    out.add_argument("--into", metavar="FOLDER", type=place_flag, help="an index whose rows get the persons, as "
+                     "proposals, which no check takes for known")  # fmt: skip
+    return parser
+
+
+def label_parser():
+    parser = Parser(
+        prog="search.py label", description="Put persons into the rows of an index, from a list as search.py group or "
+        "its page write it: lines with reviewed 1 as known, the others as proposals. A list without that column is "
+        "taken as reviewed.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("people", metavar="PEOPLE.CSV", help="with the columns path and person: a number, -1 for what is no person, "
+        "empty for unknown")
+    add("--index", required=True, metavar="FOLDER", type=place_flag, help=f"what search.py index made; or "
+        f"{stores.FORM}")
+    add("--reviewed", action="store_true", help="take all lines as reviewed: somebody has looked at them")
+    return parser
+
+
 def time_flag(text):
     try:
         return sources.parse_time(text)
@@ -854,8 +997,10 @@ def calibrate_parser():
         f"was is printed, and stored with the threshold. {LINKS}",
     )  # fmt: skip
     add = parser.add_argument
-    add("--labelled", required=True, nargs="+", metavar="SOURCE", help="folder whose names tell person and camera, or "
-        "a .csv file with the columns path, pid and, where known, camid")
+    add("--labelled", required=True, nargs="+", metavar="SOURCE", type=place_flag, help="folder whose names tell "
+        "person and camera, a .csv file with the columns path, pid and, where known, camid, or an index")
+    add("--reviewed", action="store_true", help="take the persons that group proposed in an index for known: somebody "
+        "has looked at them")
     add_model_flags(parser)
     add_source_flags(parser, labels=None)
     add("--fmr", type=float, default=0.001, help="the false match rate wanted: the share of pairs of two persons that "
@@ -886,6 +1031,10 @@ def parse(parser, argv):
         parser.error("give --query or --query-index, one of them")
     if parser.prog.endswith("query") and [args.csv, args.jsonl].count("-") > 1:
         parser.error("--csv - and --jsonl -: one of them may go to the console")
+    if parser.prog.endswith("group") and bool(args.sources) == bool(args.index):
+        parser.error("give sources or --index, one of them")
+    if parser.prog.endswith("group") and args.sources and not args.model:
+        parser.error("--model is required where something is to be embedded")
     if parser.prog.endswith("calibrate") and not 0 < args.fmr < 1:
         parser.error(f"--fmr {args.fmr}: a rate lies between 0 and 1, 0.001 is one in a thousand")
     return args
@@ -893,6 +1042,7 @@ def parse(parser, argv):
 
 COMMANDS = {"index": (index_parser, run_index), "query": (query_parser, run_query),
             "verify": (verify_parser, run_verify), "calibrate": (calibrate_parser, run_calibrate),
+            "group": (group_parser, run_group), "label": (label_parser, run_label),
             "copy": (copy_parser, run_copy)}  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from images import printable, read_image
 from pictures import FRAMES, INK, MAT, QUERY, TILE, fit, ranked_grid
 from searching.gallery import to_cell
-from searching.sources import JUNK, NOBODY
+from searching.sources import is_known, is_proposed
 
 DETAILS = ("pid", "camid", "time", "tracklet")  # of a gallery row, in the files
 VERDICTS = {True: "right", False: "wrong", None: "unknown"}
@@ -57,8 +57,9 @@ class Answers:
 
 
 def is_match(query_pid, gallery_pid, nobody=False):
-    """None where it cannot be known: an image without a label, or a query that is junk or, with nobody, person 0."""
-    if query_pid is None or gallery_pid is None or query_pid == JUNK or (nobody and query_pid == NOBODY):
+    """None where it cannot be known: an image without a label or with one that was only proposed, or a query that is
+    junk or, with nobody, person 0."""
+    if not is_known(query_pid, nobody) or gallery_pid is None or is_proposed(gallery_pid):
         return None
     return query_pid == gallery_pid
 

@@ -63,6 +63,16 @@ def has_nobody(labels):
     return LABELS[labels] is not None
 
 
+def is_known(pid, nobody=False):
+    """Whether a pid tells a person: junk does not, nor what search.py group proposed and nobody looked at (below -1,
+    see review.py), nor with nobody person 0."""
+    return pid is not None and pid >= (1 if nobody else 0)
+
+
+def is_proposed(pid):
+    return pid is not None and pid < JUNK
+
+
 def read_name(name, labels):
     """What a file name tells: {"pid": int, "camid": text, "time": float or None, "tracklet": text}, or {}."""
     match = LABELS[labels] and re.match(LABELS[labels], name)
@@ -357,7 +367,7 @@ def same_person_and_camera(query_rows, rows, nobody=False):
     """Equal where person and camera are. Junk, unlabelled images, those of unknown cameras, and with nobody those of
     person 0 (see has_nobody) are like nothing else."""
     def is_known(row):
-        return row.camid and row.pid not in (None, JUNK) and not (nobody and row.pid == NOBODY)
+        return row.camid and is_known(row.pid, nobody)
 
     numbers = {}
     return [np.array([numbers.setdefault((row.pid, row.camid), len(numbers)) if is_known(row) else nothing

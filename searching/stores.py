@@ -9,6 +9,7 @@ may stand behind the question mark), and names the gallery. Its text, once it is
 that whatever prints it prints none.
 """
 
+import os
 import re
 from urllib.parse import unquote
 
@@ -22,6 +23,10 @@ BLOCK = 8192  # rows that are copied at a time, in one transaction
 
 def is_address(place):
     return isinstance(place, str) and place.startswith(SCHEMES)
+
+
+def is_index(place):
+    return is_address(place) or os.path.isfile(os.path.join(place, "index.json"))
 
 
 def without_passwords(text):
