@@ -18,8 +18,9 @@ import models
 import train
 from tools import study
 
-TINY = ["--dataset", "synthetic", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--holdout", "2"]
-RUN = "global-alone-0"  # half the network
+TINY = ["--dataset", "synthetic", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "8", "--holdout", "2",
+        "--arch", "osnet_x0_25", "--options", "input_size=64,32"]  # fmt: skip
+RUN = "global-alone-0"
 
 
 def run(root, out, *names, more=TINY, flags=()):
