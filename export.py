@@ -238,9 +238,10 @@ def build_torchscript(traced):
 
 
 @quiet()
-def pack_torchscript(program, metadata):
+def pack_by_torch(save, extra_files, program, metadata):
+    """The bytes of an archive by torch's function `save`, whose argument of that name takes further files."""
     buffer = io.BytesIO()  # torch ends the process where it cannot write to a disk that is full
-    torch.jit.save(program, buffer, _extra_files={"reid.json": json.dumps(metadata)})
+    save(program, buffer, **{extra_files: {"reid.json": json.dumps(metadata)}})
     return buffer.getvalue()
 
 
@@ -258,13 +259,6 @@ def build_pt2(traced):
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(key, None)  # paths of the machine that exported
     return program
-
-
-@quiet()
-def pack_pt2(program, metadata):
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={"reid.json": json.dumps(metadata)})
-    return buffer.getvalue()
 
 
 @quiet()
@@ -319,8 +313,11 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format(".onnx", build_onnx, pack_onnx, load_onnx),
-    "torchscript": Format(".torchscript.pt", build_torchscript, pack_torchscript, load_torchscript),
-    "pt2": Format(".pt2", build_pt2, pack_pt2, load_pt2),
+    "torchscript": Format(
+        ".torchscript.pt", build_torchscript, functools.partial(pack_by_torch, torch.jit.save, "_extra_files"),
+        load_torchscript,
+    ),
+    "pt2": Format(".pt2", build_pt2, functools.partial(pack_by_torch, torch.export.save, "extra_files"), load_pt2),
 }
 DEFAULT = ("onnx", "torchscript")
 

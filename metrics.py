@@ -119,27 +119,10 @@ def check_matrix(matrix, what):
 
 
 class Features(NamedTuple):
-    """Checked feature matrices (n_i, D), read as if they stood one below the other, and the |x|^2 (N,) of all rows."""
+    """A checked feature matrix (N, D), and the |x|^2 (N,) of its rows."""
 
-    parts: tuple
+    matrix: torch.Tensor
     squares: torch.Tensor
-
-
-def take(parts, index, device, dtype):
-    """The rows `index` (n,), a tensor or a slice, of matrices that stand one below the other: (n, D) on `device`."""
-    pieces, places, first = [], [], 0
-    for part in parts:
-        if isinstance(index, slice):
-            inside = slice(max(0, index.start - first), max(0, index.stop - first))
-        else:
-            places.append(((index >= first) & (index < first + len(part))).nonzero()[:, 0])
-            inside = (index[places[-1]] - first).to(part.device)
-        pieces.append(part[inside].to(device, dtype))
-        first += len(part)
-    pieces = [piece for piece in pieces if len(piece)]
-    if len(pieces) == 1:  # not copied
-        return pieces[0]
-    return torch.cat(pieces)[torch.cat(places).argsort()] if places else torch.cat(pieces)
 
 
 def check_ids(ids, size, device, gallery="gallery_"):
@@ -201,7 +184,8 @@ class Comparison:
 
     def load(self, features, index, least=0):
         """Rows (n, D) of features, and rows of zeros behind them where there are less than `least`."""
-        rows = take(features.parts, index, self.device, self.dtype)
+        index = index if isinstance(index, slice) else index.to(features.matrix.device)
+        rows = features.matrix[index].to(self.device, self.dtype)
         return F.pad(rows, (0, 0, 0, least - len(rows))) if len(rows) < least else rows
 
     def keys(self, rows):
@@ -253,10 +237,10 @@ def compare(query_features, gallery_features, distance, block=None):
     sides = []
     for features, what in ((query_features, "query features"), (gallery_features, "gallery features")):
         matrix = as_matrix(features, what)
-        sides.append(Features((matrix,), check_matrix(matrix, what)))
+        sides.append(Features(matrix, check_matrix(matrix, what)))
         if not (4 * sides[-1].squares).isfinite().all():  # the largest number that distances are made of
             raise ValueError(f"{what}: squared lengths overflow {sides[-1].squares.dtype}: scale the features down")
-    queries, gallery = (side.parts[0] for side in sides)
+    queries, gallery = (side.matrix for side in sides)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features have {queries.shape[1]} columns, gallery features {gallery.shape[1]}")
     return Comparison(*sides, queries.device if queries.is_cuda else gallery.device, distance, block)
@@ -769,11 +753,10 @@ def expanded_sets(nearest, half):
 
 def pair_distances(comparison, first, second):
     """Distances (P,) of given pairs of rows, of what is compared with itself."""
-    dots, part = torch.empty(len(first), dtype=comparison.dtype, device=comparison.device), comparison.queries.parts[0]
-    size = max(1, 2**18 // part.shape[1])  # rows of both that stay in a CPU's cache
-    for pairs in (second >= len(part)).sort(stable=True).indices.split(size):  # those of one part together
-        one, other = (comparison.load(comparison.queries, side[pairs]) for side in (first, second))
-        dots[pairs] = (one * other).sum(1)
+    features = comparison.queries.matrix
+    size = max(1, 2**18 // features.shape[1])  # rows of both that stay in a CPU's cache
+    pairs = zip(first.split(size), second.split(size), strict=True)
+    dots = torch.cat([(features[one] * features[other]).sum(1) for one, other in pairs])
     return comparison.to_distance(comparison.to_keys(dots, second), first)
 
 
@@ -815,17 +798,17 @@ def rerank(query_features, gallery_features, *, k1=20, k2=6, lambda_value=0.3, d
     """Distances (Q, G) after k-reciprocal re-ranking (Zhong et al., CVPR 2017), for evaluate_distances.
 
     N = Q + G items are compared with each other; each keeps a list of k1 neighbours and a sparse row of weights, so the
-    memory beyond the matrix that is returned is O(N k). lambda_value: the share of the original distance, which is
-    divided by the largest of the query. As the authors' code has it, the item itself is the first of its k1 + 1
-    neighbours, and the weights (Eq. 7) take the divided distances.
+    memory beyond the matrix that is returned is O(N k) and one copy of the features. lambda_value: the share of the
+    original distance, which is divided by the largest of the query. As the authors' code has it, the item itself is the
+    first of its k1 + 1 neighbours, and the weights (Eq. 7) take the divided distances.
     """
     check_whole(k1, 1, "k1")
     check_whole(k2, 1, "k2")
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value must lie in 0..1, not {lambda_value}")
     sides = compare(query_features, gallery_features, distance, block)
-    squares = torch.cat([sides.query_squares, sides.gallery_squares])
-    both = Features(sides.queries.parts + sides.gallery.parts, squares)
+    matrix = torch.cat([side.matrix.to(sides.device, sides.dtype) for side in (sides.queries, sides.gallery)])
+    both = Features(matrix, torch.cat([sides.query_squares, sides.gallery_squares]))
     comparison = Comparison(both, both, sides.device, distance, block)
     with exact_products(sides.device):
         result = torch.empty(sides.size, dtype=sides.dtype, device=sides.device)

@@ -630,11 +630,11 @@ def no_download(arch, url, error, remedy):
     )
 
 
-def on_meta(network, input_size):
-    """What the network gives for one image, with shapes alone: no content, no arithmetic."""
+def on_meta(network, input_size, count=1):
+    """What the network gives for so many images, with shapes alone: no content, no arithmetic; it stays as it is."""
     state = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
     with torch.no_grad():
-        return torch.func.functional_call(network.eval(), state, (torch.empty(1, 3, *input_size, device="meta"),))
+        return torch.func.functional_call(network, state, (torch.empty(count, 3, *input_size, device="meta"),))
 
 
 def create_checked(create, arch, input_size):
@@ -644,7 +644,7 @@ def create_checked(create, arch, input_size):
     if first.stride == first.kernel_size:  # patches: libraries cut off silently what is left over at the edge
         if input_size[0] % first.stride[0] or input_size[1] % first.stride[0]:
             raise ValueError(f"height and width must be multiples of {first.stride[0]}")
-    return network, statistics, on_meta(network, input_size).shape
+    return network, statistics, on_meta(network.eval(), input_size).shape
 
 
 def sizes_near(create, arch, input_size):
@@ -1190,7 +1190,7 @@ def load_foreign(model, weights, path, arch, skip, options):
 def count_macs(model):
     """(in convolutions and linear layers, in products of activations: attention, HA-CNN's crops) for one image."""
     with FlopCounterMode(display=False) as counter:
-        on_meta(model, model.input_size)
+        on_meta(model.eval(), model.input_size)
     flops = counter.get_flop_counts()["Global"]  # torch counts two FLOPs per multiply-accumulate
     layers = sum(count for op, count in flops.items() if op.__name__ in ("convolution", "addmm", "mm"))
     return layers // 2, (sum(flops.values()) - layers) // 2

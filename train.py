@@ -390,10 +390,7 @@ def sets_of(args, split=0):
 
 
 def testing_of(args):
-    """How the flags say that is tested."""
-    return evaluate.Testing(
-        args.distance, args.flip, args.rerank, args.test_batch_size, args.seq_len, args.test_sample
-    )  # fmt: skip
+    return evaluate.Testing(args.distance, args.flip, args.rerank, args.test_batch_size, args.seq_len, args.test_sample)
 
 
 def schedule_of(args):
@@ -429,14 +426,6 @@ def check_devices(args, device):
     if args.compile and cards > 1:
         raise ValueError("--compile does not go with nn.DataParallel: use torchrun, or one GPU, --device cuda:0")
     return cards
-
-
-def choose_best(args, tests):
-    """(score, name of the target) by which best.pth is chosen; ValueError where --best names another target."""
-    metric, target = args.best
-    if target is not None and target not in tests:
-        raise ValueError(f"--best {metric}:{target}: tested is on {', '.join(tests) or 'nothing'}, name one of these")
-    return metric, target or next(iter(tests), None)
 
 
 def choose_options(args, items, tests, checkpoint):
@@ -581,7 +570,10 @@ def prepare_run(args, checkpoint, device):
     cards, processes = check_devices(args, device), distributed.world_size()
     with distributed.first_on_machine():
         items, sources, tests = load_sets(args)
-    best, pids = choose_best(args, tests), data.relabel(items)[1]
+    (metric, target), pids = args.best, data.relabel(items)[1]
+    if target is not None and target not in tests:
+        raise ValueError(f"--best {metric}:{target}: tested is on {', '.join(tests) or 'nothing'}, name one of these")
+    best = metric, target or next(iter(tests), None)
     if checkpoint is not None and checkpoint["pids"] != pids:
         raise ValueError(
             f"{args.resume} was trained on {len(checkpoint['pids'])} persons, the {len(pids)} of "

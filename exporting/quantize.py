@@ -25,11 +25,12 @@ import functools
 import io
 import logging
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantType, create_calibrator
+from onnxruntime.quantization import QuantType, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from images import progress
@@ -82,23 +83,13 @@ def nodes_with(model, layers):
     return names
 
 
-class Feed(CalibrationDataReader):
-    """What onnxruntime's calibration reads: one dictionary of inputs after the other."""
-
-    def __init__(self, batches):
-        self.rest = iter(batches)
-
-    def get_next(self):
-        return next(self.rest, None)
-
-
 def find_ranges(model, batches):
     """Least and largest value of each tensor over the batches (dictionaries of inputs by name)."""
     with tempfile.TemporaryDirectory(prefix="reid-") as folder:
         plain, augmented = (str(Path(folder, name)) for name in ("model.onnx", "augmented.onnx"))
         onnx.save(model, plain)
         calibrator = create_calibrator(plain, [*LAYERS, *PASSING], augmented)
-        calibrator.collect_data(Feed(batches))
+        calibrator.collect_data(types.SimpleNamespace(get_next=functools.partial(next, iter(batches), None)))
         return calibrator.compute_data()
 
 

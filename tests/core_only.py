@@ -1,7 +1,11 @@
-"""Runs a script where only the core packages can be imported: python core_only.py SCRIPT ARGUMENTS."""
+"""Runs scripts where only the core packages can be imported: python core_only.py SCRIPT ARGUMENTS then SCRIPT ...
+
+One after the other in one process, which takes seconds to begin; the first that fails ends it.
+"""
 
 import importlib.machinery
 import importlib.metadata
+import itertools
 import re
 import runpy
 import sys
@@ -44,6 +48,11 @@ class CoreFinder:
 
 if __name__ == "__main__":
     sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = CoreFinder()
-    sys.argv = sys.argv[1:]
     sys.path[0] = "."
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    commands = [list(words) for then, words in itertools.groupby(sys.argv[1:], "then".__eq__) if not then]
+    for sys.argv in commands:
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            if stop.code:
+                raise

@@ -22,14 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import onnxruntime
 import torch
 
 import data
 import export
 import images
-import metrics
 import models
 import search
 from exporting import gate
@@ -87,32 +85,8 @@ class Job(NamedTuple):
 # Stages. Each prints what it found, and gives an exit code, or raises
 
 
-def check_agreement(job):
-    """metrics of the device beside those of the CPU, on whole numbers, whose distances are exact on both."""
-    rng = np.random.default_rng(0)
-    queries, gallery = (torch.from_numpy(rng.integers(-8, 9, (n, 64)).astype(np.float32)) for n in (500, 4000))
-    ids = [torch.from_numpy(rng.integers(high, size=n)) for high in (100, 6) for n in (500, 4000)]
-    near = [side.to(job.device) for side in (queries, gallery)]
-    for protocol in metrics.PROTOCOLS:
-        here, there = (
-            metrics.evaluate(*sides, *ids, distance="euclidean", protocol=protocol)
-            for sides in ((queries, gallery), near)
-        )
-        gap = (torch.as_tensor(here["cmc"]).cpu() - torch.as_tensor(there["cmc"]).cpu()).abs().max().item()
-        gap = max(gap, abs(here["mAP"] - there["mAP"]), abs(here["mINP"] - there["mINP"]))
-        print(f"metrics.evaluate, {protocol}: differs from the CPU by {gap:.1e}", flush=True)
-        if not gap < 1e-9:
-            raise ValueError(f"metrics.evaluate, {protocol}, differs from the CPU by {gap:.1e}")
-    here, there = (metrics.rerank(*sides, distance="euclidean").cpu() for sides in ((queries, gallery), near))
-    gap = (here - there).abs().max().item()
-    print(f"metrics.rerank: distances differ from the CPU by {gap:.1e}", flush=True)
-    if not gap < 1e-5:
-        raise ValueError(f"metrics.rerank differs from the CPU by {gap:.1e}")
-
-
 def check_correctness(job):
-    """metrics, one epoch of train.py alone (nn.DataParallel where there are two cards) and by torchrun, GPU tests."""
-    check_agreement(job)
+    """An epoch of train.py alone (nn.DataParallel where there are two cards) and by torchrun, and the GPU tests."""
     training.measure_devices(job.device, job.lengths.arch)
     if job.on_gpu:
         files = ["tests/test_metrics.py", "tests/test_search.py", "tests/searching/test_extractor.py"]

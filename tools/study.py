@@ -15,15 +15,13 @@ To try all of it where there is no GPU, a small synthetic set stands for Market-
     python -m tools.synthetic --root toy --name market1501 --train-ids 24 --test-ids 20 --distractors 10 --junk 5
     python -m tools.synthetic --root toy --train-ids 20 --test-ids 20 --distractors 10 --junk 5
     tiny="--epochs 1 --warmup-epochs 0 --batch-size 16"
-    python -m tools.study small decayed longer choose --root toy --out toy/study -- $tiny --holdout 8
+    python -m tools.study choose --root toy --out toy/study -- $tiny --holdout 8
     python -m tools.study best reference paper fast use cross --root toy --out toy/study -- $tiny
 """
 
 import argparse
 import json
 import math
-import os
-import random
 import shlex
 import signal
 import subprocess
@@ -38,7 +36,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import data
 import images
 import models
 import pictures
@@ -63,42 +60,7 @@ def fast(epochs):
     return Experiment("fast", f"--recipe best --batch-size 256 --lr 0.006 --weight-decay 0.4 --epochs {epochs}")
 
 
-def small(flags="", seeds=(0,), group="small", epochs=10):
-    # a flag given twice: the last wins
-    short = f"--root {{out}}/small --holdout 151 --epochs {epochs} --warmup-epochs 2 --batch-size 32 --lr 0.002"
-    return Experiment(group, f"{short} --weight-decay 0.01 {flags}".strip(), seeds)
-
-
 EXPERIMENTS = {
-    # what a CPU can tell in ten minutes a run: 100 persons to train on, 151 others to test on
-    "small-base": small("", (0, 1)),
-    "small-sgd": small("--optim sgd --lr 0.03 --weight-decay 0.0005"),
-    "small-decay-0.1": small("--weight-decay 0.1"),
-    "small-decay-0.5": small("--weight-decay 0.5"),
-    "small-decay-1": small("--weight-decay 1"),
-    "small-decay-2": small("--weight-decay 2"),
-    "small-decay-4": small("--weight-decay 4"),
-    "small-erase": small("--augment flip translate erase"),
-    "small-bnneck": small("--options bnneck=True"),
-    "small-triplet": small("--options bnneck=True --loss xent triplet"),
-    "small-separate-norms": small("--options joint_norm=False"),
-    "small-align-corners": small("--options align_corners=True"),
-    # with a decay of 1
-    "small-1-half-rate": small("--lr 0.001 --weight-decay 2", group="decayed"),
-    "small-1-double-rate": small("--lr 0.004 --weight-decay 0.5", group="decayed"),
-    "small-1-sgd": small("--optim sgd --lr 0.03 --weight-decay 0.0067", group="decayed"),
-    "small-1-jitter": small("--weight-decay 1 --augment flip translate jitter", group="decayed"),
-    "small-1-no-smoothing": small("--weight-decay 1 --label-smooth 0", group="decayed"),
-    "small-1-average": small("--weight-decay 1 --ema 0.99", group="decayed"),
-    "small-1-cosface": small("--weight-decay 1 --loss cosface", group="decayed"),
-    "small-1-circle": small("--weight-decay 1 --options bnneck=True --loss xent circle:0.02", group="decayed"),
-    # and for as long as the persons take to be learned by heart
-    "small-30": small(group="longer", epochs=30),
-    "small-30-decay-1": small("--weight-decay 1", group="longer", epochs=30),
-    "small-30-decay-2": small("--weight-decay 2", group="longer", epochs=30),
-    "small-30-decay-4": small("--weight-decay 4", group="longer", epochs=30),
-    "small-30-erase": small("--augment flip translate erase", group="longer", epochs=30),
-    "small-30-erase-decay-1": small("--augment flip translate erase --weight-decay 1", group="longer", epochs=30),
     # what each part of the recipe is worth, and what else was tried, on persons held out of train
     "held-best": held_out(),
     "decay-0.01": held_out("--weight-decay 0.01"),
@@ -121,18 +83,8 @@ EXPERIMENTS = {
     "align-corners": held_out("--options align_corners=True"),
     "global-alone": held_out("--options learn_region=False"),
     # on the test persons
-    "an-hour": Experiment(
-        "cpu", "--recipe best --epochs 8 --warmup-epochs 2 --batch-size 32 --lr 0.002 --weight-decay 0.2 "
-        "--augment flip translate"
-    ),
     "two-hours": Experiment(
         "cpu", "--recipe best --epochs 20 --warmup-epochs 2 --batch-size 32 --lr 0.002 --weight-decay 0.2"
-    ),
-    "two-hours-mirrored": Experiment("cpu", "--evaluate --weights {out}/two-hours-0/best.pth --flip --rerank"),
-    "two-hours-to-synthetic": Experiment("cpu", "--evaluate --weights {out}/two-hours-0/best.pth --dataset synthetic"),
-    "demo-to-market": Experiment(
-        "cpu", "--dataset synthetic --epochs 4 --batch-size 32 --lr 0.002 --weight-decay 0.01 "
-        "--target market1501 synthetic"
     ),
     "best": Experiment("best", "--recipe best", (0, 1, 2)),
     "reference": Experiment("reference", "--recipe reference"),
@@ -177,27 +129,6 @@ def commands(names, root, more):
         flags = ["--dataset", "market1501", "--root", root, *EXPERIMENTS[name].flags.split(), "--seed", str(seed)]
         runs[f"{name}-{seed}"] = [*flags, *more]
     return runs
-
-
-def link_some_persons(root, out, count=251):
-    """out/small/market1501: Market-1501 with so many of its training persons, as links to the files below root."""
-    (train, *_), target = data.read_dataset("market1501", root), out / "small" / "market1501"
-    folder = Path(train[0].paths[0]).resolve().parent.parent
-    if target.is_dir():
-        if (target / "query").resolve() != folder / "query":
-            raise ValueError(f"{target} links to another --root, {(target / 'query').resolve().parent}: delete it")
-        return
-    persons = sorted({item.pid for item in train})
-    kept = set(random.Random(1).sample(persons, min(count, len(persons))))
-    unfinished = target.with_name(f"unfinished-{os.getpid()}")
-    (unfinished / "bounding_box_train").mkdir(parents=True)
-    for item in train:
-        if item.pid in kept:
-            file = Path(item.paths[0]).resolve()
-            (unfinished / "bounding_box_train" / file.name).symlink_to(file)
-    for part in ("query", "bounding_box_test"):
-        (unfinished / part).symlink_to(folder / part)
-    unfinished.rename(target)
 
 
 def read_status(folder):
@@ -422,8 +353,6 @@ def main(argv=None):
             return 0
         runs = commands(args.names, args.root, more)
         check_flags(runs, args.out)
-        if any("{out}/small" in flags for flags in runs.values()):
-            link_some_persons(args.root, args.out)
         mode = {"auto": "reduce-overhead" if device.type == "cuda" else "off"}.get(args.compile, args.compile)
         speed = [] if mode == "off" else ["--compile", mode]
         study = Study(args.out, time.monotonic() + 60 * args.minutes, device, speed)

@@ -99,7 +99,9 @@ def load_set(name, sets, *, train=True, evaluate=True, combine=False):
     roles = [[(item.pid, len(item.paths)) for item in items] for items in used]  # equal files of whom, in which split
     state = fingerprint(paths, roles)
     memory, end = sets.pixel_folder() / f"{file_name(name)}-checked-{state}.txt", f"checked {state}\n"
-    told = read_memo(memory)
+    told = ""
+    with contextlib.suppress(OSError, ValueError):  # it cannot be read
+        told = memory.read_text(encoding="utf-8") if memory.is_file() else ""
     if told.endswith(end):
         print(told.removesuffix(end), end="")
         return splits
@@ -113,14 +115,6 @@ def load_set(name, sets, *, train=True, evaluate=True, combine=False):
         with replacing(memory) as file:
             file.write(f"{told}{end}".encode())  # the end: an empty file, or somebody else's, tells nothing
     return splits
-
-
-def read_memo(path):
-    """The text of a file; empty where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    return ""
 
 
 def file_name(name):

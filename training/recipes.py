@@ -84,11 +84,8 @@ class Criterion(nn.Module):
 
 
 def branch_sizes(model):
-    """The length of each branch's feature in training, by a pass with shapes alone: nothing of the model changes."""
-    state = {name: value.to("meta") for name, value in (*model.named_parameters(), *model.named_buffers())}
-    images = torch.empty(2, 3, *model.input_size, device="meta")  # a network for tracklets takes images too
-    with torch.no_grad():
-        _, features = torch.func.functional_call(model.train(), state, (images,))
+    """The length of each branch's feature in training; a network for tracklets takes images too."""
+    _, features = models.on_meta(model.train(), model.input_size, 2)
     return [feature.shape[1] for feature in features]
 
 

@@ -38,7 +38,7 @@ def test_every_stage_at_toy_length(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu, "VARIANTS", (export.FLOAT,))  # the others likewise, in tests/test_export.py
     monkeypatch.setattr(deployment, "write_files", lambda *_: {})
     told = {
-        "correctness": ["market1501: differs from the CPU by 0.0e+00", "osnet_x0_25 on cpu"],
+        "correctness": ["osnet_x0_25 on cpu"],
         "best": ["1 of 1 runs are done"], "fast": ["3 of 3 runs are done"], "seeds": ["2 of 2 runs are done"],
         "training": ["images/s"], "ranking": ["ranking 20 x 100", "re-ranking 20 + 100", "training step, batch 4"],
         "parity": ["served.onnx on cpu: worst cosine"],
@@ -51,19 +51,6 @@ def test_every_stage_at_toy_length(tmp_path, capsys, monkeypatch):
         printed = capsys.readouterr()
         assert code == 0 and all(text in printed.out for text in told[name]), (name, printed)
     assert (tmp_path / "deploy.png").stat().st_size > 10_000 and (tmp_path / "search" / "ranked.csv").is_file()
-
-
-def test_a_device_that_disagrees_fails(tmp_path, capsys, monkeypatch):
-    """As if the other device lost a query: its scores would be others."""
-    right, calls = gpu.metrics.evaluate, []
-
-    def wrong(queries, *arguments, **options):
-        calls.append(queries)
-        return right(queries if len(calls) % 2 else queries * -1, *arguments, **options)
-
-    monkeypatch.setattr(gpu.metrics, "evaluate", wrong)
-    assert run(tmp_path, "--only", "correctness", "--here") == 1
-    assert "error: ValueError: metrics.evaluate, market1501, differs from the CPU by" in capsys.readouterr().out
 
 
 def script(text):

@@ -3,6 +3,8 @@
 python -m pytest tests/training/test_distributed.py
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -18,6 +20,7 @@ import torch
 from conftest import REPOSITORY, run_command, run_main
 
 import models
+import train
 from training import distributed, evaluate, recipes
 from training.pixels import AUGMENTATIONS, Draws, augment
 
@@ -48,6 +51,22 @@ def start_by_hand(*arguments, processes=2):
     return started
 
 
+def run_by_hand(*arguments):
+    """(output, errors) of each of two processes, which end well: torchrun's own one takes seconds to begin."""
+    started = start_by_hand(*arguments)
+    told = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    return told
+
+
+def run_here(*arguments):
+    """What train.py prints in this process, where it ends well."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert train.main([str(argument) for argument in arguments]) == 0
+    return printed.getvalue()
+
+
 def records(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -73,7 +92,7 @@ def assert_same_weights(found, expected):
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
-THOROUGH = ["--dataset", "synthetic", "--epochs", 3, "--loss", "xent", "triplet", "circle:0.1", "center", "arcface:0.1",
+THOROUGH = ["--dataset", "synthetic", "--epochs", 2, "--loss", "xent", "triplet", "circle:0.1", "center", "arcface:0.1",
             "--num-instances", 2, "--batch-size", 12, "--accumulate", 2, "--clip-norm", 5, "--ema", 0.9, "--augment",
             *AUGMENTATIONS, "--flip", "--rerank", "--test-batch-size", 16]  # fmt: skip
 
@@ -82,9 +101,7 @@ THOROUGH = ["--dataset", "synthetic", "--epochs", 3, "--loss", "xent", "triplet"
 def alone(drawn_root, tmp_path_factory):
     """The folder of a run of one process, and what it printed."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    done = run_command("train.py", *FLAGS, *THOROUGH, "--root", drawn_root, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    return out, run_here(*FLAGS, *THOROUGH, "--root", drawn_root, "--out", out)
 
 
 def test_two_processes_train_and_score_as_one(alone, drawn_root, tmp_path):
@@ -93,7 +110,7 @@ def test_two_processes_train_and_score_as_one(alone, drawn_root, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 processes, 6 of 12 images of a batch in each" in done.stdout
     assert_same_losses(records(tmp_path / "run"), records(folder))
-    assert done.stdout.count("finished:") == done.stdout.count("epoch   1/3  step    1/") == 1  # nobody else talks
+    assert done.stdout.count("finished:") == done.stdout.count("epoch   1/2  step    1/") == 1  # nobody else talks
     weights, expected = (models.read_checkpoint(path / "last.pth") for path in (tmp_path / "run", folder))
     for part in ("model", "averaged", "criterion"):
         assert_same_weights(weights[part], expected[part])
@@ -101,10 +118,9 @@ def test_two_processes_train_and_score_as_one(alone, drawn_root, tmp_path):
     # The same weights: the same scores to the last digit, after re-ranking too, and the same answers per query.
     command = ["--evaluate", "--weights", folder / "best.pth", "--dataset", "synthetic", "--root", drawn_root, "--flip",
                "--rerank", "--expand", 3, "--test-batch-size", 16, "--device", "cpu", "--out"]  # fmt: skip
-    one, two = run_command("train.py", *command, tmp_path / "one"), torchrun(*command, tmp_path / "two")
-    assert two.returncode == one.returncode == 0, two.stderr
-    assert score_lines(two.stdout) == score_lines(one.stdout) and len(score_lines(one.stdout)) == 3
-    assert "mirror images too" in one.stdout and score_lines(one.stdout)[0] in printed
+    one, ((two, _), _) = run_here(*command, tmp_path / "one"), run_by_hand(*command, tmp_path / "two")
+    assert score_lines(two) == score_lines(one) and len(score_lines(one)) == 3
+    assert "mirror images too" in one and score_lines(one)[0] in printed
     for name in ("queries.csv", "scores.json"):
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
 
@@ -113,18 +129,16 @@ def test_statistics_of_batch_norms_are_those_of_the_first_process(drawn_root, tm
     """Each process saw another part of the batches: what is tested has to be what is saved."""
     learning = [flag for flag in FLAGS if flag != "--freeze-bn"]
     flags = ["--dataset", "synthetic", "--root", drawn_root, "--device", "cpu", "--test-batch-size", 16]
-    done = torchrun(*learning, *flags, "--epochs", 2, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    tested = run_command("train.py", "--evaluate", "--weights", tmp_path / "run" / "best.pth", *flags)
-    assert tested.returncode == 0, tested.stderr
-    assert score_lines(tested.stdout) == score_lines(done.stdout)
+    (trained, _), _ = run_by_hand(*learning, *flags, "--epochs", 2, "--out", tmp_path / "run")
+    tested = run_here("--evaluate", "--weights", tmp_path / "run" / "best.pth", *flags)
+    assert score_lines(tested) == score_lines(trained)
 
 
 def test_a_killed_process_ends_the_other_and_one_process_goes_on(alone, drawn_root, tmp_path):
     last = tmp_path / "run" / "last.pth"
     first, second = start_by_hand(*FLAGS, *THOROUGH, "--root", drawn_root, "--out", last.parent)
     for line in first.stdout:
-        if line.startswith("epoch   2/3  step    1/"):
+        if line.startswith("epoch   2/2  step    1/"):
             break
     second.kill()
     started = time.monotonic()
@@ -134,8 +148,7 @@ def test_a_killed_process_ends_the_other_and_one_process_goes_on(alone, drawn_ro
     assert re.fullmatch(told, errors.strip())
     second.communicate()
     assert models.read_checkpoint(last)["epoch"] == 1
-    done = run_command("train.py", "--resume", last)
-    assert done.returncode == 0, done.stderr
+    run_here("--resume", last)
     assert_same_losses(records(last.parent), records(alone[0]))
 
 
@@ -156,14 +169,13 @@ def test_a_process_that_hangs_ends_the_other_after_the_timeout(drawn_root, tmp_p
 
 def test_a_signal_to_one_process_stops_all_after_the_step_and_the_run_goes_on(drawn_root, tmp_path):
     """Without xent (the classifier stands still) and with a head that trains alone at first."""
-    flags = ["--dataset", "synthetic", "--epochs", 3, "--loss", "triplet", "cosface:0.02", "--fixbase-epochs", 1,
+    flags = ["--dataset", "synthetic", "--epochs", 2, "--loss", "triplet", "cosface:0.02", "--fixbase-epochs", 1,
              "--batch-size", 4, "--num-instances", 2, "--lr", 0.001, "--root", drawn_root]  # fmt: skip
-    done = run_command("train.py", *FLAGS, *flags, "--out", tmp_path / "one")
-    assert done.returncode == 0, done.stderr
+    run_here(*FLAGS, *flags, "--out", tmp_path / "one")
     last = tmp_path / "two" / "last.pth"
     first, second = start_by_hand(*FLAGS, *flags, "--out", last.parent)
     for line in first.stdout:
-        if line.startswith("epoch   2/3  step    1/"):
+        if line.startswith("epoch   2/2  step    1/"):
             break
     second.send_signal(signal.SIGTERM)  # as torchrun does on Ctrl-C
     output, errors = first.communicate(timeout=60)
@@ -171,8 +183,7 @@ def test_a_signal_to_one_process_stops_all_after_the_step_and_the_run_goes_on(dr
     assert second.wait(timeout=60) == 130
     second.communicate()
     assert models.read_checkpoint(last)["epoch"] == 1 and models.read_checkpoint(last)["step"] > 0
-    done = torchrun("--resume", last)
-    assert done.returncode == 0, done.stderr
+    run_by_hand("--resume", last)
     assert_same_losses(records(last.parent), records(tmp_path / "one"))
     assert_same_weights(*(models.read_checkpoint(path)["model"] for path in (last, tmp_path / "one" / "last.pth")))
 
@@ -180,30 +191,52 @@ def test_a_signal_to_one_process_stops_all_after_the_step_and_the_run_goes_on(dr
 def test_video_is_scored_by_two_processes_as_by_one(video_root, tmp_path):
     flags = ["--dataset", "synthetic-video", "--seq-len", 2, "--temporal", "attention", "--batch-size", 4,
              "--epochs", 2, "--root", video_root, "--test-batch-size", 3]  # fmt: skip
-    one = run_command("train.py", *FLAGS, *flags, "--out", tmp_path / "one")
-    two = torchrun(*FLAGS, *flags, "--out", tmp_path / "two")
-    assert one.returncode == two.returncode == 0, two.stderr
+    run_here(*FLAGS, *flags, "--out", tmp_path / "one")
+    run_by_hand(*FLAGS, *flags, "--out", tmp_path / "two")
     assert_same_losses(records(tmp_path / "two"), records(tmp_path / "one"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "code", "fragments"),
-    [
-        (["--batch-size", "15"], 1, ["--batch-size 15 is that of all 2 processes", "a multiple of 2"]),
-        (["--device", "cuda:1"], 1, ["--device cuda:1: torchrun gives each process a GPU of its own"]),
-        (["--sync-bn"], 1, ["--sync-bn is for several processes on GPUs"]),
-        (["--epochs", "0"], 2, ["--epochs must be at least 1, got 0"]),
-        (["--dataset", "folder:nowhere"], 1, ["the folder of folder:nowhere is not there"]),
-    ],
-)
-def test_mistakes_are_told(drawn_root, tmp_path, flags, code, fragments):
-    flags = ["--dataset", "synthetic", *flags, "--root", drawn_root, "--out", tmp_path / "run"]
-    started = start_by_hand(*FLAGS, *flags)
-    ended = [process.communicate(timeout=100) for process in started]
-    assert [process.returncode for process in started] == [code, code]
-    errors = ended[0][1]
-    assert all(fragment in errors for fragment in fragments) and "Traceback" not in errors
-    assert ended[1][0] == ""  # standard output is the first's alone
+MISTAKES = [
+    (["--batch-size", "15"], 1, ["--batch-size 15 is that of all 2 processes", "a multiple of 2"]),
+    (["--device", "cuda:1"], 1, ["--device cuda:1: torchrun gives each process a GPU of its own"]),
+    (["--sync-bn"], 1, ["--sync-bn is for several processes on GPUs"]),
+    (["--epochs", "0"], 2, ["--epochs must be at least 1, got 0"]),
+    (["--dataset", "folder:nowhere"], 1, ["the folder of folder:nowhere is not there"]),
+]
+
+
+def test_mistakes_are_told(drawn_root, tmp_path):
+    """One after the other in the same two processes, each in a group at a port of its own."""
+    started, base = [], ["--dataset", "synthetic", *FLAGS, "--root", drawn_root, "--out", tmp_path / "run"]
+    script = """
+import os, sys, time, train
+for number, flags in enumerate(sys.argv[1].split(";")):
+    os.environ["MASTER_PORT"] = sys.argv[3:][number]
+    try:
+        code = train.main([*sys.argv[2].split(), *flags.split()])
+    except SystemExit as stop:
+        code = stop.code
+    print("code", code, file=sys.stderr, flush=True)
+"""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in MISTAKES]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = [str(free.getsockname()[1]) for free in sockets]
+    given = ";".join(" ".join(flags) for flags, *_ in MISTAKES), " ".join(map(str, base)), *ports
+    for rank in ("0", "1"):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        started.append(subprocess.Popen(
+            [sys.executable, "-c", script, *given], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={**os.environ, **group, "OMP_NUM_THREADS": "1"},
+        ))  # fmt: skip
+    (_, errors), (printed, others) = [process.communicate(timeout=100) for process in started]
+    told = re.split(r"code (\d)\n", errors)
+    for (_, code, fragments), text, found in zip(MISTAKES, told[::2], told[1::2], strict=False):
+        assert int(found) == code and all(fragment in text for fragment in fragments), text
+    codes = [str(code) for _, code, _ in MISTAKES]
+    assert told[1::2] == re.findall(r"code (\d)", others) == codes and "Traceback" not in errors
+    assert printed == ""  # standard output is the first's alone
 
 
 def test_what_another_process_alone_finds_is_told(tmp_path):

@@ -1,16 +1,7 @@
 """Measures speed beside a straightforward version, and how far methods that learn nothing come on a data set.
 
+    python -m tools.benchmark -h                     # lists the subjects; each has a -h of its own
     python -m tools.benchmark speed                  # extraction, training step, epoch; ratios measured side by side
-    python -m tools.benchmark training               # a whole epoch on Market-1501, and what of it is not the network
-    python -m tools.benchmark devices                # train.py alone and by torchrun, on however many GPUs there are
-    python -m tools.benchmark networks               # images/s of light networks in fp32 and bf16; or of those you name
-    python -m tools.benchmark baselines --dataset synthetic
-    python -m tools.benchmark data                   # parsing, decoding, training from a large cache
-    python -m tools.benchmark ranking                # metrics.evaluate at Market-1501's size
-    python -m tools.benchmark distractors            # with 500,000 distractors, in a file of 2.1 GB
-    python -m tools.benchmark rerank                 # metrics.rerank, N = 9,600; --full: also at MSMT17's size
-    python -m tools.benchmark search                 # the ten best of 1,000,000 x 1,024 features, in a file of 4.1 GB
-    python -m tools.benchmark postgres               # a gallery in PostgreSQL beside the folder, at growing sizes
     python -m tools.benchmark deploy --ckpt best.pth # what serves a network: PyTorch, TorchScript, torch.export, ONNX
 
 Times compared are medians of several rounds in one process, the sides taking turns, so that whatever else the machine
