@@ -161,9 +161,9 @@ def similarities(features):
     lost = np.flatnonzero((nearest != np.arange(count)[:, None]).all(axis=1))  # among nodes that are nearly equal
     nearest[lost] = np.concatenate([lost[:, None], nearest[lost, :-1]], axis=1)
     weights = reciprocal_weights(features, nearest, k, max(1e-6, float(1 - cosines[:, 1:].mean())))
-    expansion = nearest[:, : min(EXPANSION, k + 1)]
-    weights = (link(expansion, sparse) @ weights / expansion.shape[1]).tocsr()
-    return overlaps(weights)
+    whole = link(nearest, sparse)
+    expansion = link(nearest[:, : min(EXPANSION, k + 1)], sparse).multiply(whole.T).tocsr()
+    return overlaps(sparse.diags(1 / expansion.sum(axis=1).A1) @ expansion @ weights)
 
 
 def link(nearest, sparse):
