@@ -34,7 +34,8 @@ FEW_OF_A_CAMERA = 20  # nodes at which a camera's mean is moved half of the way
 LEVELS = np.linspace(0.05, 0.95, 46)  # similarities at which the tree may be cut
 ENTRIES = 2**22  # of a sparse product at a time: about 200 MB
 BLOCK = 2**16  # pairs
-SAMPLE = 1000  # nodes that tell how alike neighbours are
+SAMPLE = 1000  # nodes that tell how alike two are
+UNLIKE, APART = 0.75, 2  # two halves of a tracklet: less alike than a quarter of all pairs; so much farther apart
 SURE = 0.75  # confidence from which on a row counts as sure
 
 
@@ -70,12 +71,10 @@ def import_sparse():
 def make_nodes(features, rows):
     """(features (M, D) of the nodes, [numbers of the rows of each], [rows of tracklets that are not trusted])."""
     means, _, members = average_tracklets(features, rows)
-    nodes, doubted, usual = [], [], -1.0
-    if max(map(len, members)) > 3:
-        some, k = means[:: len(means) // SAMPLE + 1], count_neighbours(len(means))
-        usual = float(np.median(top_k(some, means, k + 1)[1][:, -1]))
+    some, nodes, doubted = means[:: len(means) // SAMPLE + 1], [], []
+    strange = np.quantile((some @ some.T)[np.triu_indices(len(some), 1)], UNLIKE) if len(some) > 1 else -1
     for places in members:
-        halves = split_tracklet(features[places], usual) if len(places) > 3 else None
+        halves = split_tracklet(features[places], strange) if len(places) > 3 else None
         if halves is None:
             nodes.append(places)
         else:
@@ -91,16 +90,18 @@ def make_nodes(features, rows):
     return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), nodes, doubted
 
 
-def split_tracklet(features, usual):
+def split_tracklet(features, strange):
     """Which of the frames (n, D) lie on the far side (n,) along the direction in which they differ most; None where the
-    two sides are as alike as nodes `usual`ly are to the last of their neighbours, or one is a single frame."""
+    two sides are more alike than `strange`, or not twice as far from each other as frames of one side are."""
     centred = features - features.mean(axis=0)
-    side = centred @ np.linalg.svd(centred, full_matrices=False)[2][0] > 0
-    if min(side.sum(), (~side).sum()) < 2:
+    far = centred @ np.linalg.svd(centred, full_matrices=False)[2][0] > 0
+    sides = features[~far], features[far]
+    if min(map(len, sides)) < 2:
         return None
-    left, right = features[side].mean(axis=0), features[~side].mean(axis=0)
-    alike = left @ right / max(np.linalg.norm(left) * np.linalg.norm(right), 1e-12)
-    return side if alike < usual else None
+    within = sum((len(side) ** 2 - (side @ side.T).sum()) / (len(side) - 1) for side in sides) / len(features)
+    means = [side.mean(axis=0) for side in sides]
+    alike = means[0] @ means[1] / max(np.linalg.norm(means[0]) * np.linalg.norm(means[1]), 1e-12)
+    return far if alike < strange and 1 - means[0] @ means[1] > APART * within else None
 
 
 def level_cameras(features, cameras):
@@ -150,7 +151,7 @@ def is_file_date(row):
 
 def count_neighbours(count):
     """k, of so many nodes: fewer where there are few, who would all be neighbours."""
-    return min(NEIGHBOURS, round(count**0.5), count - 1)
+    return min(NEIGHBOURS, max(2, count // 3), count - 1)
 
 
 def similarities(features):
@@ -349,6 +350,8 @@ def group(features, rows, nobody=False):
     persons = np.array(sorted(first.values()), int)
     both = np.stack(np.triu_indices(len(persons), 1), axis=1)
     apart = np.concatenate([np.delete(apart, inside, axis=0), persons[both]])
+    if count_neighbours(len(nodes)) < NEIGHBOURS:
+        notes.append(f"{len(nodes):,} images or tracklets are few to tell people by their neighbours: look at them")
     if len(nodes) == 1:
         similar, mergers, cut = import_sparse().csr_matrix((1, 1)), [], 1.0
     else:

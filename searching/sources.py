@@ -366,9 +366,12 @@ def own_rows(query_rows, files, rows, queries=None, gallery=None):
 def same_person_and_camera(query_rows, rows, nobody=False):
     """Equal where person and camera are. Junk, unlabelled images, those of unknown cameras, and with nobody those of
     person 0 (see has_nobody) are like nothing else."""
+    def is_told(row):
+        return row.camid and is_known(row.pid, nobody)
+
     numbers = {}
-    return [np.array([numbers.setdefault((row.pid, row.camid), len(numbers)) if row.camid and is_known(row.pid, nobody)
-                      else nothing for row in side], int) for side, nothing in ((query_rows, -1), (rows, -2))]  # fmt: skip
+    return [np.array([numbers.setdefault((row.pid, row.camid), len(numbers)) if is_told(row) else nothing
+                      for row in side], int) for side, nothing in ((query_rows, -1), (rows, -2))]  # fmt: skip
 
 
 def compare_cameras(query_rows, rows):

@@ -1347,7 +1347,7 @@ PLAIN = ["--model", "m", "--query", "q", "--gallery", "g"]
     (["verify", "a", "b", "--model", "m", "--threads", "-1"], "--threads -1"),
     (["calibrate", "--model", "m", "--labelled", "l", "--fmr", "1"], "--fmr 1.0: a rate lies between 0 and 1"),
     (["indx", "crops"], "there is no command 'indx'; did you mean index? Else choose from index, query, verify, calib"),
-    (["crops"], "there is no command 'crops'; choose from index, query, verify, calibrate, group, label, copy, or"),
+    (["crops"], "there is no command 'crops'; choose from index, query, verify, calibrate, group, label, copy"),
     ([], "there is nothing to do; choose from index, query, verify, calibrate, group, label, copy, or give "),
 ])  # fmt: skip
 def test_usage_errors(argv, message, capsys):
