@@ -17,6 +17,8 @@
 4. The cut. A node's margin is its mean similarity to its own group less that to the next group (what a silhouette
    has above its line; Rousseeuw, 1987). Of the levels at which the tree may be cut, the one of the purest groups whose
    mean margin lies within a standard error of the best. No label is looked at.
+5. k. All of this is done for several k, since the right one is about the number of nodes of a person, and the largest
+   is taken that leaves rows nearly as sure of their groups as the best does.
 
 Times cut nothing off where they are dates of files, or where they start anew in each tracklet, as in MARS.
 Letters: N rows, M nodes, D feature size, k neighbours.
@@ -29,7 +31,8 @@ import numpy as np
 from searching.gallery import average_tracklets, identity, top_k
 from searching.sources import is_known
 
-NEIGHBOURS, EXPANSION = 15, 6  # k of the reciprocal neighbours, and of those whose weights are averaged
+NEIGHBOURS, EXPANSION = (4, 6, 10, 15), 6  # k of the reciprocal neighbours; of those whose weights are averaged
+TOLERANCE = 0.04  # of the mean confidence, within which more neighbours are better
 FEW_OF_A_CAMERA = 20  # nodes at which a camera's mean is moved half of the way
 LEVELS = np.linspace(0.05, 0.95, 46)  # similarities at which the tree may be cut
 ENTRIES = 2**22  # of a sparse product at a time: about 200 MB
@@ -42,14 +45,13 @@ SURE = 0.75  # confidence from which on a row counts as sure
 class Groups(NamedTuple):
     """What `group` found. person (N,): numbers from 0, the largest group first, -1 for a row that stands alone;
     confidence (N,): the row's similarity to its own group, as a share of that and of the one to the next group;
-    known {person: pid} of those that were known before; nodes: [numbers of the rows of each]; node_group (M,): numbers
-    of groups, also of those that stand alone; doubts: see list_doubts; notes: what is to be told."""
+    known {person: pid} of those that were known before; nodes: [numbers of the rows of each]; doubts: see list_doubts;
+    notes: what is to be told."""
 
     person: np.ndarray
     confidence: np.ndarray
     known: dict
     nodes: list
-    node_group: np.ndarray
     doubts: list
     cut: float
     notes: list
@@ -150,20 +152,24 @@ def is_file_date(row):
 
 
 def count_neighbours(count):
-    """k, of so many nodes: fewer where there are few, who would all be neighbours."""
-    return min(NEIGHBOURS, max(2, count // 3), count - 1)
+    """The values of k to try, of so many nodes: where there are few, all would be neighbours."""
+    return sorted({min(k, max(2, count // 3), count - 1) for k in NEIGHBOURS})
 
 
-def similarities(features):
-    """How alike nodes (M, D) are, sparse (M, M), symmetric, without a diagonal; nodes that share nothing have none."""
-    sparse, count = import_sparse(), len(features)
-    k = count_neighbours(count)
-    nearest, cosines = top_k(features, features, k + 1)  # (M, k + 1)
-    lost = np.flatnonzero((nearest != np.arange(count)[:, None]).all(axis=1))  # among nodes that are nearly equal
+def neighbours(features, k):
+    """The k + 1 nearest of each node of (M, D), itself among them, and their cosines: (M, k + 1), (M, k + 1)."""
+    nearest, cosines = top_k(features, features, k + 1)
+    lost = np.flatnonzero((nearest != np.arange(len(features))[:, None]).all(axis=1))  # among nearly equal nodes
     nearest[lost] = np.concatenate([lost[:, None], nearest[lost, :-1]], axis=1)
+    return nearest, cosines
+
+
+def similarities(features, nearest, cosines):
+    """How alike nodes (M, D) with these neighbours are, sparse (M, M), symmetric, without a diagonal; nodes that share
+    nothing have no entry."""
+    sparse, k = import_sparse(), nearest.shape[1] - 1
     weights = reciprocal_weights(features, nearest, k, max(1e-6, float(1 - cosines[:, 1:].mean())))
-    whole = link(nearest, sparse)
-    expansion = link(nearest[:, : min(EXPANSION, k + 1)], sparse).multiply(whole.T).tocsr()
+    expansion = link(nearest[:, :EXPANSION], sparse).multiply(link(nearest, sparse).T).tocsr()
     return overlaps(sparse.diags(1 / expansion.sum(axis=1).A1) @ expansion @ weights)
 
 
@@ -325,6 +331,36 @@ def list_doubts(begin, mergers, cut, most=500):
 # ---- all of it ----
 
 
+class Tree(NamedTuple):
+    """How nodes merge, with k neighbours: see similarities, merge_all, cut_tree. group and confidence: (M,)."""
+
+    similar: object
+    mergers: list
+    cut: float
+    group: np.ndarray
+    confidence: np.ndarray
+
+
+def grow(features, nearest, cosines, begin, apart, sizes):
+    """The Tree of nodes (M, D) of these sizes (M,), rows, with these neighbours."""
+    similar = similarities(features, nearest, cosines)
+    mergers = merge_all(similar, begin, apart)
+    cut = choose_cut(similar, begin, mergers)
+    found = cut_tree(begin, mergers, cut)
+    own, other = compare(similar, found)
+    alone = np.bincount(found)[found] == 1
+    confidence = np.where(alone, (sizes > 1) * (1 - other), own / np.maximum(own + other, 1e-12))
+    return Tree(similar, mergers, cut, found, confidence)
+
+
+def choose_tree(trees, sizes):
+    """Of trees with more and more neighbours, the last whose confidence, a mean over rows, is next to the best. Where k
+    is more than there are nodes of a person, all lose confidence; where it is less, persons fall apart unseen."""
+    means = [np.average(tree.confidence, weights=sizes) for tree in trees]
+    return [tree for tree, mean in zip(trees, means, strict=True) if mean >= max(means) - TOLERANCE][-1]
+
+
+
 def group(features, rows, nobody=False):
     """Rows of a gallery, N of gallery.Row with features (N, D) of length 1, as people -> Groups. Persons that rows know
     (pid 0 and up; with nobody, 1 and up) stay as they are. ValueError where there is no row, or scipy is missing."""
@@ -350,27 +386,27 @@ def group(features, rows, nobody=False):
     persons = np.array(sorted(first.values()), int)
     both = np.stack(np.triu_indices(len(persons), 1), axis=1)
     apart = np.concatenate([np.delete(apart, inside, axis=0), persons[both]])
-    if count_neighbours(len(nodes)) < NEIGHBOURS:
-        notes.append(f"{len(nodes):,} images or tracklets are few to tell people by their neighbours: look at them")
+    sizes = np.array([len(places) for places in nodes])
     if len(nodes) == 1:
-        similar, mergers, cut = import_sparse().csr_matrix((1, 1)), [], 1.0
+        tree = Tree(None, [], 1.0, np.array([0]), np.array([float(sizes[0] > 1)]))
     else:
-        similar = similarities(level_cameras(means, np.array([rows[places[0]].camid for places in nodes])))
-        mergers = merge_all(similar, begin, apart)
-        cut = choose_cut(similar, begin, mergers)
-    node_group = cut_tree(begin, mergers, cut)
-    own, other = compare(similar, node_group)
-    share = own / np.maximum(own + other, 1e-12)
+        counts = count_neighbours(len(nodes))
+        if counts[-1] < NEIGHBOURS[-1]:
+            notes.append(f"{len(nodes):,} images or tracklets are few to tell people by their neighbours: look at them")
+        means = level_cameras(means, np.array([rows[places[0]].camid for places in nodes]))
+        nearest, cosines = neighbours(means, counts[-1])
+        tree = choose_tree([grow(means, nearest[:, : k + 1], cosines[:, : k + 1], begin, apart, sizes)
+                            for k in counts], sizes)  # fmt: skip
     of_row, sure = np.empty(len(rows), int), np.empty(len(rows))
     for node, places in enumerate(nodes):
-        of_row[places] = node_group[node]
-        sure[places] = share[node] if own[node] or len(places) == 1 else 1 - other[node]
+        of_row[places], sure[places] = tree.group[node], tree.confidence[node]
     size = np.bincount(of_row)
     start = np.unique(of_row, return_index=True)[1]
     order = np.lexsort((start, -size))  # the largest first; of equal ones that of the first row
-    known = {int(node_group[node]): pid for pid, node in first.items()}
+    known = {int(tree.group[node]): pid for pid, node in first.items()}
     people = [number for number in order.tolist() if size[number] > 1 or number in known]
     number = np.full(len(size), -1)
     number[people] = np.arange(len(people))
     known = {int(number[place]): pid for place, pid in known.items()}
-    return Groups(number[of_row], sure, known, nodes, node_group, list_doubts(begin, mergers, cut), cut, notes)
+    doubts = list_doubts(begin, tree.mergers, tree.cut)
+    return Groups(number[of_row], sure, known, nodes, doubts, tree.cut, notes)

@@ -1391,3 +1391,95 @@ def test_help_of_each_subcommand(capsys):
         with pytest.raises(SystemExit) as stop:
             search.main([name, "--help"])
         assert stop.value.code == 0 and f"search.py {name}" in capsys.readouterr().out
+
+
+# ---- who is who ----
+
+ABOUT = {"model": "m.onnx", "weights_sha256": "0" * 64, "arch": "tiny", "feature_dim": 3, "input": "images",
+         "precision": "fp32", "distance": "cosine"}  # fmt: skip
+
+
+def nameless(folder):
+    """An index of three persons, 20 images each under two cameras, whom nobody has named."""
+    features = np.eye(3)[np.repeat([0, 1, 2], 20)] + 0.1 * np.random.default_rng(0).standard_normal((60, 3))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    with search.Index.open(folder, ABOUT) as index:
+        index.append(features, [search.Row(f"/shop/{number}.jpg", camid=str(1 + number % 2)) for number in range(60)])
+    return str(folder)
+
+
+def pids_of(folder):
+    return [row.pid for row in search.Index.read(folder).rows]
+
+
+def test_group_and_label(tmp_path, capsys):
+    folder, table = nameless(tmp_path / "shop.index"), tmp_path / "people.csv"
+    group = ["group", "--index", folder, "--into", folder]
+    assert search.main([*group, "--csv", str(table), "--html", str(tmp_path / "p.html")]) == 0
+    out = capsys.readouterr().out
+    assert "3 persons in 60 rows, of which 0 stand alone" in out and "60 rows as proposed" in out
+    assert pids_of(folder) == [-2] * 20 + [-3] * 20 + [-4] * 20 and (tmp_path / "p.html").exists()
+    first, *lines = table.read_text().splitlines()
+    assert first == "path,person,confidence,reviewed" and re.fullmatch(r"/shop/0.jpg,2,[01].\d{3},0", lines[0])
+    lines = [line[:-1] + str(int(number < 30)) for number, line in enumerate(lines)]  # half was looked at
+    lines[3] = "/shop/3.jpg,-1,0.9,1"
+    table.write_text("\n".join([first, *lines, "/shop/none.jpg,2,0.5,1"]) + "\n")
+    assert search.main(["label", str(table), "--index", folder]) == 0
+    out = capsys.readouterr().out
+    assert "30 rows as reviewed, 30 rows as proposed" in out and "1 listed image is not in it" in out
+    found = pids_of(folder)
+    assert found == [2, 2, 2, -1] + [2] * 16 + [3] * 10 + [-3] * 10 + [-4] * 20
+    assert search.main(group) == 0  # once more: who is known stays, with their groups; junk is left out
+    out = capsys.readouterr().out
+    assert "3 persons in 59 rows" in out and "2 persons are known" in out and pids_of(folder) == found
+    assert search.main(["label", str(table), "--index", folder, "--reviewed"]) == 0
+    assert pids_of(folder)[30:] == [3] * 10 + [4] * 20
+
+
+def test_proposals_are_not_taken_for_known(model, tmp_path, capsys):
+    """calibrate refuses them until somebody looked; in answers they are neither right nor wrong."""
+    crops, folder = tmp_path / "crops", str(tmp_path / "crops.index")
+    draw_two_each(crops, "{:04}_c{}s1_000001_01.png", persons=30)
+    flags = ["--model", str(model), "--provider", "cpu"]
+    assert search.main(["index", str(crops), "--index", folder, "--labels", "market1501", *flags]) == 0
+    calibrate = ["calibrate", *flags, "--labelled", folder, "--fmr", "0.01"]
+    assert search.main(calibrate) == 0
+    threshold = search.Extractor(model, "cpu").threshold
+    assert threshold["pairs"] == [30, 30 * 29 // 2 * 4] and threshold["dataset"] == "crops.index"
+    with search.Index.open(folder, search.Index.read(folder).about) as index:
+        index.rows[:] = [row._replace(pid=-row.pid if row.pid > 1 else row.pid) for row in index.rows]
+        index.keep(range(len(index)))
+    message = fails(capsys, calibrate, 1)
+    assert "58 rows are proposals of search.py group" in message and "--reviewed" in message
+    assert search.main([*calibrate, "--reviewed"]) == 0
+    assert search.Extractor(model, "cpu").threshold == threshold
+    table = str(Path(folder, "items.csv"))
+    assert "58 rows are proposals" in fails(capsys, ["calibrate", *flags, "--labelled", table], 1)
+    capsys.readouterr()
+    query = ["query", "--index", folder, "--query", str(crops), "--labels", "market1501", *flags]
+    assert search.main(query) == 0
+    assert "rank-1: 2 of the 2 queries that have a match" in capsys.readouterr().out
+    assert "an index stands alone" in fails(capsys, [*calibrate, "--labelled", folder, str(crops)], 1)
+
+
+def test_what_group_and_label_cannot_do(model, tmp_path, capsys):
+    folder, table = nameless(tmp_path / "shop.index"), tmp_path / "people.csv"
+    assert "give sources or --index, one of them" in fails(capsys, ["group"], 2)
+    assert "give sources or --index, one of them" in fails(capsys, ["group", "crops", "--index", folder], 2)
+    assert "--model is required" in fails(capsys, ["group", "crops"], 2)
+    assert "did you mean --html?" in fails(capsys, ["group", "--index", folder, "--htm", "a"], 2)
+    assert "--csv" in fails(capsys, ["group", "--index", folder, "--csv", folder], 1)
+    assert "no such folder" in fails(capsys, ["group", "--index", str(tmp_path / "none")], 1)
+    assert "No such file" in fails(capsys, ["label", str(table), "--index", folder], 1)
+    table.write_text("path,person\n/elsewhere.jpg,2\n")
+    assert "none of the 1 images that are listed is in it" in fails(capsys, ["label", str(table), "--index", folder], 1)
+    with search.Index.open(folder, ABOUT) as index:
+        index.rows[:] = [row._replace(pid=-1) for row in index.rows]
+        index.keep(range(60))
+    assert "nothing to group" in fails(capsys, ["group", "--index", folder], 1)
+
+
+def test_group_takes_images(model, market, capsys):
+    _, gallery = market[:2]
+    assert search.main(["group", str(gallery), "--model", str(model), "--provider", "cpu"]) == 0
+    assert "are few to tell people by" in capsys.readouterr().out

@@ -13,7 +13,18 @@ import argparse
 import sys
 
 import train
-from tools.benchmark import baselines, decoding, deployment, nearest, networks, postgres, ranking, speed, training
+from tools.benchmark import (
+    baselines,
+    decoding,
+    deployment,
+    grouping,
+    nearest,
+    networks,
+    postgres,
+    ranking,
+    speed,
+    training,
+)
 from tools.benchmark.measure import hardware
 from training import recipes
 
@@ -75,6 +86,10 @@ def build_parser():
         help="rows of the galleries, ascending (default: 100000 300000)")
     add("--address", help="of a gallery on a server of yours, that is filled (default: a server of its own)")
     add("--no-hnsw", dest="hnsw", action="store_false", help="without the index for approximate searches")
+    add = command("group", grouping.measure_grouping, "people without labels: what is found, in what time and memory")
+    add("--index", help="one whose persons are known (default: drawn features)")
+    add("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000], metavar="N",
+        help="rows of drawn features (default: 10000 30000 100000)")
     return parser
 
 
