@@ -606,9 +606,13 @@ def run_calibrate(args):
     features, rows, missing = labelled_rows(args, extractor)
     proposed = sum(sources.is_proposed(row.pid) for row in rows)
     if proposed and not args.reviewed:
-        raise ValueError(f"{args.labelled[0]}: the persons of {counted(proposed, 'row', 'rows')} are proposals of "
-                         "search.py group. Look at them (group --html, then label), or give --reviewed")
-    rows = [row._replace(pid=-row.pid) if sources.is_proposed(row.pid) else row for row in rows]
+        told = (f"the persons of {counted(proposed, 'row', 'rows')} are proposals of search.py group that nobody has "
+                "looked at (group --html, then label; or --reviewed)")
+        if not any(sources.is_known(row.pid) for row in rows):
+            raise ValueError(f"{args.labelled[0]}: {told}")
+        tell(f"note: {told}; they are left out")
+    rows = [row._replace(pid=-row.pid if args.reviewed else None) if sources.is_proposed(row.pid) else row
+            for row in rows]  # fmt: skip
     strangers = [row.path for row in rows if row.pid is None]
     known = [number for number, row in enumerate(rows) if row.pid is not None]
     rows = [rows[number] for number in known]
@@ -999,8 +1003,8 @@ def calibrate_parser():
     add = parser.add_argument
     add("--labelled", required=True, nargs="+", metavar="SOURCE", type=place_flag, help="folder whose names tell "
         "person and camera, a .csv file with the columns path, pid and, where known, camid, or an index")
-    add("--reviewed", action="store_true", help="take the persons that group proposed in an index for known: somebody "
-        "has looked at them")
+    add("--reviewed", action="store_true", help="take the persons that group proposed in an index for known, as "
+        "somebody has looked at them; else they are left out")
     add_model_flags(parser)
     add_source_flags(parser, labels=None)
     add("--fmr", type=float, default=0.001, help="the false match rate wanted: the share of pairs of two persons that "

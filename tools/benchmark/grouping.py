@@ -46,7 +46,8 @@ def measure_index(device, index):
         keep = [number for number, row in enumerate(gallery.rows) if row.pid is not None and row.pid >= 0]
         features, rows = gallery.features[:][keep], [gallery.rows[number] for number in keep]
     truth = np.array([row.pid if row.pid != sources.NOBODY else -1 for row in rows])
-    print(f"{len(rows):,} rows of {len(set(truth[truth > 0].tolist())):,} persons, and {(truth < 0).sum():,} strangers")
+    persons, strangers = len(set(truth[truth > 0].tolist())), (truth < 0).sum()
+    print(f"{len(rows):,} rows of {persons:,} persons, and {strangers:,} strangers")
     names = {identity(row): f"t{number}" for number, row in enumerate(rows)}
     plain = [row._replace(pid=None, camid="", tracklet="", time=None) for row in rows]
     tracked = [row._replace(pid=None, tracklet=row.tracklet and names[identity(row)]) for row in rows]
@@ -54,10 +55,10 @@ def measure_index(device, index):
              "and tracklets": tracked}  # fmt: skip
     for name, told in known.items():
         run = watch(lambda told=told: groups.group(features, told), device)
-        scores = b_cubed(run.result.person, truth)
+        scores, person = b_cubed(run.result.person, truth), run.result.person
         print(f"{name:<14} F1 {scores[0]:.3f} (precision {scores[1]:.3f}, recall {scores[2]:.3f}), in hindsight "
-              f"{best_in_hindsight(features, told, truth)[0]:.3f}; {run.result.person.max() + 1:,} persons, "
-              f"{(run.result.person < 0).sum():,} alone; {run.seconds:.1f} s, {run.anonymous / 1e9:.2f} GB")  # fmt: skip
+              f"{best_in_hindsight(features, told, truth)[0]:.3f}; {person.max() + 1:,} persons, "
+              f"{(person < 0).sum():,} alone; {run.seconds:.1f} s, {run.anonymous / 1e9:.2f} GB")
 
 
 def measure_growth(device, sizes, dim=1024):
