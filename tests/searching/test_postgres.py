@@ -415,6 +415,26 @@ def test_searcher_on_both(model, both, crops, tmp_path):
     assert [hit.row.path for hit in found[1][1][0]] == ["7"] and found[1][4][0][0].row.path == str(paths[1])
 
 
+def test_group_and_label_on_both(both, tmp_path, capsys):
+    """The same people, proposals and persons; what another process adds meanwhile stays as it is."""
+    table, found = tmp_path / "people.csv", []
+    features, rows = some_rows(*[number // 5 for number in range(20)])
+    features += np.random.default_rng(0).normal(0, 0.05, features.shape)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    rows = [row._replace(path=f"/x/{number}.jpg", pid=None) for number, row in enumerate(rows)]
+    for place in both:
+        with open_index(place, ABOUT) as index:
+            index.append(features, rows)
+        code, text = told(capsys, place, "group", "--index", place, "--csv", table, "--into", place)
+        lines = table.read_text().splitlines()
+        table.write_text("\n".join([*lines[:8], *(line[:-1] + "1" for line in lines[8:])]) + "\n")
+        assert told(capsys, place, "label", table, "--index", place)[0] == code == 0
+        found.append((re.sub(r"\d\.\d s", "", text), lines, held(place)[0]))
+    assert found[0] == found[1]
+    pids = [row.pid for row in found[0][2]]
+    assert len(set(map(abs, pids))) == 4 and max(pids[:7]) < -1 and min(pids[7:]) > 1
+
+
 def test_a_second_model_is_refused_by_both(both):
     for place in both:
         open_index(place, ABOUT).close()
