@@ -37,6 +37,7 @@ stands in the file.
 import argparse
 import contextlib
 import copy
+import difflib
 import functools
 import hashlib
 import io
@@ -557,7 +558,10 @@ def open_folder(path):
 
 def main(argv=None):
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        near = difflib.get_close_matches(word.partition("=")[0], parser._option_string_actions, 1, 0.7)
+        parser.error(f"there is no flag {word}" + "".join(f" (did you mean {flag}?)" for flag in near))
     check_flags(parser, args)
     variant = Variant("fp16" if args.half else "int8" if args.int8 else "fp32", args.uint8_input)
     try:
