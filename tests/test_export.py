@@ -413,7 +413,7 @@ def test_options_that_a_checkpoint_does_not_have_are_refused(tmp_path, capsys):
         ("text", ["--format", "onx"], 2, "onnx"),
         ("text", ["--options", "align_corners"], 2, "learn_region=False"),
         ("text", ["--uint8-inputs"], 2, "there is no flag --uint8-inputs (did you mean --uint8-input?)"),
-        ("text", ["--foo"], 2, "there is no flag --foo\n"),
+        ("text", ["--zzz"], 2, "there is no flag --zzz\n"),
         ("text", ["--half", "--int8"], 2, "give one of them"),
         ("text", ["--int8"], 2, "--int8 needs --calibrate FOLDER"),
         ("text", ["--int8", "--calibrate", ".", "--format", "pt2"], 2, "--int8 is for --format onnx alone"),

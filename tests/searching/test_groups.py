@@ -168,6 +168,14 @@ def test_people_are_found_without_a_label():
     assert (found.confidence > groups.SURE).all() and not found.notes
 
 
+@pytest.mark.parametrize(("count", "images"), [(60, 4), (30, 8), (12, 20)])
+def test_few_images_of_each_person_and_many(count, images):
+    """No single k is right for all of them."""
+    features, truth = people(count, images)
+    found = groups.group(features, rows_of(len(truth)))
+    assert partition(found.person) == partition(truth)
+
+
 def test_someone_seen_once_stands_alone():
     features, truth = people(12, 20)
     stranger = unit(np.random.default_rng(9).standard_normal((1, 32)))
