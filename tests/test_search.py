@@ -115,7 +115,7 @@ def test_command_under_market1501_protocol(model, market, tmp_path, capsys):
     assert float(rows[0]["similarity"]) == pytest.approx(float(a[0] @ b[0]), abs=1e-5)
     listed = {Path(row["gallery"]).name for row in rows[:3]}
     assert not listed & {"0001_c1s1_000002_01.jpg", "-1_c3s1_000005_01.jpg", "0001_c4s1_000009_01.jpg"}
-    assert "rank-1: 40 of the 40 queries that have a match" in printed
+    assert "rank-1: 2 of the 2 queries that have a match" in printed
     assert "runs on: CPUExecutionProvider" in printed and "images/s" in printed
     assert "2 images could not be read" in printed
     assert f"{gallery / '0001_c4s1_000009_01.jpg'}: image file is truncated" in printed
@@ -659,7 +659,7 @@ def test_query_gives_what_the_single_command_gives(model, market, shop, tmp_path
     search.main(command(model, *market, tmp_path / "out", "--labels", "market1501", "--top", "3"))
     (printed, argv), expected = (capsys.readouterr().out, [*query(model, shop, market[0]), "--top", "3"]), {}
     found = answers_of([*argv, "--labels", "market1501"], tmp_path)
-    line = "\nrank-1: 40 of the 40 queries that have a match (cosine, market1501 protocol)\n"
+    line = "\nrank-1: 2 of the 2 queries that have a match (cosine, market1501 protocol)\n"
     assert line in printed and line in capsys.readouterr().out
     for row in read_csv(tmp_path / "out"):
         expected.setdefault(Path(row["query"]).name, []).append(Path(row["gallery"]).name)
@@ -675,7 +675,7 @@ def test_query_gives_what_the_single_command_gives(model, market, shop, tmp_path
     told = "rank-1: 3 of the 3 queries that have a match (cosine, no protocol: rows of the query's person under its ca"
     assert told in capsys.readouterr().out
     search.main([*argv, "--camera", "2"])  # of the rows that are searched
-    assert "rank-1: 40 of the 40 queries that have a match (cosine, no" in capsys.readouterr().out
+    assert "rank-1: 2 of the 2 queries that have a match (cosine, no" in capsys.readouterr().out
 
 
 def test_person_0_is_a_person_but_where_the_set_declares_otherwise(model, tmp_path, capsys):
@@ -804,7 +804,7 @@ def test_query_on_the_console(model, market, shop, capfd):
     assert search.main(argv) == 0
     printed = capfd.readouterr().out
     assert re.search(r"\n0001_c1s1_000001_00.jpg     1      0.99..  0001_c2s1_000003_01.jpg  right\n", printed)
-    assert "rank-1: 40 of the 40 queries that have a match (cosine, market1501 protocol)\n" in printed
+    assert "rank-1: 2 of the 2 queries that have a match (cosine, market1501 protocol)\n" in printed
     assert search.main([*argv, "--jsonl", "-"]) == 0
     out, err = capfd.readouterr()
     assert len([json.loads(line) for line in out.splitlines()]) == 4 and "runs on: CPU" in err
