@@ -367,11 +367,16 @@ def build_hnsw(args, index):
          f"{recall:.3f} (mean of {counted(count, 'row', 'rows')} of the gallery as queries)")
 
 
+def open_there(place):
+    """To write into an index that there is, whatever model made it."""
+    with stores.read_index(place) as there:
+        about = there.about
+    return stores.open_index(place, about)
+
+
 def remove_from_index(args):
     """--remove, and --prune or --hnsw without anything to embed."""
-    with stores.read_index(args.index) as there:
-        about = there.about
-    with stores.open_index(args.index, about) as index:
+    with open_there(args.index) as index:
         if args.hnsw and not args.remove and not args.prune:
             build_hnsw(args, index)
             return 0
@@ -695,9 +700,7 @@ def run_label(args):
 def store_persons(place, persons, reviewed):
     """Puts persons {path: number or None} into the rows of an index: what was reviewed as known, the rest as
     proposals, which change no person that is known."""
-    with stores.read_index(place) as there:
-        about = there.about
-    with stores.open_index(place, about) as index:
+    with open_there(place) as index:
         known, proposed, found = 0, 0, set()
         for number, row in enumerate(index.rows):
             if row.path not in persons:

@@ -168,11 +168,16 @@ def average_tracklets(features, rows, chosen=None):
     chosen: numbers of the rows that count. -> (features, rows, [numbers of the rows of each]), in order of the first
     row of each."""
     merged, members = merge_tracklets(rows, chosen)
+    return mean_features(features, members), merged, members
+
+
+def mean_features(features, members):
+    """(M, D): the mean of the rows of each of members, of length 1 again."""
     means = np.empty((len(members), features.shape[1]), np.float32)
     for mean, places in zip(means, members, strict=True):
         np.sum(features[places], axis=0, out=mean)
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return means, merged, members
+    return means
 
 
 def merge_tracklets(rows, chosen=None):

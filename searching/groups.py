@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from searching.gallery import average_tracklets, identity, top_k
-from searching.sources import is_known
+from searching.gallery import identity, mean_features, merge_tracklets, top_k
+from searching.sources import is_file_date, is_known
 
 NEIGHBOURS, EXPANSION = (4, 6, 10, 15), 6  # k of the reciprocal neighbours; of those whose weights are averaged
 TOLERANCE = 0.04  # of the mean confidence, within which more neighbours are better
@@ -72,8 +72,8 @@ def import_sparse():
 
 def make_nodes(features, rows):
     """(features (M, D) of the nodes, [numbers of the rows of each], [rows of tracklets that are not trusted])."""
-    means, _, members = average_tracklets(features, rows)
-    some, nodes, doubted = means[:: len(means) // SAMPLE + 1], [], []
+    _, members = merge_tracklets(rows)
+    some, nodes, doubted = mean_features(features, members[:: len(members) // SAMPLE + 1]), [], []
     strange = np.quantile((some @ some.T)[np.triu_indices(len(some), 1)], UNLIKE) if len(some) > 1 else -1
     for places in members:
         halves = split_tracklet(features[places], strange) if len(places) > 3 else None
@@ -88,8 +88,7 @@ def make_nodes(features, rows):
         key = (features[places[0]].tobytes(), row.pid) if len(places) == 1 and not row.tracklet else places[0]
         same.setdefault(key, []).extend(places)
     nodes = list(same.values())
-    means = np.stack([np.mean(features[places], axis=0) for places in nodes])
-    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), nodes, doubted
+    return mean_features(features, nodes), nodes, doubted
 
 
 def split_tracklet(features, strange):
@@ -144,10 +143,6 @@ def find_conflicts(rows, nodes, notes):
     return np.array(pairs, int).reshape(-1, 2)
 
 
-def is_file_date(row):
-    return abs(row.time * 1e9 - row.mtime) <= 1000  # more than a float rounds
-
-
 # ---- similarities ----
 
 
@@ -169,13 +164,13 @@ def similarities(features, nearest, cosines):
     nothing have no entry."""
     sparse, k = import_sparse(), nearest.shape[1] - 1
     weights = reciprocal_weights(features, nearest, k, max(1e-6, float(1 - cosines[:, 1:].mean())))
-    expansion = link(nearest[:, :EXPANSION], sparse).multiply(link(nearest, sparse).T).tocsr()
+    expansion = link(nearest[:, :EXPANSION]).multiply(link(nearest).T).tocsr()
     return overlaps(sparse.diags(1 / expansion.sum(axis=1).A1) @ expansion @ weights)
 
 
-def link(nearest, sparse):
+def link(nearest):
     """The graph of lists (M, k) as a sparse matrix of ones (M, M)."""
-    count, k = nearest.shape
+    sparse, (count, k) = import_sparse(), nearest.shape
     ones = np.ones(count * k, np.float32)
     return sparse.csr_matrix((ones, nearest.ravel(), np.arange(0, count * k + 1, k)), (count, count))
 
@@ -185,7 +180,7 @@ def reciprocal_weights(features, nearest, k, scale):
     have it among their own k, and those of each of them, among half as many, of which more than two thirds are also
     its own."""
     sparse = import_sparse()
-    whole, half = (link(nearest[:, : n + 1], sparse) for n in (k, round(k / 2)))
+    whole, half = (link(nearest[:, : n + 1]) for n in (k, round(k / 2)))
     mutual, mutual_half = (graph.multiply(graph.T).tocsr() for graph in (whole, half))
     joins = (mutual @ mutual_half.T).multiply(mutual).tocsr()  # how many members both have
     joins.data = (3 * joins.data > 2 * mutual_half.sum(axis=1).A1[joins.indices]).astype(np.float32)
@@ -324,7 +319,7 @@ def list_doubts(begin, mergers, cut, most=500):
         one, other, similarity = merger
         if merger in wanted:
             found[merger] = [sorted(members[one]), sorted(members[other]), similarity >= cut]
-        members[one] = members[one] + members.pop(other)
+        members[one] += members.pop(other)
     return [found[merger] for merger in ranked]
 
 
@@ -358,7 +353,6 @@ def choose_tree(trees, sizes):
     is more than there are nodes of a person, all lose confidence; where it is less, persons fall apart unseen."""
     means = [np.average(tree.confidence, weights=sizes) for tree in trees]
     return [tree for tree, mean in zip(trees, means, strict=True) if mean >= max(means) - TOLERANCE][-1]
-
 
 
 def group(features, rows, nobody=False):

@@ -80,10 +80,11 @@ def write_page(path, rows, numbers, found, title):
     """The page. -> how many nodes it leaves out, which are the surest."""
     sure = np.array([found.confidence[places].mean() for places in found.nodes])
     people = [numbers[places[0]] for places in found.nodes]
-    doubt = {}  # person -> confidence of all of it
+    found_of = {}  # person -> confidence of each of its nodes
     for node, person in enumerate(people):
-        doubt.setdefault(person, []).append(sure[node])
-    order = sorted(range(len(people)), key=lambda node: (people[node] is None, np.mean(doubt[people[node]]),
+        found_of.setdefault(person, []).append(sure[node])
+    doubt = {person: np.mean(values) for person, values in found_of.items()}
+    order = sorted(range(len(people)), key=lambda node: (people[node] is None, doubt[people[node]],
                                                          people[node] or 0, node))  # fmt: skip
     asked = [node for *sides, _ in found.doubts[:QUESTIONS] for side in sides for node in side[:SHOWN]]
     shown = set(list(dict.fromkeys([*asked, *order]))[:CROPS])

@@ -252,6 +252,11 @@ def group_tracklets(rows, tracklets=True):
 # ---- what an index holds, beside what is there now ----
 
 
+def is_file_date(row):
+    """Whether the time of a row is when its file was written, rather than one that was told."""
+    return abs(row.time * 1e9 - row.mtime) <= 1000  # more than a float rounds
+
+
 def merge_known(row, old=None):
     """A row to be stored: what it does not know stays as the old row of the same file has it. A time that nothing tells
     is when the file was written."""
@@ -259,8 +264,7 @@ def merge_known(row, old=None):
     if old:
         kept = {name: getattr(old, name) for name in ("pid", "camid", "tracklet") if getattr(row, name) in (None, "")}
     if row.time is None:
-        # the old time was told, rather than taken from the file; 1000 ns is more than a float rounds
-        told = old and old.time is not None and abs(old.time * 1e9 - old.mtime) > 1000
+        told = old and old.time is not None and not is_file_date(old)
         kept["time"] = old.time if told else row.mtime / 1e9
     return row._replace(**kept)
 
