@@ -326,41 +326,23 @@ def list_doubts(begin, mergers, cut, most=500):
 # ---- all of it ----
 
 
-class Tree(NamedTuple):
-    """How nodes merge, with k neighbours: see similarities, merge_all, cut_tree. group and confidence: (M,)."""
+class Nodes(NamedTuple):
+    """What is grouped: features (M, D), levelled by camera; places: [numbers of the rows of each]; begin (M,) and apart
+    (P, 2): see merge_all; first {pid: node} of persons that are known."""
 
-    similar: object
-    mergers: list
-    cut: float
-    group: np.ndarray
-    confidence: np.ndarray
+    features: np.ndarray
+    places: list
+    begin: np.ndarray
+    apart: np.ndarray
+    first: dict
 
-
-def grow(features, nearest, cosines, begin, apart, sizes):
-    """The Tree of nodes (M, D) of these sizes (M,), rows, with these neighbours."""
-    similar = similarities(features, nearest, cosines)
-    mergers = merge_all(similar, begin, apart)
-    cut = choose_cut(similar, begin, mergers)
-    found = cut_tree(begin, mergers, cut)
-    own, other = compare(similar, found)
-    alone = np.bincount(found)[found] == 1
-    confidence = np.where(alone, (sizes > 1) * (1 - other), own / np.maximum(own + other, 1e-12))
-    return Tree(similar, mergers, cut, found, confidence)
+    @property
+    def sizes(self):
+        return np.array([len(places) for places in self.places])
 
 
-def choose_tree(trees, sizes):
-    """Of trees with more and more neighbours, the last whose confidence, a mean over rows, is next to the best. Where k
-    is more than there are nodes of a person, all lose confidence; where it is less, persons fall apart unseen."""
-    means = [np.average(tree.confidence, weights=sizes) for tree in trees]
-    return [tree for tree, mean in zip(trees, means, strict=True) if mean >= max(means) - TOLERANCE][-1]
-
-
-def group(features, rows, nobody=False):
-    """Rows of a gallery, N of gallery.Row with features (N, D) of length 1, as people -> Groups. Persons that rows know
-    (pid 0 and up; with nobody, 1 and up) stay as they are. ValueError where there is no row, or scipy is missing."""
-    import_sparse()
-    if not rows:
-        raise ValueError("there is no row to group")
+def prepare(features, rows, nobody=False):
+    """(Nodes, what is to be told of them): see group."""
     notes = []
     means, nodes, doubted = make_nodes(features, rows)
     if doubted:
@@ -380,27 +362,65 @@ def group(features, rows, nobody=False):
     persons = np.array(sorted(first.values()), int)
     both = np.stack(np.triu_indices(len(persons), 1), axis=1)
     apart = np.concatenate([np.delete(apart, inside, axis=0), persons[both]])
-    sizes = np.array([len(places) for places in nodes])
-    if len(nodes) == 1:
-        tree = Tree(None, [], 1.0, np.array([0]), np.array([float(sizes[0] > 1)]))
-    else:
-        counts = count_neighbours(len(nodes))
-        if counts[-1] < NEIGHBOURS[-1]:
-            notes.append(f"{len(nodes):,} images or tracklets are few to tell people by their neighbours: look at them")
-        means = level_cameras(means, np.array([rows[places[0]].camid for places in nodes]))
-        nearest, cosines = neighbours(means, counts[-1])
-        tree = choose_tree([grow(means, nearest[:, : k + 1], cosines[:, : k + 1], begin, apart, sizes)
-                            for k in counts], sizes)  # fmt: skip
+    if 1 < len(nodes) and count_neighbours(len(nodes))[-1] < NEIGHBOURS[-1]:
+        notes.append(f"{len(nodes):,} images or tracklets are few to tell people by their neighbours: look at them")
+    means = level_cameras(means, np.array([rows[places[0]].camid for places in nodes]))
+    return Nodes(means, nodes, begin, apart, first), notes
+
+
+class Tree(NamedTuple):
+    """How nodes merge, with k neighbours: see merge_all, cut_tree. group and confidence: (M,)."""
+
+    mergers: list
+    cut: float
+    group: np.ndarray
+    confidence: np.ndarray
+
+
+def grow_trees(nodes):
+    """A Tree for each k, ascending."""
+    sizes = nodes.sizes
+    if len(sizes) == 1:
+        return [Tree([], 1.0, np.array([0]), np.array([float(sizes[0] > 1)]))]
+    counts, trees = count_neighbours(len(sizes)), []
+    nearest, cosines = neighbours(nodes.features, counts[-1])
+    for k in counts:
+        similar = similarities(nodes.features, nearest[:, : k + 1], cosines[:, : k + 1])
+        mergers = merge_all(similar, nodes.begin, nodes.apart)
+        cut = choose_cut(similar, nodes.begin, mergers)
+        found = cut_tree(nodes.begin, mergers, cut)
+        own, other = compare(similar, found)
+        alone = np.bincount(found)[found] == 1
+        confidence = np.where(alone, (sizes > 1) * (1 - other), own / np.maximum(own + other, 1e-12))
+        trees.append(Tree(mergers, cut, found, confidence))
+    return trees
+
+
+def choose_tree(trees, sizes):
+    """Of trees with more and more neighbours, the last whose confidence, a mean over rows, is next to the best. Where k
+    is more than there are nodes of a person, all lose confidence; where it is less, persons fall apart unseen."""
+    means = [np.average(tree.confidence, weights=sizes) for tree in trees]
+    return [tree for tree, mean in zip(trees, means, strict=True) if mean >= max(means) - TOLERANCE][-1]
+
+
+def group(features, rows, nobody=False):
+    """Rows of a gallery, N of gallery.Row with features (N, D) of length 1, as people -> Groups. Persons that rows know
+    (pid 0 and up; with nobody, 1 and up) stay as they are. ValueError where there is no row, or scipy is missing."""
+    import_sparse()
+    if not rows:
+        raise ValueError("there is no row to group")
+    nodes, notes = prepare(features, rows, nobody)
+    tree = choose_tree(grow_trees(nodes), nodes.sizes)
     of_row, sure = np.empty(len(rows), int), np.empty(len(rows))
-    for node, places in enumerate(nodes):
+    for node, places in enumerate(nodes.places):
         of_row[places], sure[places] = tree.group[node], tree.confidence[node]
     size = np.bincount(of_row)
     start = np.unique(of_row, return_index=True)[1]
     order = np.lexsort((start, -size))  # the largest first; of equal ones that of the first row
-    known = {int(tree.group[node]): pid for pid, node in first.items()}
+    known = {int(tree.group[node]): pid for pid, node in nodes.first.items()}
     people = [number for number in order.tolist() if size[number] > 1 or number in known]
     number = np.full(len(size), -1)
     number[people] = np.arange(len(people))
     known = {int(number[place]): pid for place, pid in known.items()}
-    doubts = list_doubts(begin, tree.mergers, tree.cut)
-    return Groups(number[of_row], sure, known, nodes, doubts, tree.cut, notes)
+    doubts = list_doubts(nodes.begin, tree.mergers, tree.cut)
+    return Groups(number[of_row], sure, known, nodes.places, doubts, tree.cut, notes)

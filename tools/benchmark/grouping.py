@@ -23,19 +23,14 @@ def b_cubed(found, truth):
 
 
 def best_in_hindsight(features, rows, truth):
-    """(F1, k, level) of the best of all k and cuts, which takes labels to know."""
-    means, nodes, _ = groups.make_nodes(features, rows)
-    means = groups.level_cameras(means, np.array([rows[places[0]].camid for places in nodes]))
-    begin, of_row, scores = np.arange(len(nodes)), np.empty(len(rows), int), []
-    apart, counts = groups.find_conflicts(rows, nodes, []), groups.count_neighbours(len(nodes))
-    nearest, cosines = groups.neighbours(means, counts[-1])
-    for k in counts:
-        similar = groups.similarities(means, nearest[:, : k + 1], cosines[:, : k + 1])
-        mergers = groups.merge_all(similar, begin, apart)
+    """F1 of the best of all k and cuts, which takes labels to know."""
+    nodes, _ = groups.prepare(features, rows)
+    of_row, scores = np.empty(len(rows), int), []
+    for tree in groups.grow_trees(nodes):
         for level in groups.LEVELS:
-            for node, number in enumerate(groups.cut_tree(begin, mergers, level).tolist()):
-                of_row[nodes[node]] = number
-            scores.append((b_cubed(of_row, truth)[0], k, float(level)))
+            for places, number in zip(nodes.places, groups.cut_tree(nodes.begin, tree.mergers, level), strict=True):
+                of_row[places] = number
+            scores.append(b_cubed(of_row, truth)[0])
     return max(scores)
 
 
@@ -57,7 +52,7 @@ def measure_index(device, index):
         run = watch(lambda told=told: groups.group(features, told), device)
         scores, person = b_cubed(run.result.person, truth), run.result.person
         print(f"{name:<14} F1 {scores[0]:.3f} (precision {scores[1]:.3f}, recall {scores[2]:.3f}), in hindsight "
-              f"{best_in_hindsight(features, told, truth)[0]:.3f}; {person.max() + 1:,} persons, "
+              f"{best_in_hindsight(features, told, truth):.3f}; {person.max() + 1:,} persons, "
               f"{(person < 0).sum():,} alone; {run.seconds:.1f} s, {run.anonymous / 1e9:.2f} GB")
 
 
