@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,11 @@ def test_a_filter_that_names_an_unknown_camera_says_so():
     for flags in ({"not_cameras": ["3"]}, {"cameras": ["2", "cam3"]}):
         with pytest.warns(UserWarning, match="^no row is of camera 3; there are: left, 2, 10$"):
             galleries.choose_rows(rows, **flags)
+    with warnings.catch_warnings(record=True) as told:  # as a command asks: the rows to count them, then the search
+        warnings.simplefilter("default")
+        galleries.choose_rows(rows, not_cameras=["4"])
+        galleries.choose_rows(rows, not_cameras=["4"])
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("flags, chosen", [
