@@ -200,7 +200,8 @@ def choose_rows(rows, *, cameras=(), not_cameras=(), after=None, before=None):
     if not cameras and not not_cameras and after is None and before is None:
         return None
     if unknown := sorted((cameras | not_cameras) - {row.camid for row in rows}):
-        warnings.warn(f"no row is of camera {', '.join(unknown)}; there are: {list_cameras(rows)}", stacklevel=1)  # one place: told once
+        # of this line, so that a command that asks twice tells once
+        warnings.warn(f"no row is of camera {', '.join(unknown)}; there are: {list_cameras(rows)}", stacklevel=1)
     low, high = -np.inf if after is None else after, np.inf if before is None else before
     timed = after is not None or before is not None
     return np.array([number for number, row in enumerate(rows)
