@@ -13,9 +13,13 @@ wardrobe, some people wear the same colours and differ in pattern, cut, hair, ha
 In a tracklet the person walks: gait, place in the box, size, light and focus change smoothly from picture to picture,
 the detector's box jumps, and now and then something passes in front. No picture shows all, so pooling several helps.
 
+    python -m tools.synthetic --name town --camera-seed 1                        # the same people elsewhere
+    python -m tools.synthetic --name many --train-ids 1500 --sites 100           # under 600 cameras
+
 Every picture depends on (seed, pid, camera, shot) alone, that of a tracklet on (seed, pid, camera, tracklet, frame).
 The same seed therefore gives the same files for any number of processes, and person k looks the same in a set of 10
-and in a set of 500. Odd pids train, even pids test.
+and in a set of 500. Odd pids train, even pids test. --camera-seed draws other cameras than the six, which differ more
+from one another; with --sites, camera 1 of one person is not that of another, as where several sets are put together.
 """
 
 import argparse
@@ -44,6 +48,7 @@ SPLITS = ("bounding_box_train", "bounding_box_test", "query")
 VIDEO_PARTS = ("bbox_train", "bbox_test", "info")
 STAMP = "synthetic.json"  # what the set was drawn with
 MAX_IDS = 4999  # of odd or of even pids that fit into four digits
+MAX_SITES = 1000
 MAX_TRACKLETS, MAX_PICTURES = 9999, 999_999  # of distractors or of junk: file names have four digits, and six
 JUNK_SHOT = 1000  # first shot of junk, beyond those of real visits
 NUMBERS = {  # name -> (what it counts, default for a set of pictures, and of tracklets)
@@ -78,7 +83,7 @@ MISS_RATE = 0.12  # share of a tracklet's pictures where the detector's box is f
 
 PASSER_BY, STRANGER = 10_000, 20_000  # first pids, beyond those of the files, of people in front and of distractors
 # What a generator is for: the first number of its key
-LOOK, GROUP, ROUTE, VISIT, SHOT, SCENE, LENGTH, WALK, FRAME, LENS = range(10)
+LOOK, GROUP, ROUTE, VISIT, SHOT, SCENE, LENGTH, WALK, FRAME, LENS, CAMERA = range(11)
 
 
 def rgb(*codes):
@@ -122,6 +127,30 @@ CAMERAS = (
 
 def generator(*key):
     return np.random.default_rng(key)
+
+
+@functools.cache
+def camera_of(number):
+    """The camera of that number: the first are CAMERAS, all others are drawn, and differ more from one another."""
+    if number < len(CAMERAS):
+        return CAMERAS[number]
+    rng = generator(CAMERA, number)
+    light = rng.normal((0, -0.5, 0.6), (0.5, 0.25, 0.1))
+    return Camera(
+        gain=tuple(np.exp(rng.normal(0, 0.5) + rng.normal(0, 0.3, 3))),
+        gamma=np.exp(rng.normal(0, 0.4)),
+        contrast=np.exp(rng.normal(-0.1, 0.3)),
+        saturation=np.exp(rng.normal(-0.2, 0.5)),
+        blur=rng.uniform(0.2, 2.5),
+        noise=rng.uniform(2, 14),
+        quality=int(rng.integers(55, 95)),
+        detail=rng.uniform(0.2, 1),
+        light=tuple(light / np.linalg.norm(light)),
+        yaw=rng.uniform(-np.pi, np.pi),
+        pitch=rng.uniform(0, 0.4),
+        zoom=rng.uniform(0.78, 0.94),
+        scenes=" ".join(rng.choice(list(SCENES), 2)),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -534,12 +563,12 @@ SCENES = {"street": draw_street, "lawn": draw_lawn, "bricks": draw_bricks, "shop
 
 
 @functools.cache
-def scene(camid, index):
+def scene(number, index):
     """What a camera sees without people, (320, 900, 3) float32 in 0..1; the same for every seed, as a place is."""
-    rng = generator(SCENE, camid, index)
+    rng = generator(SCENE, number, index)
     w, h = 900, 320
     image = Image.new("RGB", (w, h))
-    SCENES[CAMERAS[camid].scenes.split()[index]](ImageDraw.Draw(image), rng, w, h, int(rng.integers(120, 160)))
+    SCENES[camera_of(number).scenes.split()[index]](ImageDraw.Draw(image), rng, w, h, int(rng.integers(120, 160)))
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)), np.float32) / 255
     grain = np.asarray(Image.fromarray(rng.integers(0, 255, (h // 4, w // 4), np.uint8)).resize((w, h)), np.float32)
     fine = rng.normal(0, 0.02, (h, w)).astype(np.float32)
@@ -608,14 +637,14 @@ def through_lens(canvas, camera, rng, exposure, grain):
     return np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
 
 
-def visit(seed, pid, camid):
+def visit(seed, pid, number):
     """What a person's pictures in one camera share: where they walk, which way, at what time."""
-    camera, rng = CAMERAS[camid], generator(VISIT, seed, pid, camid)
+    camera, rng = camera_of(number), generator(VISIT, seed, pid, number)
     index = int(rng.integers(len(camera.scenes.split())))
     turned = np.pi if rng.random() < 0.25 else 0.0  # some walk the other way
     return SimpleNamespace(
         sequence=index + 1,
-        scene=scene(camid, index),
+        scene=scene(number, index),
         corner=(int(rng.integers(900 - 2 * WIDTH - 60)), int(rng.integers(30))),
         yaw=camera.yaw + turned + rng.normal(0, 0.4),
         exposure=rng.normal(0, 0.12 * SHOT_STRENGTH),
@@ -623,9 +652,10 @@ def visit(seed, pid, camid):
     )
 
 
-def draw_shot(seed, pid, camid, shot, kind="good"):
-    """One picture, uint8 (HEIGHT, WIDTH, 3), and its JPEG quality. kind: good, junk (a bad box), background."""
-    camera, rng, where = CAMERAS[camid], generator(SHOT, seed, pid, camid, shot), visit(seed, pid, camid)
+def draw_shot(seed, pid, number, shot, kind="good"):
+    """One picture by the camera of that number, uint8 (HEIGHT, WIDTH, 3), and its JPEG quality. kind: good, junk (a bad
+    box), background."""
+    camera, rng, where = camera_of(number), generator(SHOT, seed, pid, number, shot), visit(seed, pid, number)
     w, h = round(WIDTH * SCALE * rng.uniform(0.76, 0.94)), HEIGHT * SCALE  # boxes differ in shape, files do not
     left, top = where.corner[0] + int(rng.integers(60)), where.corner[1] + int(rng.integers(30))
     canvas = where.scene[top : top + h, left : left + w].copy()
@@ -654,10 +684,10 @@ def wander(rng, frame, period):
     return float(np.sqrt(2 / 3) * np.sin(2 * np.pi * speed * frame / period + phase).sum())
 
 
-def draw_frame(seed, pid, camid, track, frame, kind="good"):
+def draw_frame(seed, pid, number, track, frame, kind="good"):
     """One picture of a tracklet, in the way of draw_shot. How the person walks depends on the tracklet alone."""
-    walk, now = generator(WALK, seed, pid, camid, track), generator(FRAME, seed, pid, camid, track, frame)
-    camera, where = CAMERAS[camid], visit(seed, pid, camid)
+    walk, now = generator(WALK, seed, pid, number, track), generator(FRAME, seed, pid, number, track, frame)
+    camera, where = camera_of(number), visit(seed, pid, number)
     camera = camera._replace(blur=camera.blur + 4 * DRIFT * max(0.0, wander(walk, frame, 30) - 0.4))
     exposure = where.exposure + DRIFT * (walk.normal(0, 0.08) + 0.12 * wander(walk, frame, 40))
     yaw = where.yaw + walk.normal(0, 0.25)
@@ -682,7 +712,7 @@ def draw_frame(seed, pid, camid, track, frame, kind="good"):
     shift = w * speed * (frame - walk.uniform(0, 30))
     if passes and abs(shift) < 3 * w:
         paint_obstacle(canvas, seed, camera, walk, feet, size, shift)
-    lens = generator(LENS, seed, pid, camid, track)
+    lens = generator(LENS, seed, pid, number, track)
     return through_lens(canvas, camera, lens, exposure, now), camera.quality
 
 
@@ -732,15 +762,21 @@ def plan_takes(num_train_ids, num_test_ids, num_distractors, num_junk, seed, *, 
     return takes
 
 
-def plan_pictures(takes, seed):
+def site_camera(pid, camid, camera_seed, sites):
+    """The number of the camera that a person meets as camid. Those who look alike are of one site."""
+    return camid + len(CAMERAS) * (camera_seed * MAX_SITES + (pid - 1) // 2 // LOOKALIKES % sites)
+
+
+def plan_pictures(takes, seed, camera_seed=0, sites=1):
     """{file: (draw_shot, *its arguments)} of a set of pictures, and the content of its other files, {file: bytes}."""
     folders, plan = dict(zip(("train", "gallery", "query"), SPLITS, strict=True)), {}
     for part, pid, camid, number, shown, track, kind in takes:
-        where = visit(seed, shown, camid)
+        camera = site_camera(shown, camid, camera_seed, sites)
+        where = visit(seed, shown, camera)
         frame = where.frame + 25 * number if pid > 0 else number
         label = f"{pid:04d}" if pid >= 0 else "-1"
         name = f"{label}_c{camid + 1}s{where.sequence}_{frame:06d}_01.jpg"
-        plan[f"{folders[part]}/{name}"] = draw_shot, seed, shown, camid, track, kind
+        plan[f"{folders[part]}/{name}"] = draw_shot, seed, shown, camera, track, kind
     return plan, {"readme.txt": README.encode()}
 
 
@@ -754,7 +790,7 @@ def mat_file(name, values):
     return title.ljust(116) + written.getvalue()[116:]
 
 
-def plan_tracklets(takes, seed):
+def plan_tracklets(takes, seed, camera_seed=0, sites=1):
     """What plan_pictures gives, of a set of tracklets."""
     plan, others = {}, {"readme.txt": VIDEO_README.encode()}
     for split in ("train", "test"):
@@ -763,11 +799,12 @@ def plan_tracklets(takes, seed):
             if (part == "train") != (split == "train"):
                 continue
             label = f"{pid:04d}" if pid >= 0 else "00-1"
-            rng, first = generator(LENGTH, seed, shown, camid, track), len(lines) + 1
+            camera = site_camera(shown, camid, camera_seed, sites)
+            rng, first = generator(LENGTH, seed, shown, camera, track), len(lines) + 1
             frames = int(min(4 + rng.exponential(6), 40)) if rng.random() > 0.04 else int(rng.integers(2, 4))
             for frame in range(frames):
                 lines.append(f"{label}C{camid + 1}T{number + 1:04d}F{frame + 1:03d}.jpg")
-                plan[f"bbox_{split}/{label}/{lines[-1]}"] = draw_frame, seed, shown, camid, track, frame, kind
+                plan[f"bbox_{split}/{label}/{lines[-1]}"] = draw_frame, seed, shown, camera, track, frame, kind
             rows.append((first, len(lines), pid, camid + 1))
             queries += [len(rows)] * (part == "query")
         others[f"info/{split}_name.txt"] = "".join(line + "\r\n" for line in lines).encode()
@@ -811,28 +848,31 @@ def count_files(home, parts):
     return {part: sum(path.suffix in kinds for path in (home / part).rglob("*")) for part in parts}
 
 
-def write_dataset(folder, *, video=False, seed=0, processes=None, **numbers):
+def write_dataset(folder, *, video=False, seed=0, camera_seed=0, sites=1, processes=None, **numbers):
     """Draw a set of pictures, or of tracklets, into folder and return the number of files in each part.
 
-    numbers: those of NUMBERS that are to be others. A finished set of the same kind is reused. A set appears under its
-    name only when it is complete. One of other parameters that this file wrote is replaced; a folder of anyone else
-    raises FileExistsError.
+    camera_seed: 0 is the six cameras of this file, others are drawn; sites: people are of so many, with six cameras
+    each. numbers: those of NUMBERS that are to be others. A finished set of the same kind is reused. A set appears
+    under its name only when it is complete. One of other parameters that this file wrote is replaced; a folder of
+    anyone else raises FileExistsError.
     """
     folder, numbers = Path(folder).resolve(), {name: row[1 + video] for name, row in NUMBERS.items()} | numbers
-    sizes = {**numbers, "seed": seed}
-    if min(sizes.values()) < 0:
-        raise ValueError(f"negative number in {sizes}: give 0 or more")
+    sizes, places = {**numbers, "seed": seed}, {"camera_seed": camera_seed, "sites": sites}
+    if min(*sizes.values(), camera_seed) < 0:
+        raise ValueError(f"negative number in {sizes | places}: give 0 or more")
+    if not 1 <= sites <= MAX_SITES:
+        raise ValueError(f"sites is {sites}: give 1 to {MAX_SITES}")
     for name, value in numbers.items():
         least, most = (1, MAX_IDS) if name.endswith("_ids") else (0, MAX_TRACKLETS if video else MAX_PICTURES)
         if not least <= value <= most:
             raise ValueError(f"{name} is {value}: give {least} to {most}, more do not fit into the file names")
     home, parts = ("", VIDEO_PARTS) if video else (VERSION_FOLDER, SPLITS)
-    wanted = {**sizes, "drawn_by": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}
+    wanted = {**sizes, **places, "drawn_by": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}
     found = read_stamp(folder)
     if found and found["parameters"] == wanted and found["files"] == count_files(folder / home, parts):
         return found["files"]
 
-    plan, others = (plan_tracklets if video else plan_pictures)(plan_takes(**sizes, video=video), seed)
+    plan, others = (plan_tracklets if video else plan_pictures)(plan_takes(**sizes, video=video), seed, **places)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         drawing = Path(temporary, "new")
@@ -862,6 +902,10 @@ def main(argv=None):
     parser.add_argument("--root", default="data", help="folder that holds the data sets")
     parser.add_argument("--name", help="folder of this set below --root; default: synthetic, synthetic-video")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other people under the same cameras")
+    parser.add_argument("--camera-seed", type=int, default=0, metavar="N",
+                        help="other seeds give other cameras (default: 0, the six that are written in this file)")
+    parser.add_argument("--sites", type=int, default=1, metavar="N",
+                        help="places with six cameras each, among which the people are spread (default: 1)")
     for name, (what, pictures, tracklets) in NUMBERS.items():
         flag, text = name.replace("num_", "--").replace("_", "-"), f"{what}; default: {pictures}, tracklets {tracklets}"
         parser.add_argument(flag, type=int, dest=name, metavar="N", default=argparse.SUPPRESS, help=text)

@@ -152,6 +152,42 @@ def test_person_differs_between_cameras_and_shots():
             assert np.abs(first - second).mean() > 5
 
 
+def test_other_cameras_show_the_same_people(tmp_path):
+    sizes = {"num_train_ids": 4, "num_test_ids": 1, "num_distractors": 0, "num_junk": 0, "processes": 1}
+    for name, seed in (("a", 0), ("b", 1)):
+        synthetic.write_dataset(tmp_path / name, **sizes, camera_seed=seed)
+    home, town = ([row[1:] for part in synthetic.SPLITS for row in parse(tmp_path / name, part)] for name in "ab")
+    assert home == town  # who is seen by which camera, how often
+    assert not set(digests(tmp_path / "a").values()) & set(digests(tmp_path / "b").values())
+    cameras = [synthetic.camera_of(number) for number in range(60)]
+    assert cameras[:6] == list(synthetic.CAMERAS) and len(set(cameras)) == 60
+    assert synthetic.camera_of(17) is synthetic.camera_of(17)  # drawn once, and by its number alone
+    synthetic.camera_of.cache_clear()
+    assert synthetic.camera_of(17) == cameras[17]
+
+
+def test_with_sites_a_camera_is_another_for_other_people():
+    takes = synthetic.plan_takes(30, 9, 36, 20, 0)
+    for sites, seed, met in ((1, 0, {0}), (2, 0, {0, 1}), (3, 2, {2000, 2001, 2002})):
+        plan, _ = synthetic.plan_pictures(takes, 0, seed, sites)
+        assert {arguments[3] // 6 for arguments in plan.values()} == met
+        for name, (_, _, pid, number, *_) in plan.items():
+            assert NAME.match(Path(name).name)[2] == str(number % 6 + 1)
+        numbers = {pid: number // 6 for _, _, pid, number, *_ in plan.values()}
+        assert all(number // 6 == numbers[pid] for _, _, pid, number, *_ in plan.values())
+        assert len({numbers[pid] for pid in (1, 3, 5)}) == 1  # they look alike: nobody tells them apart by the site
+    video = synthetic.plan_takes(9, 3, 6, 3, 0, video=True)
+    plan, _ = synthetic.plan_tracklets(video, 0, 1, 3)
+    assert {arguments[3] // 6 for arguments in plan.values()} == {1000, 1001, 1002}
+
+
+@pytest.mark.parametrize("flags, told", [(["--sites", "0"], "sites is 0: give 1 to 1000"),
+                                         (["--camera-seed", "-1"], "negative number in .*'camera_seed': -1")])
+def test_cameras_that_cannot_be(flags, told, tmp_path):
+    with pytest.raises(SystemExit, match=told):
+        synthetic.main([*flags, "--root", str(tmp_path)])
+
+
 def test_lookalikes_wear_the_same_colours_and_are_not_the_same():
     members = [2 * index + 1 for index in range(synthetic.LOOKALIKES)]
     looks = [synthetic.random_look(0, pid) for pid in members]
