@@ -171,7 +171,7 @@ def test_with_sites_a_camera_is_another_for_other_people():
     for sites, seed, met in ((1, 0, {0}), (2, 0, {0, 1}), (3, 2, {2000, 2001, 2002})):
         plan, _ = synthetic.plan_pictures(takes, 0, seed, sites)
         assert {arguments[3] // 6 for arguments in plan.values()} == met
-        for name, (_, _, pid, number, *_) in plan.items():
+        for name, (_, _, _, number, *_) in plan.items():
             assert NAME.match(Path(name).name)[2] == str(number % 6 + 1)
         numbers = {pid: number // 6 for _, _, pid, number, *_ in plan.values()}
         assert all(number // 6 == numbers[pid] for _, _, pid, number, *_ in plan.values())
