@@ -250,7 +250,7 @@ def read_log(log_jsonl):
 
 
 # Those of training.recipes.LOSSES, as log.jsonl names them: torch stays out of this file
-LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "arcface", "cosface")
+LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "arcface", "cosface", "memory")
 
 
 @contextlib.contextmanager
@@ -282,19 +282,20 @@ def plot_epochs(axes, epochs, values, label, **style):
 def training_curves(log_jsonl, path):
     """Writes a PNG, by epoch: losses, learning rate, and rank-1 and mAP of each target where it was evaluated."""
     records = read_log(log_jsonl)
-    epochs = [r["epoch"] for r in records]
+    trained = [r for r in records if r["epoch"]]  # epoch 0 has scores alone: of a network before it adapts
+    epochs = [r["epoch"] for r in trained]
     parts = [name for name in LOSS_PARTS if name in records[-1]]
     with drawing(path, (13, 3.8), (1, 0.7, 1)) as (left, middle, right):
-        plot_epochs(left, epochs, [r["loss"] for r in records], "weighted sum", color="black")
+        plot_epochs(left, epochs, [r["loss"] for r in trained], "weighted sum", color="black")
         left.set(title="training loss", xlabel="epoch", ylabel="loss")
         if len(parts) > 1:
             for name in parts:
-                plot_epochs(left, epochs, [r.get(name) for r in records], name, linewidth=1)
+                plot_epochs(left, epochs, [r.get(name) for r in trained], name, linewidth=1)
             left.set_yscale("log")  # center is counted in hundreds, cross entropy in ones
         if len(parts) > 1 or len(epochs) == 1:
             left.legend(frameon=False)
-        if all("lr" in r for r in records):
-            plot_epochs(middle, epochs, [r["lr"] for r in records], "rate", color="black")
+        if all("lr" in r for r in trained):
+            plot_epochs(middle, epochs, [r["lr"] for r in trained], "rate", color="black")
             if len(epochs) == 1:
                 middle.legend(frameon=False)
         middle.set(title="learning rate", xlabel="epoch", ylabel="rate", ylim=(0, None))

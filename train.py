@@ -6,6 +6,7 @@
     python train.py --dataset mars --seq-len 8 --temporal attention              # video: clips of 8 frames
     python train.py --dataset market1501 cuhk03 --target viper grid              # several sets, tested on others
     python train.py --dataset viper --split all                                  # mean and deviation over 20 splits
+    python train.py --adapt crops/ --weights best.pth                            # to one's own cameras, without labels
     python train.py --resume runs/hacnn-market1501/last.pth                      # goes on where a run stopped
     python train.py --evaluate --weights runs/hacnn-market1501/best.pth --dataset market1501
     torchrun --nproc-per-node 4 train.py --dataset market1501                    # on 4 GPUs, a process on each
@@ -60,7 +61,7 @@ import metrics
 import models
 import pictures
 from images import lock, progress, replacing
-from training import distributed, evaluate, recipes
+from training import adapt, distributed, evaluate, recipes
 from training.pixels import AUGMENTATIONS, TrainSet, build_train_set
 
 FIRST_LINE = 5  # steps after which a run tells of itself for the first time
@@ -143,9 +144,10 @@ def fresh_state():
 
     epoch: whole epochs trained; step: steps of the next one; totals: of its log, see Tally; record: line of log.jsonl
     of the last epoch, until it is written; scores: of the last evaluation; updates: of the averaged weights; best_*:
-    what best.pth holds, its score by --best and which of the two weights.
+    what best.pth holds, its score by --best and which of the two weights; labels, told: of the last round of --adapt.
     """
     state = {"epoch": 0, "step": 0, "totals": {}, "record": None, "scores": None, "updates": 0}
+    state |= {"labels": None, "told": {}}
     return state | {"best_score": -1.0, "best_epoch": 0, "best_weights": "raw"}
 
 
@@ -382,11 +384,17 @@ class Run(NamedTuple):
     best: tuple  # (score, name of the target) by which best.pth is chosen
     about: dict  # what a checkpoint says of the network, see models.load_checkpoint
     board: object  # of TensorBoard, or None
+    crops: list  # rows of the images of --adapt
 
 
 def sets_of(args, split=0):
     """Where the flags say that data lie."""
     return evaluate.Sets(args.root, split, args.min_frames, args.holdout, args.protocol, args.cache, args.cache_limit)
+
+
+def trained_on(args):
+    """A name of what is trained on."""
+    return "+".join([*args.dataset, *(os.path.basename(os.path.abspath(place)) for place in args.adapt or [])])
 
 
 def testing_of(args):
@@ -397,8 +405,27 @@ def schedule_of(args):
     return recipes.Schedule(args.lr, args.epochs, args.schedule, args.warmup_epochs, args.milestones, args.gamma)
 
 
+def load_crops(args):
+    """What load_sets gives, of --adapt: nobody's label is read, so that all items are of one person."""
+    sets, tests = sets_of(args, args.split), args.target or args.dataset
+    if args.adapt:
+        rows, missing = adapt.find_crops(args.adapt)
+        if missing:
+            listed = data.some([f"{path} ({reason})" for path, reason in missing])
+            raise ValueError(f"--adapt: {len(missing)} files cannot be read: {listed}")
+    else:
+        items = data.merge([evaluate.load_set(name, sets, evaluate=False).train for name in args.dataset])
+        rows = adapt.rows_of(items)
+    cameras = {camid: number for number, camid in enumerate(sorted({row.camid for row in rows}))}
+    items = [data.Item((row.path,), 0, cameras[row.camid]) for row in rows]
+    return items, None, {name: evaluate.load_set(name, sets, train=False) for name in tests}, rows
+
+
 def load_sets(args):
-    """(train items of all --dataset, the number of the data set of each, name -> Splits of what is tested on)."""
+    """(train items of all --dataset, the number of the data set of each, name -> Splits of what is tested on, rows of
+    --adapt)."""
+    if args.adapt is not None:
+        return load_crops(args)
     found, sets = {}, sets_of(args, args.split)
     for name in dict.fromkeys([*args.dataset, *(args.target or [])]):
         trains = name in args.dataset
@@ -409,7 +436,8 @@ def load_sets(args):
     for name in args.dataset:  # what its own test shows of its train persons, load_set has said
         pids = {item.pid for item in found[name].train}
         data.warn_of_shared_persons({name: pids}, {target: found[target] for target in targets if target != name})
-    return data.merge(parts), np.repeat(np.arange(len(parts)), list(map(len, parts))), {n: found[n] for n in targets}
+    of_set = np.repeat(np.arange(len(parts)), list(map(len, parts)))
+    return data.merge(parts), of_set, {name: found[name] for name in targets}, []
 
 
 def check_devices(args, device):
@@ -455,9 +483,10 @@ def prepare_train_set(args, items, sources):
         num_instances=args.num_instances if sampler == "identity" else None, seq_len=args.seq_len,
         augment=args.augment, seed=args.seed,
     )  # fmt: skip
-    data.check_batches(
-        train_set.labels, args.batch_size, train_set.num_instances, train_set.domains, args.num_domains
-    )  # fmt: skip
+    if args.adapt is None:  # else there are no persons yet
+        data.check_batches(
+            train_set.labels, args.batch_size, train_set.num_instances, train_set.domains, args.num_domains
+        )  # fmt: skip
     return train_set
 
 
@@ -513,11 +542,11 @@ def prepare_training(args, model, train_set):
 def load_all_pixels(args, items, tests, training, testing):
     """(the Training with the pixels it trains on, the evaluate.Target of each of `tests`)."""
     sets, model = sets_of(args, args.split), training.model
-    alone = tests.get(args.dataset[0]) if len(args.dataset) == 1 else None
+    alone = tests.get(args.dataset[0]) if len(args.dataset) == 1 and args.adapt is None else None
     among = alone and evaluate.files_to_share(args.dataset[0], alone, sets)
     paths = [path for item in items for path in item.paths]
     with distributed.first_on_machine():
-        pixels = evaluate.pixels_of(paths, model, f"{'+'.join(args.dataset)}-train", sets, among)
+        pixels = evaluate.pixels_of(paths, model, f"{trained_on(args)}-train", sets, among)
         targets = [evaluate.load_target(name, splits, model, sets, testing) for name, splits in tests.items()]
     return training._replace(train_set=training.train_set._replace(pixels=pixels)), targets
 
@@ -569,7 +598,7 @@ def prepare_run(args, checkpoint, device):
     """(Run, state) of the flags, from the start or from where the checkpoint stands."""
     cards, processes = check_devices(args, device), distributed.world_size()
     with distributed.first_on_machine():
-        items, sources, tests = load_sets(args)
+        items, sources, tests, crops = load_sets(args)
     (metric, target), pids = args.best, data.relabel(items)[1]
     if target is not None and target not in tests:
         raise ValueError(f"--best {metric}:{target}: tested is on {', '.join(tests) or 'nothing'}, name one of these")
@@ -584,10 +613,14 @@ def prepare_run(args, checkpoint, device):
     if checkpoint is not None:
         check_same_images(args, checkpoint, images_of)
     train_set, options = prepare_train_set(args, items, sources), choose_options(args, items, tests, checkpoint)
+    if checkpoint is not None and checkpoint.get("labels") is not None:
+        train_set = train_set._replace(labels=checkpoint["labels"].numpy())
     training = prepare_training(args, prepare_model(args, options, checkpoint, len(pids), device), train_set)
     testing, model = testing_of(args), training.model
     training, targets = load_all_pixels(args, items, tests, training, testing)
     state = fresh_state() if checkpoint is None else restore(args, checkpoint, training)
+    if args.adapt is not None and checkpoint is None:
+        state["record"] = {"epoch": 0}  # judged as it came
     runners = {"raw": training.runner}
     if training.averaged is not None:
         runners["averaged"] = Runner(training.averaged)
@@ -603,9 +636,11 @@ def prepare_run(args, checkpoint, device):
         "mean": model.mean, "std": model.std, "feature_dim": model.feature_dim, "distance": args.distance,
         "dataset": " ".join(args.dataset), "pids": pids, "images": images_of,
     }  # fmt: skip
+    if args.adapt is not None:
+        about["dataset"] = f"{args.adapted_from}, adapted to {len(crops):,} images of {trained_on(args)} without labels"
     board = open_board(Path(args.out), state["epoch"]) if distributed.rank() == 0 else None
     training = training._replace(runner=runners["raw"])
-    return Run(args, Path(args.out), training, testing, targets, runners, best, about, board), state
+    return Run(args, Path(args.out), training, testing, targets, runners, best, about, board, crops), state
 
 
 def save(run, state, name, model):
@@ -625,9 +660,11 @@ def evaluate_epoch(run, state):
     """Tests after an epoch where it is due; best.pth, if it is the best so far."""
     args, record, last = run.args, state["record"], state["epoch"] == run.args.epochs
     networks = {"raw": run.training.model, "averaged": run.training.averaged}
-    if run.targets and (last or (args.eval_every and state["epoch"] % args.eval_every == 0)):
-        found = {kind: {} for kind in run.runners}  # raw or averaged -> name of target -> summary
-        for kind, target in itertools.product(run.runners, run.targets):
+    first = state["epoch"] == 0  # of --adapt, the network as it came
+    if run.targets and (first or last or (args.eval_every and state["epoch"] % args.eval_every == 0)):
+        kinds = ["raw"] if first else list(run.runners)
+        found = {kind: {} for kind in kinds}  # raw or averaged -> name of target -> summary
+        for kind, target in itertools.product(kinds, run.targets):
             distributed.copy_from_first(networks[kind])
             scores = evaluate.scores_of(run.runners[kind], target, run.testing)
             which = ", averaged weights" * (kind == "averaged")
@@ -662,12 +699,34 @@ def write_logs(run, state, drawn):
     return time.monotonic()
 
 
+def begin_round(run, state):
+    """The Run of a round of --adapt, with the people that the network finds now. ValueError where they are too few."""
+    training, crops = run.training, run.crops
+    teacher = training.model if training.averaged is None else training.averaged
+    distributed.copy_from_first(teacher)
+    before = None if state["labels"] is None else state["labels"].numpy()
+    found = adapt.regroup(teacher, training.train_set.pixels, crops, before, batch_size=run.args.test_batch_size)
+    for note in found.notes if before is None else []:  # what the crops lack they lack in all rounds
+        print(f"note: {note}")
+    print(f"round {state['epoch'] + 1:3}/{run.args.epochs}  {adapt.line(found.told, len(crops))}")
+    persons = run.args.batch_size // run.args.num_instances
+    if found.told["people"] < max(persons, 2):
+        raise ValueError(
+            f"--adapt found {found.told['people']} people in {len(crops):,} images, and a batch is of {persons}: give "
+            f"more images, a lower --batch-size, or --weights of a network that tells people apart here"
+        )
+    for memory, centers in zip(training.criterion.learned["memory"], found.centers, strict=True):
+        memory.begin(centers)
+    state.update(labels=torch.from_numpy(found.labels), told=found.told)
+    return run._replace(training=training._replace(train_set=training.train_set._replace(labels=found.labels)))
+
+
 def end_epoch(run, state):
     """Moves the state to the next epoch, with the line of log.jsonl that is to be written of this one."""
     totals, epoch = state["totals"], state["epoch"] + 1
     record = {name: totals[name] / totals["images"] for name in totals if name not in ("images", "seconds")}
     record |= {"epoch": epoch, "lr": run.training.optimizers[0].param_groups[0]["lr"], "images": totals["images"]}
-    record |= {"images_per_second": speed(totals), "seconds": totals["seconds"]}
+    record |= {"images_per_second": speed(totals), "seconds": totals["seconds"], **state["told"]}
     state.update(epoch=epoch, step=0, totals={}, record=record)
 
 
@@ -686,6 +745,8 @@ def run_training(run, state):
             break
         if state["epoch"] == args.fixbase_epochs > 0 and not state["step"]:
             print(f"epoch {state['epoch'] + 1:3}/{args.epochs}  the base thaws: all layers train")
+        if args.adapt is not None and not state["step"]:
+            run = begin_round(run, state)
         with until_interrupted() as interrupts:
             if train_epoch(run.training, state, interrupts):
                 end_epoch(run, state)
@@ -715,8 +776,12 @@ def print_summary(run, state):
         data_flags = shlex.join(["--dataset", *(args.target or args.dataset), "--root", args.root, *more])
     told += f" ({state['best_weights']} weights)" if args.ema else ""
     told += f", epoch {state['best_epoch']} of {args.epochs}"
+    if args.adapt is not None and not run.targets:
+        print("nobody knows whether it is better now: --target judges by a small labelled set of these cameras")
+    elif args.adapt is not None and not state["best_epoch"]:
+        print("no round was better than the network as it came, so best.pth holds that")
     with contextlib.suppress(OSError, ValueError):
-        seconds = sum(record["seconds"] for record in pictures.read_log(out / "log.jsonl"))
+        seconds = sum(record.get("seconds", 0) for record in pictures.read_log(out / "log.jsonl"))
         print(f"trained for {timedelta(seconds=round(seconds))}; log.txt, log.jsonl and curves.png are in {out}")
     report, model = (shlex.quote(f"{out}/{name}") for name in ("report", "best.onnx"))
     if run.targets:
@@ -832,7 +897,8 @@ def changed_settings(args):
 
 
 def default_folder(args):
-    return f"runs/{(args.arch or 'hacnn').replace('/', '-')}-{evaluate.file_name('+'.join(args.dataset))}"
+    adapted = "-adapted" * (args.adapt is not None)
+    return f"runs/{(args.arch or 'hacnn').replace('/', '-')}-{evaluate.file_name(trained_on(args))}{adapted}"
 
 
 def execute_all_splits(args, argv, device):
@@ -956,6 +1022,10 @@ def build_parser(description=None):
     add("--target", nargs="+", metavar="NAME",
         help="what to test on, each alone (default: what is trained on, where it has queries); the first decides which "
         "epoch is best, see --best")
+    add("--adapt", nargs="*", metavar="SOURCE",
+        help="adapt the network in --weights to one's own cameras, without labels: folders, images, .txt and .csv "
+        "lists, as search.py index takes them; no SOURCE: the images to train on of --dataset, whose labels are not "
+        "read. A round an epoch; --target judges before and after each")
     add("--root", default="data", help="folder above the data sets' own (default: data), see DATASETS.md")
     add("--split", type=split_number, metavar="N",
         help="of data sets that have several (default: 0, or the checkpoint's); all: each in turn, mean and deviation. "
@@ -1087,6 +1157,7 @@ def build_parser(description=None):
     add("--timeout", type=float, default=600, metavar="SECONDS",
         help="torchrun: a process that does not answer for so long ends the run (default: 600)")
     add("--log-every", type=int, default=50, metavar="STEPS", help="steps between lines of the log (default: 50)")
+    parser.set_defaults(adapted_from="")  # of --adapt: what the network was trained on before
     return parser
 
 
@@ -1119,12 +1190,31 @@ def settings_of(weights, given):
     return taken
 
 
+def settings_to_adapt(args, given):
+    """Flag -> value: what --adapt takes from the network in --weights, and from what it is to be judged by."""
+    if not args.weights:
+        raise ValueError("--adapt needs --weights FILE of a network that tells people apart somewhere, or synthetic")
+    stored = models.read_checkpoint(args.weights)
+    taken = {"adapted_from": "others' weights"}
+    if models.is_ours(stored):
+        options = {name: value for name, value in stored["options"].items() if name != "temporal"}
+        taken = {"arch": stored["arch"], "options": options, "distance": stored.get("distance")}
+        taken["adapted_from"] = stored.get("dataset", "other images")
+    if args.adapt and "dataset" not in given:
+        taken["dataset"] = []
+    return taken | ({"eval_every": 1} if args.target else {})
+
+
 def parse(argv, description=None):
     """The arguments; with --resume those of the run, overridden by what is given now. Also the checkpoint, or None."""
     parser, checkpoint = build_parser(description), None
     args, given = parser.parse_args(argv), flags_given(argv)
+    if args.adapt is not None and not args.resume:
+        args.recipe = args.recipe or "adapt"
     if args.recipe is not None and not args.resume:
         filled = find_recipe(args.recipe)
+        if args.adapt is not None:
+            filled = {**filled, **settings_to_adapt(args, given), "recipe": args.recipe}
         parser.set_defaults(**filled)
         args = parser.parse_args(argv)
         args.options = {**filled.get("options", {}), **args.options}
@@ -1173,7 +1263,7 @@ def check_settings(path, settings):
 def check_resumed_flags(args, checkpoint):
     """ValueError where a flag given beside --resume asks for what a saved state cannot be continued with."""
     fixed = ["options", "optim", "weight_decay", "momentum", "fixbase_epochs", "open_layers", "new_layers"]
-    fixed += ["temporal", "split", "loss", "ema", "holdout"]
+    fixed += ["temporal", "split", "loss", "ema", "holdout", "adapt"]
     if checkpoint["step"]:  # in the middle of an epoch, whose batches are drawn
         fixed += ["batch_size", "num_instances", "seed", "sampler", "num_domains", "train_sample", "seq_len"]
         fixed += ["dataset", "min_frames", "combine_all", "accumulate"]
@@ -1212,6 +1302,8 @@ def check_flags(parser, args):
     twice = [name for name in dict.fromkeys(args.dataset) if args.dataset.count(name) > 1]
     if twice:
         parser.error(f"--dataset names {', '.join(twice)} twice, and its persons would count as others: once is enough")
+    if args.adapt is not None:
+        check_adapt(parser, args)
     if args.holdout and (args.target or args.combine_all):
         parser.error("--holdout says what to test on: leave --target and --combine-all out")
     if args.combine_all and args.evaluate:
@@ -1238,6 +1330,21 @@ def check_flags(parser, args):
         parser.error("--evaluate tests --weights, --resume goes on training: give one of them")
 
 
+def check_adapt(parser, args):
+    """Ends the program where --adapt does not go with other flags."""
+    if args.adapt and args.dataset:
+        parser.error("--adapt SOURCE says what to train on: leave --dataset out; --target says what to test on")
+    if "memory" not in args.loss or "xent" in args.loss:
+        parser.error("--adapt trains by the loss memory, alone or beside triplet and the like: no label, no xent")
+    never = {"--evaluate": args.evaluate, "--combine-all": args.combine_all, "--holdout": args.holdout,
+             "--sampler": args.sampler not in (None, "identity"), "--split all": args.split == "all",
+             "--fixbase-epochs": args.fixbase_epochs, "--pretrained": args.pretrained}  # fmt: skip
+    if wrong := [flag for flag, given in never.items() if given]:
+        parser.error(f"--adapt does not go with {', '.join(wrong)}: leave it out")
+    if args.batch_size % args.num_instances:
+        parser.error(f"--num-instances {args.num_instances} must divide --batch-size {args.batch_size}")
+
+
 def check_splits(args):
     """The number of splits of --split all, or ValueError where the data sets do not have that split."""
     names = [*args.dataset, *(args.target or [])]
@@ -1248,7 +1355,7 @@ def check_splits(args):
         raise ValueError(f"--split all needs data sets with several splits, the same number of them: {told}")
     if args.split not in (None, "all") and any(args.split >= count for count in (several or counts).values()):
         raise ValueError(f"there is no --split {args.split}, they count from 0: {told}")
-    return max(counts.values())
+    return max(counts.values(), default=1)
 
 
 def pick_device(name):

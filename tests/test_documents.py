@@ -36,7 +36,7 @@ HOUSE = {  # room -> the rooms that it may import; a folder may also import itse
     "search": ("searching", "images", "pictures"),
     "images": (),
     "pictures": ("images",),
-    "training": LIBRARIES,
+    "training": (*LIBRARIES, "searching"),
     "exporting": (*LIBRARIES, "training"),
     "searching": ("images", "pictures"),
     "tools": (*LIBRARIES, *COMMANDS, "training", "exporting", "searching"),

@@ -198,6 +198,16 @@ def agree(flag):
     return bool(raised)
 
 
+def from_first(function):
+    """What the function gives in the first process, in all of them, however long it takes there."""
+    if world_size() == 1:
+        return function()
+    found = [function() if rank() == 0 else None]
+    wait_patiently()
+    dist.broadcast_object_list(found, 0)
+    return found[0]
+
+
 @torch.no_grad()
 def copy_from_first(module):
     """Gives all processes the weights and statistics of the first: batch norms saw another part in each."""

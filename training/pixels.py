@@ -333,7 +333,7 @@ class TrainSet(NamedTuple):
     """
 
     pixels: Pixels | None  # of all images and frames; None until they are decoded
-    labels: np.ndarray  # (N,) of the samples
+    labels: np.ndarray  # (N,) of the samples; -1: left out
     tracklets: list | None = None  # rows of `pixels` of each sample; None where row i is sample i
     domains: np.ndarray | None = None  # (N,) camera or data set of the samples, where batches are made by them
     batch_size: int = 64
@@ -345,9 +345,11 @@ class TrainSet(NamedTuple):
     seed: int = 0
 
     def batches(self, epoch):
-        """Of one epoch, arrays of samples (B,). ValueError where none can be made."""
-        how = self.batch_size, self.num_instances, self.seed, epoch, self.domains, self.num_domains
-        return data.epoch_batches(self.labels, *how)
+        """Of one epoch, arrays of samples (B,), without those of label -1. ValueError where none can be made."""
+        known = np.flatnonzero(self.labels >= 0)
+        domains = None if self.domains is None else self.domains[known]
+        how = self.batch_size, self.num_instances, self.seed, epoch, domains, self.num_domains
+        return [known[batch] for batch in data.epoch_batches(self.labels[known], *how)]
 
     def rows(self, samples, seed):
         """Rows of `pixels`: (B,), or (B, T) of clips."""

@@ -42,10 +42,11 @@ LOSSES = {  # the weight of center is that of Luo et al., of ring that of Zheng 
     "ring": Loss(0.01, lambda **_: losses.RingLoss()),
     "arcface": Loss(1.0, lambda num_ids, size, **_: losses.ArcFace(num_ids, size)),
     "cosface": Loss(1.0, lambda num_ids, size, **_: losses.CosFace(num_ids, size)),
+    "memory": Loss(1.0, lambda num_ids, size, **_: losses.ClusterMemory(num_ids, size)),
 }
-# These compare images of one person, so batches have to hold several. Center needs none: its centres stay from batch to
-# batch, and Wen et al. draw batches at random.
-NEED_POSITIVES = {"triplet", "triplet-soft", "circle"}
+# These take images of one person together, so batches have to hold several. Center needs none: its centres stay from
+# batch to batch, and Wen et al. draw batches at random.
+NEED_POSITIVES = {"triplet", "triplet-soft", "circle", "memory"}
 HEADS = {"arcface", "cosface"}  # classifiers beside the model's own
 
 
@@ -54,7 +55,7 @@ class Criterion(nn.Module):
 
     (logits, features, labels) as a model gives them in training -> (weighted sum, name -> loss), means over branches.
     Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it. Where
-    several processes share a batch, losses that compare images take those of all processes and are the loss of the
+    several processes share a batch, losses that take images together see those of all processes and are the loss of the
     whole; the others are the loss of this process's part.
     """
 
@@ -125,7 +126,7 @@ def build_optimizers(
     for name, branches in sorted(criterion.learned.items()):  # saved states know parameters by their order alone
         if name in HEADS:
             groups[0]["params"].extend(branches.parameters())
-        else:
+        elif any(True for _ in branches.parameters()):  # a memory has none
             rate = center_lr * len(branches) / criterion.weights[name]
             own.append({"params": list(branches.parameters()), "lr": rate})
     chosen = OPTIMIZERS[optim]
@@ -244,6 +245,12 @@ RECIPES = {
         "arch": "hacnn", "optim": "adamw", "lr": 3e-3, "weight_decay": 0.2, "schedule": "cosine", "warmup_epochs": 5,
         "epochs": 150, "batch_size": 64, "augment": ["flip", "translate", "erase"], "loss": {"xent": 1.0},
         "label_smooth": 0.1, "distance": "cosine",
+    },
+    # what --adapt fills in: training/adapt.py. Fine-tuning, so a low rate, and little decay
+    "adapt": {
+        "loss": {"memory": 1.0}, "epochs": 20, "batch_size": 64, "num_instances": 4, "optim": "adamw", "lr": 5e-4,
+        "weight_decay": 0.05, "schedule": "constant", "warmup_epochs": 0.5, "ema": 0.99,
+        "augment": ["flip", "translate", "erase"],
     },
     # the first row of BENCHMARK.md
     "quick": {"epochs": 8, "warmup_epochs": 2, "batch_size": 32, "lr": 2e-3, "weight_decay": 0.2},

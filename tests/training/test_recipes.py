@@ -111,6 +111,7 @@ def test_every_loss_is_the_weighted_mean_of_its_branches():
         "ring": [(x.norm(dim=1) - 1).square().mean() for x in features],
         "arcface": [losses.ArcFace(4, x.shape[1])(x, labels) for x in features],
         "cosface": [losses.CosFace(4, x.shape[1])(x, labels) for x in features],
+        "memory": [losses.ClusterMemory(4, x.shape[1])(x, labels) for x in features],
     }
     assert expected.keys() == recipes.LOSSES.keys()
     criterion = recipes.Criterion(dict.fromkeys(expected, 3.0), 4, [3, 5], label_smooth=0.2, margin=0.7)
@@ -201,6 +202,7 @@ def test_a_head_alone_trains_while_the_base_is_frozen():
     [
         (["xent"], None, None), (["center", "ring", "arcface", "cosface"], None, None),
         (["xent", "triplet"], None, 4), (["triplet-soft"], None, 4), (["circle", "xent"], None, 4),
+        (["memory"], None, 4),
         (["xent"], "identity", 4), (["triplet"], "shuffle", None),
     ],
 )  # fmt: skip
