@@ -973,10 +973,15 @@ def why_unreadable(path, error):
     return "cut short, or another kind of file"
 
 
+SHIPPED = {"synthetic": Path(__file__).parent / "weights" / "synthetic.pth"}  # name in place of a file -> that file
+
+
 def read_checkpoint(path):
     """The dictionary in a .pth file, read without running any code that it may hold (weights_only); one of ours is of
-    the right form. Files of Python 2 are read too."""
+    the right form. Files of Python 2 are read too. "synthetic" names the weights that come with this code."""
     path = Path(path)
+    if not path.is_file():
+        path = SHIPPED.get(str(path), path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth")
     try:

@@ -1060,7 +1060,7 @@ def build_parser(description=None):
     add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
         help="start from ImageNet weights, downloaded once; beside --weights or --resume nothing is: that file wins")
     add("--weights", metavar="FILE", help="start from these weights, or test them; what does not fit is left out, and "
-        "said")
+        "said. synthetic: those of this repository, which have seen drawn people alone")
     add("--skip", nargs="+", default=[], metavar="LAYER",
         help="with --evaluate: learned layers of a file of other code that this network does without")
     add = parser.add_argument_group("fine-tuning (LAYER: a top-level child of the network)").add_argument
