@@ -32,7 +32,9 @@ def test_it_draws_trains_and_writes_a_small_file(tmp_path, capsys):
             torch.testing.assert_close(value, trained["model"][name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("flags, told", [(["--sites", "0"], "sites is 0"), (["--train-ids", "0"], "num_train_ids is 0")])
+@pytest.mark.parametrize(
+    "flags, told", [(["--sites", "0"], "sites is 0"), (["--train-ids", "0"], "num_train_ids is 0")]
+)
 def test_sizes_that_cannot_be(flags, told, tmp_path):
     with pytest.raises(SystemExit, match=told):
         weights.main([*flags, "--out", str(tmp_path / "w.pth"), "--root", str(tmp_path)])
