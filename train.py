@@ -703,6 +703,9 @@ def begin_round(run, state):
     """The Run of a round of --adapt, with the people that the network finds now. ValueError where they are too few."""
     training, crops = run.training, run.crops
     teacher = training.model if training.averaged is None else training.averaged
+    if not state["epoch"]:
+        adapt.adopt_statistics(training.model, training.train_set.pixels)
+        teacher.load_state_dict(training.model.state_dict())
     distributed.copy_from_first(teacher)
     before = None if state["labels"] is None else state["labels"].numpy()
     found = adapt.regroup(teacher, training.train_set.pixels, crops, before, batch_size=run.args.test_batch_size)

@@ -7,7 +7,8 @@ train.py --adapt does this in a loop, a round an epoch. It follows Cluster Contr
 is who by k-reciprocal neighbours, then batches of P persons x K images against one centre per person, which begins as
 the mean of its group and follows the features (losses.ClusterMemory). Who stands alone is left out for the round. The
 features that are grouped are those of averaged weights (the mean teacher of Ge et al., MMT, ICLR 2020). Differences:
-people are found by searching/groups.py, which needs no threshold and knows cameras, tracklets and times.
+batch norms take up the statistics of the crops before the first round; people are found by searching/groups.py, which
+needs no threshold and knows cameras, tracklets and times.
 
 No number that this prints is an accuracy: without labels there is none. What can be seen is how sure the groups are,
 whether they stay what they were, whether the two ends of a tracklet find each other, and whether pairs that cannot be
@@ -24,7 +25,7 @@ import models
 from searching import groups, sources
 from searching.gallery import Row, top_k
 from training import distributed, evaluate, recipes
-from training.pixels import Pixels
+from training.pixels import Pixels, normalise
 
 
 def find_crops(places):
@@ -39,6 +40,25 @@ def rows_of(items):
         Row(path, camid=str(item.camid), tracklet=str(number) if len(item.paths) > 1 else "")
         for number, item in enumerate(items) for path in item.paths
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def adopt_statistics(model, pixels, batch_size=64):
+    """Gives batch norms the mean and deviation that they see on these images, in place of those of elsewhere (Li et
+    al., arXiv 1603.04779). Nothing else changes, and nothing at all where there are none, or one image."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    usual, device = [norm.momentum for norm in norms], evaluate.device_of(model)
+    if not norms or len(pixels) < 2:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    model.train()
+    order = np.random.default_rng(0).permutation(len(pixels))
+    for rows in np.array_split(order, max(1, len(order) // batch_size)):
+        model(normalise(pixels.batch(rows, device), model.mean, model.std))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
 
 
 class Both(nn.Module):

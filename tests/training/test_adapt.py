@@ -96,6 +96,25 @@ def test_both_is_what_evaluation_gives_and_what_losses_see(arch, options, branch
         assert all(map(torch.equal, found[1:], getattr(model, "frames", model).branches(images)))
 
 
+def test_batch_norms_take_up_what_they_see():
+    torch.manual_seed(0)
+    model = models.build_model("osnet_x0_25", 3, input_size=(64, 32))
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first = model.conv1.bn
+    momentum, array = first.momentum, np.random.default_rng(0).integers(0, 256, (20, 64, 32, 3), dtype=np.uint8)
+    pixels, seen = Pixels([str(number) for number in range(20)], (64, 32), array), []
+    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    adapt.adopt_statistics(model, pixels, batch_size=10)
+    hook.remove()
+    assert [len(batch) for batch in seen] == [10, 10] and first.momentum == momentum
+    torch.testing.assert_close(first.running_mean, torch.stack([x.mean(dim=(0, 2, 3)) for x in seen]).mean(dim=0))
+    torch.testing.assert_close(first.running_var, torch.stack([x.var(dim=(0, 2, 3)) for x in seen]).mean(dim=0))
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapt.adopt_statistics(model, Pixels(["0"], (64, 32), array[:1]))
+    assert same_bits(model.state_dict(), before)
+
+
 def test_centres_are_the_means_of_the_groups(drawn_root, weights):
     model, _ = models.load_checkpoint(weights)
     items = data.load_dataset("synthetic", drawn_root).train
