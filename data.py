@@ -581,7 +581,10 @@ def parse_own(folder, split):
     there is no such column), query or gallery. Rows of one split with the same tracklet, pid and camid are the frames
     of one item, in the order of the file; an empty tracklet is an item of its own. Person 0 and camera 0 are like
     others; who is not to be told apart, a stranger in the gallery, is called nobody in place of the person's number.
+    A file in place of the folder is people.csv of search.py group.
     """
+    if folder.is_file():
+        return parse_people(folder)
     if (folder / "items.csv").is_file():
         return read_own_list(folder / "items.csv")
     names = Splits._fields
@@ -660,6 +663,25 @@ def read_own_rows(path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The table
+
+
+def parse_people(file):
+    """Lines of people.csv that somebody looked at, all under one camera and none to train on: of each person the
+    second, fourth, ... are queries, the others the gallery. A list without the column reviewed counts as a whole."""
+    lines, _ = read_table(file, ("path", "person", "confidence", "reviewed"), ("path", "person"))
+    splits, seen = Splits([], [], []), Counter()
+    for number, line in lines:
+        if line.get("reviewed", "1") != "1" or line["person"] in ("", "-1"):
+            continue
+        if not line["person"].isdecimal():
+            raise ValueError(f"{file}, line {number}: person {line['person']!r} is no number from 0 on")
+        item = Item((os.path.join(file.parent, line["path"]),), int(line["person"]), 0)
+        (splits.query if seen[item.pid] % 2 else splits.gallery).append(item)
+        seen[item.pid] += 1
+    if not seen:
+        raise ValueError(f"{file}: nobody has looked at a line: reviewed is 1 in none that has a person")
+    require_files(file, [item.paths[0] for items in splits for item in items])
+    return splits
 
 
 class Dataset(NamedTuple):
@@ -851,7 +873,7 @@ def read_dataset(name, root="data", *, split=0):
     with explained(
         after=f". Expected in {folder}: {dataset.layout}. {name} is {dataset.access}, see DATASETS.md{drawn}"
     ):
-        if not folder.is_dir():
+        if not folder.is_dir() and not (dataset.parse is parse_own and folder.is_file()):
             raise FileNotFoundError(f"the folder of {name} is not there: {folder} (--root is the folder above it)")
         splits = Splits(*map(sorted, dataset.parse(folder, split)))
         for item in itertools.chain(*splits):

@@ -963,6 +963,29 @@ def test_own_folder_may_have_some_parts_only(tmp_path):
     assert [len(part) for part in data.read_dataset("folder:mine", tmp_path)] == [2, 0, 0]
 
 
+def test_people_that_somebody_looked_at_are_a_set_to_test_on(tmp_path):
+    plant(tmp_path, "a.jpg b.jpg c.jpg d.jpg e.jpg f.jpg =g.jpg")
+    lines = ["a.jpg,7,0.9,1", "b.jpg,7,0.8,1", "c.jpg,7,0.5,0", "d.jpg,7,0.9,1", "e.jpg,-1,0,1", "f.jpg,,0,1"]
+    lines += ["./=g.jpg,8,1,1"]
+    path = tmp_path / "people.csv"
+    path.write_text("\n".join(["path,person,confidence,reviewed", *lines]))
+    how = {"train": False, "protocol": "no_camera_rule"}
+    found = data.load_dataset("folder:people.csv", tmp_path, **how)
+    assert found.train == [] and found.query == items(tmp_path, ("b.jpg", 7, 0))
+    gallery = [(Path(*item.paths).name, item.pid) for item in found.gallery]
+    assert gallery == [("=g.jpg", 8), ("a.jpg", 7), ("d.jpg", 7)]
+    with pytest.raises(ValueError, match="one camera.*--protocol no_camera_rule"):
+        data.load_dataset("folder:people.csv", tmp_path, train=False)
+    for text, told in (("path,person,reviewed\na.jpg,7,0\n", "nobody has looked at a line"),
+                       ("path,person\na.jpg,x\n", "line 2: person 'x' is no number"),
+                       ("path,person\ngone.jpg,7\nb.jpg,7\n", "gone.jpg"), ("path,pid\na.jpg,7\n", "no column person")):
+        path.write_text(text)
+        with pytest.raises((ValueError, FileNotFoundError), match=told):
+            data.load_dataset("folder:people.csv", tmp_path, **how)
+    with pytest.raises(FileNotFoundError, match="the folder of folder:none.csv is not there"):
+        data.read_dataset("folder:none.csv", tmp_path)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # CUHK03: images out of the .mat
 
