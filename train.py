@@ -709,8 +709,10 @@ def begin_round(run, state):
     distributed.copy_from_first(teacher)
     before = None if state["labels"] is None else state["labels"].numpy()
     found = adapt.regroup(teacher, training.train_set.pixels, crops, before, batch_size=run.args.test_batch_size)
-    for note in found.notes if before is None else []:  # what the crops lack they lack in all rounds
-        print(f"note: {note}")
+    if before is None:  # what the crops lack they lack in all rounds
+        print("what a round tells of itself is no accuracy: without labels there is none")
+        for note in found.notes:
+            print(f"note: {note}")
     print(f"round {state['epoch'] + 1:3}/{run.args.epochs}  {adapt.line(found.told, len(crops))}")
     persons = run.args.batch_size // run.args.num_instances
     if found.told["people"] < max(persons, 2):
