@@ -3,7 +3,9 @@
 python -m pytest tests/training/test_adapt.py
 """
 
+import contextlib
 import csv
+import io
 import json
 import re
 
@@ -33,6 +35,16 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "fresh.pth"
     torch.save({**ARCH, "num_ids": 3, "model": model.state_dict(), "dataset": "elsewhere"}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def plain(drawn_root, weights, tmp_path_factory):
+    """(flags of a run of two rounds, its folder, what it printed)."""
+    flags = ["--adapt", "--dataset", "synthetic", "--root", drawn_root, "--weights", weights, *LIGHT]
+    out, printed = tmp_path_factory.mktemp("plain") / "run", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert train.main([str(flag) for flag in [*flags, "--out", out]]) == 0
+    return flags, out, printed.getvalue()
 
 
 def same_bits(a, b):
@@ -140,11 +152,9 @@ def test_batches_leave_out_what_has_no_label():
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def test_labels_of_the_data_set_are_not_read(drawn_root, weights, tmp_path, capsys, monkeypatch):
+def test_labels_of_the_data_set_are_not_read(plain, weights, tmp_path, capsys, monkeypatch):
     """Shuffled labels give the same bits."""
-    flags = ["--adapt", "--dataset", "synthetic", "--root", drawn_root, "--weights", weights, *LIGHT]
-    code, printed, err = run_main(capsys, *flags, "--out", tmp_path / "plain")
-    assert code == 0, err
+    flags, out, printed = plain
     load_set = evaluate.load_set
 
     def shuffled(*args, **kwargs):
@@ -153,16 +163,16 @@ def test_labels_of_the_data_set_are_not_read(drawn_root, weights, tmp_path, caps
         return splits._replace(train=[item._replace(pid=pid) for item, pid in zip(splits.train, pids, strict=True)])
 
     monkeypatch.setattr(train.evaluate, "load_set", shuffled)
-    code, again, err = run_main(capsys, *flags, "--out", tmp_path / "shuffled")
+    code, _, err = run_main(capsys, *flags, "--out", tmp_path / "shuffled")
     assert code == 0, err
-    first, second = (models.read_checkpoint(tmp_path / name / "last.pth") for name in ("plain", "shuffled"))
+    first, second = (models.read_checkpoint(folder / "last.pth") for folder in (out, tmp_path / "shuffled"))
     assert same_bits(first["model"], second["model"]) and torch.equal(first["labels"], second["labels"])
     assert not same_bits(first["model"], models.read_checkpoint(weights)["model"])
-    plain, other = (records(tmp_path / name) for name in ("plain", "shuffled"))
+    told, other = records(out), records(tmp_path / "shuffled")
     for name in ("people", "confidence", "loss", "mAP"):
-        assert [r.get(name) for r in plain] == [r.get(name) for r in other]
-    assert [r["epoch"] for r in plain] == [0, 1, 2] and plain[0]["mAP"] and plain[2]["mAP"]
-    assert "as_before" in plain[2] and "of the pairs as in the round before" in printed
+        assert [r.get(name) for r in told] == [r.get(name) for r in other]
+    assert [r["epoch"] for r in told] == [0, 1, 2] and told[0]["mAP"] and told[2]["mAP"]
+    assert "as_before" in told[2] and "of the pairs as in the round before" in printed
 
 
 def test_an_adapted_network_says_so_and_its_file_too(drawn_root, weights, tmp_path, capsys):
@@ -185,10 +195,9 @@ def test_an_adapted_network_says_so_and_its_file_too(drawn_root, weights, tmp_pa
     assert (args.arch, args.dataset, args.recipe) == (ARCH["arch"], [], "adapt")
 
 
-def test_ctrl_c_in_a_round_resumes_to_the_same_bits(drawn_root, weights, tmp_path, capsys, monkeypatch):
-    flags = ["--adapt", "--dataset", "synthetic", "--root", drawn_root, "--weights", weights, *LIGHT]
-    assert run_main(capsys, *flags, "--out", tmp_path / "straight")[0] == 0
-    steps = max(r["images"] for r in records(tmp_path / "straight")[1:]) // 8
+def test_ctrl_c_in_a_round_resumes_to_the_same_bits(plain, tmp_path, capsys, monkeypatch):
+    flags, straight, _ = plain
+    steps = max(r["images"] for r in records(straight)[1:]) // 8
     assert steps > 2
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, 2)
@@ -198,7 +207,7 @@ def test_ctrl_c_in_a_round_resumes_to_the_same_bits(drawn_root, weights, tmp_pat
     code, _, err = run_main(capsys, "--resume", last, "--adapt", "elsewhere")
     assert code == 2 or "cannot change" in err
     assert run_main(capsys, "--resume", last)[0] == 0
-    a, b = models.read_checkpoint(last), models.read_checkpoint(tmp_path / "straight" / "last.pth")
+    a, b = models.read_checkpoint(last), models.read_checkpoint(straight / "last.pth")
     for part in ("model", "averaged", "criterion"):
         assert same_bits(a[part], b[part]), part
     assert torch.equal(a["labels"], b["labels"]) and a["told"] == b["told"] and a["scores"] == b["scores"]
