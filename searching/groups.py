@@ -396,21 +396,22 @@ def grow_trees(nodes):
     return trees
 
 
-def choose_tree(trees, sizes):
+def choose_tree(trees, sizes, tolerance=TOLERANCE):
     """Of trees with more and more neighbours, the last whose confidence, a mean over rows, is next to the best. Where k
     is more than there are nodes of a person, all lose confidence; where it is less, persons fall apart unseen."""
     means = [np.average(tree.confidence, weights=sizes) for tree in trees]
-    return [tree for tree, mean in zip(trees, means, strict=True) if mean >= max(means) - TOLERANCE][-1]
+    return [tree for tree, mean in zip(trees, means, strict=True) if mean >= max(means) - tolerance][-1]
 
 
-def group(features, rows, nobody=False):
+def group(features, rows, nobody=False, tolerance=TOLERANCE):
     """Rows of a gallery, N of gallery.Row with features (N, D) of length 1, as people -> Groups. Persons that rows know
-    (pid 0 and up; with nobody, 1 and up) stay as they are. ValueError where there is no row, or scipy is missing."""
+    (pid 0 and up; with nobody, 1 and up) stay as they are. tolerance: see choose_tree; at 0 persons rather fall apart
+    than together. ValueError where there is no row, or scipy is missing."""
     import_sparse()
     if not rows:
         raise ValueError("there is no row to group")
     nodes, notes = prepare(features, rows, nobody)
-    tree = choose_tree(grow_trees(nodes), nodes.sizes)
+    tree = choose_tree(grow_trees(nodes), nodes.sizes, tolerance)
     of_row, sure = np.empty(len(rows), int), np.empty(len(rows))
     for node, places in enumerate(nodes.places):
         of_row[places], sure[places] = tree.group[node], tree.confidence[node]

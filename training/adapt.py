@@ -106,7 +106,7 @@ def group_rows(features, rows, before):
     """(labels (N,), told, notes) of rows with these features (N, D), of length 1."""
     if not np.isfinite(features).all():
         raise ValueError("the network gives features that are not numbers: give other --weights, or a lower --lr")
-    found = groups.group(features, rows)
+    found = groups.group(features, rows, tolerance=0)  # two people in one group harm more than one in two
     sizes = np.bincount(found.person[found.person >= 0])
     told = {"people": len(sizes), "grouped": int(sizes.sum()), "confidence": float(found.confidence.mean())}
     if before is not None:

@@ -23,7 +23,7 @@ from training import adapt, evaluate
 from training.pixels import Pixels, TrainSet
 
 ARCH = {"arch": "osnet_x0_25", "options": {"input_size": (64, 32)}}
-LIGHT = ["--batch-size", 8, "--num-instances", 2, "--epochs", 2, "--lr", 0.001, "--amp", "off", "--device", "cpu",
+LIGHT = ["--batch-size", 4, "--num-instances", 2, "--epochs", 2, "--lr", 0.001, "--amp", "off", "--device", "cpu",
          "--log-every", 1]  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def test_an_adapted_network_says_so_and_its_file_too(drawn_root, weights, tmp_pa
 
 def test_ctrl_c_in_a_round_resumes_to_the_same_bits(plain, tmp_path, capsys, monkeypatch):
     flags, straight, _ = plain
-    steps = max(r["images"] for r in records(straight)[1:]) // 8
+    steps = max(r["images"] for r in records(straight)[1:]) // 4
     assert steps > 2
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, 2)
