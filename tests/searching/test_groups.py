@@ -176,6 +176,14 @@ def test_few_images_of_each_person_and_many(count, images):
     assert partition(found.person) == partition(truth)
 
 
+def test_the_tree_of_most_neighbours_is_taken_that_is_next_to_the_best():
+    sure = ((0.1, 0.5), (0.2, 0.8), (0.3, 0.77))
+    trees = [groups.Tree([], cut, None, np.array([mean, mean, 0.4])) for cut, mean in sure]
+    assert [groups.choose_tree(trees, [1, 1, 1], tolerance).cut for tolerance in (groups.TOLERANCE, 0.01, 0, 1)] == [
+        0.3, 0.2, 0.2, 0.3]  # fmt: skip
+    assert groups.choose_tree(trees, [0, 0, 1], 0).cut == 0.3  # a mean over rows: here all are alike
+
+
 def test_someone_seen_once_stands_alone():
     features, truth = people(12, 20)
     stranger = unit(np.random.default_rng(9).standard_normal((1, 32)))
