@@ -983,7 +983,10 @@ def read_checkpoint(path):
     if not path.is_file():
         path = SHIPPED.get(str(path), path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth")
+        shipped = f"or {', '.join(SHIPPED)}, which comes with this code"
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: give a .pth file, such as runs/hacnn-market1501/best.pth, {shipped}"
+        )
     try:
         if path.suffix == ".safetensors":  # timm's: tensors alone
             from safetensors.torch import load_file

@@ -302,6 +302,8 @@ def training_curves(log_jsonl, path):
         if len(epochs) == 1:
             left.set_xlim(epochs[0] - 0.5, epochs[0] + 1.5)
             middle.set_xlim(left.get_xlim())
+        if len(trained) < len(records):
+            left.set_xlim(left=-0.2)
         plot_scores(right, records)
         right.set(title="retrieval", xlabel="epoch", ylabel="%", ylim=(0, 100), xlim=left.get_xlim())
         for axes in (left, middle, right):
