@@ -13,19 +13,17 @@
 | RingLoss | (length of the feature - learnt radius)^2 | Zheng et al., CVPR 2018 |
 | ArcFace | cross entropy of s cos(angle to each id), the own angle + m | Deng et al., CVPR 2019, Eq. 3 |
 | CosFace | cross entropy of s cos(angle to each id), the own cosine - m | Wang et al., CVPR 2018 |
-| ClusterMemory | cross entropy of s cos(angle to the centre of each id) | Dai et al., arXiv 2103.11568, Eq. 2 |
+| Prototypes | cross entropy of a classifier that begins at the mean of each id | as in MMT, Ge et al., ICLR 2020 |
 
 Two papers halve their loss and here nothing is halved: a weight of 0.5 gives center and ring as printed there. Wen et
 al. move the centres by a rule of their own; here they follow their gradient, which the optimizer scales.
 Everything is computed in float32 (float64 stays), under autocast too: squares of half-precision features overflow.
 
 Functions need no state. Modules hold parameters that train beside the model and belong into its checkpoint; all but
-RingLoss are built from (num_ids, dim) and called with (features, labels), one per branch. ArcFace and CosFace are
-classifiers with a weight of their own beside the model's, so that no loss shapes a model. The centres of ClusterMemory
-follow by themselves: they are a buffer.
-Triplet and circle compare images with each other, and a memory takes those of a person together. On several processes,
-gather features (with gradients) and labels and take the loss of the whole on each: the mean of the gradients over
-processes is then the one of a single process.
+RingLoss are built from (num_ids, dim) and called with (features, labels), one per branch. ArcFace,
+CosFace and Prototypes are classifiers with a weight of their own beside the model's, so that no loss shapes a model.
+Triplet and circle compare images with each other. On several processes, gather features (with gradients) and labels
+and take the loss of the whole on each: the mean of the gradients over processes is then the one of a single process.
 """
 
 import functools
@@ -114,7 +112,7 @@ def unit(x):
 
 
 def cosines(a, b):
-    """Every row of a with every row of b, all of length 1: (B, D) x (N, D) -> (B, N)."""
+    """Every row of a with every row of b, cosines where all are of length 1: (B, D) x (N, D) -> (B, N)."""
     with torch.autocast(a.device.type, enabled=False):  # it would multiply in half precision
         return a @ b.T
 
@@ -207,34 +205,28 @@ ArcFace = functools.partial(MarginSoftmax, angle=0.5)
 CosFace = functools.partial(MarginSoftmax, cosine=0.35)
 
 
-class ClusterMemory(nn.Module):
-    """Cross entropy of scale * cosines to one centre per id, which follows the features instead of learning.
+class Prototypes(nn.Module):
+    """Cross entropy of a linear classifier without bias, whose rows begin as prototypes: a mean feature for each id.
 
-    After a batch the centre of each of its ids is the mean of their features there, of length 1, with `keep` of what it
-    was before. `.centers` (num_ids, dim) is a buffer. It starts as even draws; `begin` sets it.
+    `.weight` (num_ids, dim) is a parameter. It starts as even draws; `begin` gives it other ids, with logits about as
+    far apart as those of `scale` * cosines are.
     """
 
-    def __init__(self, num_ids, dim, keep=0.1, scale=20.0):
+    def __init__(self, num_ids, dim, smoothing=0.1, scale=20.0):
         super().__init__()
-        self.keep, self.scale = keep, scale
-        self.register_buffer("centers", unit(draw_rows(num_ids, dim)))
+        self.smoothing, self.scale = smoothing, scale
+        self.weight = nn.Parameter(unit(draw_rows(num_ids, dim)))
 
-    def begin(self, centers):
-        """Other ids: centers (num_ids, dim), whose lengths do not matter."""
-        self.centers = unit(full_precision(centers)).to(self.centers.device)
+    def begin(self, means):
+        """means (num_ids, dim): of the features of each id. -> the parameter that was, which no longer counts."""
+        before, length = self.weight, torch.linalg.vector_norm(means, dim=1).mean().clamp_min(1e-6)
+        self.weight = nn.Parameter((self.scale / length * unit(full_precision(means))).to(before.device))
+        return before
 
     def forward(self, features, labels):
-        check_rows(features, labels, self.centers)
-        features, labels = unit(full_precision(features)), labels.long()
-        centers = self.centers.to(features.dtype)
-        loss = cross_entropy(self.scale * cosines(features, centers), labels)
-        if self.training:
-            with torch.no_grad():
-                ids, places = labels.unique(return_inverse=True)
-                sums = features.new_zeros(len(ids), features.shape[1]).index_add_(0, places, features)
-                moved = unit(self.keep * centers[ids] + (1 - self.keep) * unit(sums))
-                self.centers = centers.index_copy(0, ids, moved)  # another tensor: the loss holds the old one
-        return loss
+        check_rows(features, labels, self.weight)
+        features = full_precision(features)
+        return cross_entropy(cosines(features, self.weight.to(features.dtype)), labels, self.smoothing)
 
 
 def mean_over_branches(loss, outputs, *args):

@@ -250,7 +250,7 @@ def read_log(log_jsonl):
 
 
 # Those of training.recipes.LOSSES, as log.jsonl names them: torch stays out of this file
-LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "arcface", "cosface", "memory")
+LOSS_PARTS = ("xent", "triplet", "triplet-soft", "circle", "center", "ring", "arcface", "cosface", "prototypes")
 
 
 @contextlib.contextmanager

@@ -714,14 +714,14 @@ def begin_round(run, state):
         for note in found.notes:
             print(f"note: {note}")
     print(f"round {state['epoch'] + 1:3}/{run.args.epochs}  {adapt.line(found.told, len(crops))}")
-    persons = run.args.batch_size // run.args.num_instances
-    if found.told["people"] < max(persons, 2):
+    if found.told["people"] < 2 or found.told["grouped"] < run.args.batch_size:
         raise ValueError(
-            f"--adapt found {found.told['people']} people in {len(crops):,} images, and a batch is of {persons}: give "
-            f"more images, a lower --batch-size, or --weights of a network that tells people apart here"
+            f"--adapt found {found.told['people']} people in {found.told['grouped']} of {len(crops):,} images, and a "
+            f"batch is of {run.args.batch_size}: give more images, a lower --batch-size, or --weights of a network "
+            "that tells people apart here"
         )
-    for memory, centers in zip(training.criterion.learned["memory"], found.centers, strict=True):
-        memory.begin(centers)
+    for head, centers in zip(training.criterion.learned["prototypes"], found.centers, strict=True):
+        recipes.replace_parameter(training.optimizers[0], head.begin(centers), head.weight)
     state.update(labels=torch.from_numpy(found.labels), told=found.told)
     return run._replace(training=training._replace(train_set=training.train_set._replace(labels=found.labels)))
 
@@ -1339,15 +1339,13 @@ def check_adapt(parser, args):
     """Ends the program where --adapt does not go with other flags."""
     if args.adapt and args.dataset:
         parser.error("--adapt SOURCE says what to train on: leave --dataset out; --target says what to test on")
-    if "memory" not in args.loss or "xent" in args.loss:
-        parser.error("--adapt trains by the loss memory, alone or beside triplet and the like: no label, no xent")
+    if "prototypes" not in args.loss or "xent" in args.loss:
+        parser.error("--adapt trains by the loss prototypes, alone or beside triplet and the like: no label, no xent")
     never = {"--evaluate": args.evaluate, "--combine-all": args.combine_all, "--holdout": args.holdout,
              "--sampler": args.sampler not in (None, "identity"), "--split all": args.split == "all",
              "--fixbase-epochs": args.fixbase_epochs, "--pretrained": args.pretrained}  # fmt: skip
     if wrong := [flag for flag, given in never.items() if given]:
         parser.error(f"--adapt does not go with {', '.join(wrong)}: leave it out")
-    if args.batch_size % args.num_instances:
-        parser.error(f"--num-instances {args.num_instances} must divide --batch-size {args.batch_size}")
 
 
 def check_splits(args):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
@@ -33,7 +34,7 @@ LOSSES = CASES | {  # those that the reference does not have, on the same batch:
     "circle": ("features", losses.circle_loss),
     "arcface": ("features", losses.ArcFace(20, 64)),
     "cosface": ("features", losses.CosFace(20, 64)),
-    "memory": ("features", losses.ClusterMemory(20, 64).eval()),  # in evaluation its centres stay
+    "prototypes": ("features", losses.Prototypes(20, 64)),
 }
 
 
@@ -230,7 +231,7 @@ def test_order_of_the_batch_and_names_of_the_ids_do_not_matter(name):
         renamed = losses.ArcFace(20, 64) if name == "arcface" else losses.CosFace(20, 64)
         renamed.weight.data[new_name] = loss.weight.data
         loss = renamed
-    if name in ("center", "memory") or key == "logits":
+    if name in ("center", "prototypes") or key == "logits":
         return  # rows of centres and columns of logits: plain look-ups, the reference's values pin them
     assert loss(x, new_name[y]).item() == pytest.approx(before, rel=1e-9)
 
@@ -322,39 +323,32 @@ def test_center_and_ring_move_their_parameters():
     assert [*center.state_dict(), *ring.state_dict()] == ["centers", "radius"]
 
 
-@pytest.mark.parametrize("module", [losses.CenterLoss, losses.ArcFace, losses.CosFace, losses.ClusterMemory])
+@pytest.mark.parametrize("module", [losses.CenterLoss, losses.ArcFace, losses.CosFace, losses.Prototypes])
 def test_modules_start_the_same_and_leave_the_global_generator_alone(module):
     before = torch.get_rng_state()
     first, second = module(4, 6).state_dict(), module(4, 6).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
-    name = "centers" if module in (losses.CenterLoss, losses.ClusterMemory) else "weight"
-    assert list(first) == list(second) == [name]
+    assert list(first) == list(second) == ["centers" if module is losses.CenterLoss else "weight"]
     assert all(torch.equal(first[name], second[name]) and first[name].shape == (4, 6) for name in first)
 
 
-def test_memory_by_hand():
-    memory = losses.ClusterMemory(1, 2, keep=0.2, scale=5.0)
-    memory.begin(torch.tensor([[3.0, 0.0], [0.0, 0.5], [-1.0, 0.0]]))
-    assert memory.centers.tolist() == [[1, 0], [0, 1], [-1, 0]]
+def test_prototypes_by_hand():
+    head = losses.Prototypes(1, 2, smoothing=0.2, scale=5.0)
+    before = head.weight
+    assert head.begin(torch.tensor([[3.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])) is before  # lengths of 2 in the mean
+    assert head.weight.tolist() == [[2.5, 0], [0, 2.5], [-2.5, 0]] and isinstance(head.weight, torch.nn.Parameter)
     x, y = torch.tensor([[0.6, 0.8], [2.0, 0.0], [0.0, 9.0]], requires_grad=True), torch.tensor([0, 0, 1])
-    logits = 5 * torch.tensor([[0.6, 0.8, -0.6], [1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
-    value = memory(x, y)
-    assert value.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item(), rel=1e-6)
+    logits = torch.tensor([[1.5, 2.0, -1.5], [5.0, 0.0, -5.0], [0.0, 22.5, 0.0]])  # lengths count
+    value = head(x, y)
+    assert value.item() == pytest.approx(F.cross_entropy(logits, y, label_smoothing=0.2).item(), rel=1e-6)
     value.backward()
-    assert x.grad.abs().sum() > 0 and not memory.centers.requires_grad
-    mean = torch.tensor([1.6, 0.8]) / math.sqrt(1.6**2 + 0.8**2)  # of features of length 1, of length 1
-    moved = 0.2 * torch.tensor([1.0, 0.0]) + 0.8 * mean
-    torch.testing.assert_close(memory.centers[0], moved / moved.norm())
-    assert memory.centers[1:].tolist() == [[0, 1], [-1, 0]]  # where it was, and not in the batch
-    before = memory.eval().centers.clone()
-    memory(x, y)
-    assert torch.equal(memory.centers, before)
+    assert x.grad.abs().sum() > 0 and head.weight.grad.abs().sum() > 0
 
 
-def test_the_gradient_of_a_memory_agrees_with_finite_differences():
-    memory = losses.ClusterMemory(10, 6).double().eval()
+def test_the_gradient_of_prototypes_agrees_with_finite_differences():
+    head = losses.Prototypes(10, 6).double()
     x, y = mixed_batch()
-    assert torch.autograd.gradcheck(lambda x: memory(x, y), x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: head(x, y), x.requires_grad_())
 
 
 def test_directions_of_the_ids_start_with_length_one():
@@ -478,7 +472,7 @@ TAKE_LABELS = [losses.cross_entropy, losses.batch_hard_triplet, losses.circle_lo
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize(
-    "loss", [*TAKE_LABELS, losses.CenterLoss(5, 3), losses.ArcFace(5, 3), losses.ClusterMemory(5, 3)]
+    "loss", [*TAKE_LABELS, losses.CenterLoss(5, 3), losses.ArcFace(5, 3), losses.Prototypes(5, 3)]
 )
 def test_bad_batches_get_a_clear_error(loss, case):
     x, y, message = BAD[case]
@@ -487,7 +481,7 @@ def test_bad_batches_get_a_clear_error(loss, case):
 
 
 @pytest.mark.parametrize(
-    "loss", [losses.cross_entropy, losses.CenterLoss(3, 3), losses.CosFace(3, 3), losses.ClusterMemory(3, 3)]
+    "loss", [losses.cross_entropy, losses.CenterLoss(3, 3), losses.CosFace(3, 3), losses.Prototypes(3, 3)]
 )
 @pytest.mark.parametrize("bad", [-1, -100, 3])
 def test_labels_out_of_range_get_a_clear_error(loss, bad):
@@ -495,7 +489,7 @@ def test_labels_out_of_range_get_a_clear_error(loss, bad):
         loss(FEATURES, torch.tensor([0, 1, bad, 2]))
 
 
-@pytest.mark.parametrize("module", [losses.CenterLoss, losses.ArcFace, losses.ClusterMemory])
+@pytest.mark.parametrize("module", [losses.CenterLoss, losses.ArcFace, losses.Prototypes])
 def test_features_of_another_width_get_a_clear_error(module):
     with pytest.raises(ValueError, match="3 columns, but this loss was built for 7"):
         module(3, 7)(FEATURES, LABELS)

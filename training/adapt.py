@@ -3,12 +3,11 @@
     rows, missing = find_crops(["crops/", "cams.csv"])             # as search.py index takes them; persons stay unread
     found = regroup(model, pixels, rows)                           # -> Round: labels (N,), centres, what can be told
 
-train.py --adapt does this in a loop, a round an epoch. It follows Cluster Contrast (Dai et al., arXiv 2103.11568): who
-is who by k-reciprocal neighbours, then batches of P persons x K images against one centre per person, which begins as
-the mean of its group and follows the features (losses.ClusterMemory). Who stands alone is left out for the round. The
-features that are grouped are those of averaged weights (the mean teacher of Ge et al., MMT, ICLR 2020). Differences:
-batch norms take up the statistics of the crops before the first round; people are found by searching/groups.py, which
-needs no threshold and knows cameras, tracklets and times.
+train.py --adapt does this in a loop, a round an epoch: batch norms take up the statistics of the crops, before the
+first round; people are found by searching/groups.py, which needs no threshold and knows cameras, tracklets and times;
+then an epoch of shuffled batches with a classifier whose rows begin at the means of the groups (losses.Prototypes). Who
+stands alone is left out for the round. What is grouped are features of averaged weights: that, and where the classifier
+begins, is of MMT (Ge et al., ICLR 2020). BENCHMARK.md says what was tried and left out.
 
 No number that this prints is an accuracy: without labels there is none. What can be seen is how sure the groups are,
 whether they stay what they were, whether the two ends of a tracklet find each other, and whether pairs that cannot be
@@ -96,9 +95,9 @@ def regroup(model, pixels: Pixels, rows, before=None, *, batch_size=128) -> Roun
     known = torch.from_numpy(labels).to(found.device)
     centers = []
     for branch in branches:
-        units = nn.functional.normalize(branch, dim=1)[known >= 0]
-        sums = units.new_zeros(int(known.max()) + 1, units.shape[1])
-        centers.append(sums.index_add_(0, known[known >= 0], units))
+        own = known[known >= 0]
+        sums = branch.new_zeros(int(known.max()) + 1, branch.shape[1]).index_add_(0, own, branch[known >= 0])
+        centers.append(sums / own.bincount(minlength=len(sums)).unsqueeze(1))
     return Round(labels, centers, told, notes)
 
 

@@ -42,12 +42,14 @@ LOSSES = {  # the weight of center is that of Luo et al., of ring that of Zheng 
     "ring": Loss(0.01, lambda **_: losses.RingLoss()),
     "arcface": Loss(1.0, lambda num_ids, size, **_: losses.ArcFace(num_ids, size)),
     "cosface": Loss(1.0, lambda num_ids, size, **_: losses.CosFace(num_ids, size)),
-    "memory": Loss(1.0, lambda num_ids, size, **_: losses.ClusterMemory(num_ids, size)),
+    "prototypes": Loss(
+        1.0, lambda num_ids, size, label_smooth, **_: losses.Prototypes(num_ids, size, label_smooth)
+    ),
 }
-# These take images of one person together, so batches have to hold several. Center needs none: its centres stay from
+# These compare images of one person, so batches have to hold several. Center needs none: its centres stay from
 # batch to batch, and Wen et al. draw batches at random.
-NEED_POSITIVES = {"triplet", "triplet-soft", "circle", "memory"}
-HEADS = {"arcface", "cosface"}  # classifiers beside the model's own
+NEED_POSITIVES = {"triplet", "triplet-soft", "circle"}
+HEADS = {"arcface", "cosface", "prototypes"}  # classifiers beside the model's own
 
 
 class Criterion(nn.Module):
@@ -55,7 +57,7 @@ class Criterion(nn.Module):
 
     (logits, features, labels) as a model gives them in training -> (weighted sum, name -> loss), means over branches.
     Logits are for xent alone. Without it the model's classifier gets no gradient, so no optimizer moves it. Where
-    several processes share a batch, losses that take images together see those of all processes and are the loss of the
+    several processes share a batch, losses that compare images take those of all processes and are the loss of the
     whole; the others are the loss of this process's part.
     """
 
@@ -126,7 +128,7 @@ def build_optimizers(
     for name, branches in sorted(criterion.learned.items()):  # saved states know parameters by their order alone
         if name in HEADS:
             groups[0]["params"].extend(branches.parameters())
-        elif any(True for _ in branches.parameters()):  # a memory has none
+        else:
             rate = center_lr * len(branches) / criterion.weights[name]
             own.append({"params": list(branches.parameters()), "lr": rate})
     chosen = OPTIMIZERS[optim]
@@ -135,6 +137,13 @@ def build_optimizers(
     settings |= {} if lr is None else {"lr": lr}
     settings |= {} if weight_decay is None else {"weight_decay": weight_decay}
     return [chosen.build(groups, **settings), *([torch.optim.SGD(own)] if own else [])]
+
+
+def replace_parameter(optimizer, old, new):
+    """Lets the optimizer train another parameter in place of one of its own, about which it remembers nothing."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+    optimizer.state.pop(old, None)
 
 
 def one_cycle(done):
@@ -248,8 +257,8 @@ RECIPES = {
     },
     # what --adapt fills in: training/adapt.py. Fine-tuning, so a low rate, and little decay
     "adapt": {
-        "loss": {"memory": 1.0}, "epochs": 20, "batch_size": 64, "num_instances": 4, "optim": "adamw", "lr": 5e-4,
-        "weight_decay": 0.05, "schedule": "constant", "warmup_epochs": 0.5, "ema": 0.99,
+        "loss": {"prototypes": 1.0}, "epochs": 20, "batch_size": 64, "optim": "adamw", "lr": 5e-4, "weight_decay": 0.05,
+        "schedule": "constant", "warmup_epochs": 0.5, "ema": 0.99,
         "augment": ["flip", "translate", "erase"],
     },
     # the first row of BENCHMARK.md

@@ -126,12 +126,12 @@ def test_two_processes_train_and_score_as_one(alone, drawn_root, tmp_path):
 
 
 def test_two_processes_adapt_as_one(drawn_root, tmp_path):
-    """Both group the same people, and follow the same centres."""
+    """Both group the same people, and begin at the same means."""
     model = models.build_model("osnet_x0_25", 1, input_size=(64, 32))
     torch.save({"arch": "osnet_x0_25", "options": {"input_size": (64, 32)}, "num_ids": 1, "model": model.state_dict()},
                tmp_path / "weights.pth")  # fmt: skip
     flags = ["--adapt", "--dataset", "synthetic", "--root", drawn_root, "--weights", tmp_path / "weights.pth",
-             *FLAGS[4:], "--batch-size", 4, "--num-instances", 2, "--epochs", 2, "--test-batch-size", 16]  # fmt: skip
+             *FLAGS[4:], "--batch-size", 8, "--epochs", 2, "--test-batch-size", 16]  # fmt: skip
     run_here(*flags, "--out", tmp_path / "one")
     (printed, _), (silent, _) = run_by_hand(*flags, "--out", tmp_path / "two")
     assert printed.count("round   2/2") == 1 and "round" not in silent

@@ -111,7 +111,7 @@ def test_every_loss_is_the_weighted_mean_of_its_branches():
         "ring": [(x.norm(dim=1) - 1).square().mean() for x in features],
         "arcface": [losses.ArcFace(4, x.shape[1])(x, labels) for x in features],
         "cosface": [losses.CosFace(4, x.shape[1])(x, labels) for x in features],
-        "memory": [losses.ClusterMemory(4, x.shape[1])(x, labels) for x in features],
+        "prototypes": [losses.Prototypes(4, x.shape[1], 0.2)(x, labels) for x in features],
     }
     assert expected.keys() == recipes.LOSSES.keys()
     criterion = recipes.Criterion(dict.fromkeys(expected, 3.0), 4, [3, 5], label_smooth=0.2, margin=0.7)
@@ -173,6 +173,19 @@ def test_heads_train_with_the_main_optimizer_at_its_full_rate():
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_another_parameter_takes_the_place_of_one_and_nothing_is_remembered():
+    kept, old, new = (torch.nn.Parameter(torch.ones(size)) for size in (2, 3, 4))
+    optimizer = torch.optim.AdamW([kept, old], lr=0.1)
+    (kept.sum() + old.sum()).backward()
+    optimizer.step()
+    recipes.replace_parameter(optimizer, old, new)
+    assert [p is q for p, q in zip(optimizer.param_groups[0]["params"], (kept, new), strict=True)] == [True, True]
+    assert list(optimizer.state) == [kept]
+    new.sum().backward()
+    optimizer.step()
+    assert (new < 1).all() and len(optimizer.state_dict()["state"]) == 2
+
+
 def test_without_xent_the_classifier_stands_still_and_no_accuracy_is_told(drawn_root, tmp_path, capsys):
     flags = [*LIGHT, "--epochs", 1, "--loss", "arcface", "--root", drawn_root, "--out", tmp_path / "run"]
     code, out, err = run_main(capsys, *flags)
@@ -202,7 +215,7 @@ def test_a_head_alone_trains_while_the_base_is_frozen():
     [
         (["xent"], None, None), (["center", "ring", "arcface", "cosface"], None, None),
         (["xent", "triplet"], None, 4), (["triplet-soft"], None, 4), (["circle", "xent"], None, 4),
-        (["memory"], None, 4),
+        (["prototypes"], None, None),
         (["xent"], "identity", 4), (["triplet"], "shuffle", None),
     ],
 )  # fmt: skip
