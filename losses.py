@@ -209,10 +209,11 @@ class Prototypes(nn.Module):
     """Cross entropy of a linear classifier without bias, whose rows begin as prototypes: a mean feature for each id.
 
     `.weight` (num_ids, dim) is a parameter. It starts as even draws; `begin` gives it other ids, with logits about as
-    far apart as those of `scale` * cosines are.
+    far apart as those of `scale` * cosines are: few, so that the classifier learns to tell the ids, before features
+    that are good already are bent to do so.
     """
 
-    def __init__(self, num_ids, dim, smoothing=0.1, scale=20.0):
+    def __init__(self, num_ids, dim, smoothing=0.1, scale=2.0):
         super().__init__()
         self.smoothing, self.scale = smoothing, scale
         self.weight = nn.Parameter(unit(draw_rows(num_ids, dim)))
