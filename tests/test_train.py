@@ -844,7 +844,7 @@ def sets_of(root, *flags):
     """What train.load_sets gives for these flags, as train.execute would call it."""
     args = arguments(root, *flags)
     args.split = args.split or 0
-    return train.load_sets(args)
+    return train.load_sets(args)[:3]
 
 
 def score_lines(out):
@@ -897,7 +897,7 @@ def test_domains_of_samples(forest, sampler, sample):
     flags = ["--sampler", sampler, "--train-sample", sample, "--batch-size", 6]
     args = arguments(forest, "--dataset", "market1501", "mars", *flags)
     args.split = 0
-    items, sources, _ = train.load_sets(args)
+    items, sources, *_ = train.load_sets(args)
     pixels = [(number, item) for number, item in enumerate(items) for _ in item.paths]
     train_set = train.prepare_train_set(args, items, sources)
     samples = pixels if sample == "frames" else list(enumerate(items))
@@ -1323,7 +1323,7 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--lr", "inf"], 2, ["--lr and --clip-norm be numbers"]),
         (["--clip-norm", "nan"], 2, ["--lr and --clip-norm be numbers"]),
         (["--clip-norm", -1], 2, ["--clip-norm must be at least 0"]),
-        (["--recipe", "papr"], 1, ["'papr'", "did you mean paper", "paper, reference, bot, best, quick"]),
+        (["--recipe", "papr"], 1, ["'papr'", "did you mean paper", "paper, reference, bot, best, adapt, quick"]),
         (["--recipe", "bot", "--evaluate", "--weights", "x"], 2, ["--recipe", "does not train"]),
         (["--optim", "adm"], 2, ["adamw"]),
         (["--warmup-epochs", 3], 2, ["--warmup-epochs", "--epochs 3"]),
