@@ -661,10 +661,6 @@ def read_own_rows(path):
     return rows
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The table
-
-
 def parse_people(file):
     """Lines of people.csv that somebody looked at, all under one camera and none to train on: of each person the
     second, fourth, ... are queries, the others the gallery. A list without the column reviewed counts as a whole."""
@@ -682,6 +678,10 @@ def parse_people(file):
         raise ValueError(f"{file}: nobody has looked at a line: reviewed is 1 in none that has a person")
     require_files(file, [item.paths[0] for items in splits for item in items])
     return splits
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table
 
 
 class Dataset(NamedTuple):
