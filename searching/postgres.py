@@ -10,12 +10,15 @@ The methods are those of gallery.Index; stores.py chooses between the two. All l
 |---|---|
 | reid.version | which version of this schema it is |
 | reid.galleries | a gallery: id, name, about (what index.json says), next_row (the id of the row to come) |
-| reid.rows_7 | a row of the gallery with id 7: id, key, path ... mtime (the fields of gallery.Row), feature vector(D) |
+| reid.rows_7 | a row of the gallery with id 7: id, key, path ... mtime (the fields of gallery.Row) |
+| reid.vectors_7 | its features: id of the row, feature vector(D) |
 
-A table per gallery: its column has a fixed D, which the server checks, an index of pgvector goes by column, an exact
-search reads the table of its gallery and nothing else, and a gallery that is dropped gives its room back at once. The
-name of a gallery is a value; of its table, the number alone is put into a statement. Features are stored PLAIN, in the
-line itself: a search would otherwise fetch each from a second table (see docs/galleries.md for what both cost).
+Tables per gallery: its column has a fixed D, which the server checks, an index of pgvector goes by column, an exact
+search reads the vectors of its gallery and nothing else, and a gallery that is dropped gives its room back at once. The
+name of a gallery is a value; of its tables, the number alone is put into a statement. Rows stand apart from vectors,
+which take up a page each: so all rows are read without them, and a person is changed without writing features anew.
+Features are stored PLAIN, in the line itself: a search would otherwise fetch each from a third table (see
+docs/galleries.md for what both cost).
 
 Whoever writes takes the line of the gallery in reid.galleries first, so batches follow one another, ids ascend in the
 order in which batches appear, and two writers cannot wait for each other in a circle. A batch is a transaction: readers
@@ -54,7 +57,7 @@ from searching.gallery import (
 )
 from searching.stores import Address, apart
 
-VERSION = 1  # of the schema
+VERSION = 2  # of the schema; in 1 the features stood in the table of the rows
 LARGEST = 16_000  # features that a vector of pgvector has at the most
 PLAIN = 1_900  # features up to which they are stored in the line: it has to fit into a page of 8 KB
 HNSW = {"vector": 2_000, "halfvec": 4_000}  # features that such an index takes at the most
@@ -63,7 +66,8 @@ MANY = 16  # queries up to which the server ranks, see Index.search
 HELD = 1_000  # rows that wait to be written anew
 QUERIES = 100  # at a time, where tracklets are averaged
 FIELDS = sql.SQL(", ").join(map(sql.Identifier, Row._fields))
-TYPES = "int8", "uuid", "text", "int8", "text", "float8", "text", "int8", "int8", "int8", "vector"
+TYPES = "int8", "uuid", "text", "int8", "text", "float8", "text", "int8", "int8", "int8"
+HEADER, TRAILER = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"  # of a binary COPY
 PATHS, BYTES = 0x10DC80, 0xDC80  # where bytes 128 to 255 that are not UTF-8 stand in the database, and in Python
 TO_TEXT = {BYTES + byte: PATHS + byte for byte in range(128)}
 FROM_TEXT = {value: key for key, value in TO_TEXT.items()}
@@ -78,8 +82,8 @@ CREATE TABLE reid.galleries (
     next_row bigint NOT NULL DEFAULT 0);
 INSERT INTO reid.version VALUES ({version});
 """
-TABLE = """
-CREATE TABLE {table} (
+TABLES = """
+CREATE TABLE {rows} (
     id bigint PRIMARY KEY,
     key uuid UNIQUE,
     path text NOT NULL,
@@ -89,34 +93,42 @@ CREATE TABLE {table} (
     tracklet text NOT NULL,
     frames bigint NOT NULL,
     size bigint NOT NULL,
-    mtime bigint NOT NULL,
+    mtime bigint NOT NULL);
+CREATE INDEX ON {rows} (camid, time);
+CREATE TABLE {vectors} (
+    id bigint PRIMARY KEY,
     feature vector({dim}) NOT NULL);
-ALTER TABLE {table} ALTER feature SET STORAGE {storage};
-CREATE INDEX ON {table} (camid, time);
+ALTER TABLE {vectors} ALTER feature SET STORAGE {storage};
 """
 CAMERAS = """
 WITH RECURSIVE found AS (
-    (SELECT camid FROM {table} ORDER BY camid LIMIT 1)
+    (SELECT camid FROM {rows} ORDER BY camid LIMIT 1)
     UNION ALL
-    SELECT (SELECT camid FROM {table} WHERE camid > found.camid ORDER BY camid LIMIT 1) FROM found
+    SELECT (SELECT camid FROM {rows} WHERE camid > found.camid ORDER BY camid LIMIT 1) FROM found
     WHERE found.camid IS NOT NULL)
 SELECT camid FROM found WHERE camid IS NOT NULL
 """
+EVERY = sql.SQL("true")
+PASSING = "id IN (SELECT id FROM {rows} WHERE {where})"
 NEAREST = """
-SELECT id, {fields}, -(feature <#> %(query)b) AS similarity FROM {table}
-WHERE {where} AND id <> ALL(%(left_out)s::bigint[]) ORDER BY similarity DESC, id LIMIT %(top)s
+WITH near AS MATERIALIZED (
+    SELECT id, -(feature <#> %(query)b) AS similarity FROM {vectors}
+    WHERE {passing} AND id <> ALL(%(left_out)s::bigint[]) ORDER BY similarity DESC, id LIMIT %(top)s)
+SELECT id, {fields}, similarity FROM near JOIN {rows} USING (id) ORDER BY similarity DESC, id
 """
 APPROXIMATE = """
 WITH near AS MATERIALIZED (
-    SELECT id FROM {table} WHERE {where} AND id <> ALL(%(left_out)s::bigint[])
+    SELECT id FROM {vectors} WHERE {passing} AND id <> ALL(%(left_out)s::bigint[])
     ORDER BY {distance} LIMIT %(candidates)s)
-SELECT id, {fields}, -(feature <#> %(query)b) AS similarity FROM {table} JOIN near USING (id)
+SELECT id, {fields}, -(feature <#> %(query)b) AS similarity
+FROM near JOIN {vectors} USING (id) JOIN {rows} USING (id)
 ORDER BY similarity DESC, id LIMIT %(top)s
 """
 AVERAGED = """
 WITH means AS MATERIALIZED (
     SELECT min(id) AS first, sum(frames)::bigint AS total, l2_normalize(avg(feature)) AS feature
-    FROM {table} WHERE {where} GROUP BY tracklet, pid, camid, CASE WHEN tracklet = '' THEN id END)
+    FROM {rows} JOIN {vectors} USING (id) WHERE {where}
+    GROUP BY tracklet, pid, camid, CASE WHEN tracklet = '' THEN id END)
 SELECT number, id, path, pid, camid, time, tracklet, total, size, mtime, similarity
 FROM unnest(%(queries)b) WITH ORDINALITY AS asked (query, number)
 CROSS JOIN LATERAL (
@@ -124,18 +136,20 @@ CROSS JOIN LATERAL (
     WHERE NOT EXISTS (SELECT FROM unnest(%(numbers)s::bigint[], %(left_out)s::bigint[]) AS l (number, id)
                       WHERE l.number = asked.number AND l.id = first)
     ORDER BY similarity DESC, first LIMIT %(top)s) AS near
-JOIN {table} ON id = first
+JOIN {rows} ON id = first
 ORDER BY number, similarity DESC, id
 """
-COPY = "COPY {table} (id, key, {fields}, feature) FROM STDIN (FORMAT BINARY)"
-UPDATE = """
-UPDATE {table} SET key = %(key)s, path = %(path)s, pid = %(pid)s, camid = %(camid)s, time = %(time)s,
-tracklet = %(tracklet)s, frames = %(frames)s, size = %(size)s, mtime = %(mtime)s{feature} WHERE id = %(id)s
+COPY_ROWS = "COPY {rows} (id, key, {fields}) FROM STDIN (FORMAT BINARY)"
+COPY_VECTORS = "COPY {vectors} (id, feature) FROM STDIN (FORMAT BINARY)"
+CHANGE_VECTOR = "UPDATE {vectors} SET feature = %(feature)b WHERE id = %(id)s"
+CHANGE_ROW = """
+UPDATE {rows} SET key = %(key)s, path = %(path)s, pid = %(pid)s, camid = %(camid)s, time = %(time)s,
+tracklet = %(tracklet)s, frames = %(frames)s, size = %(size)s, mtime = %(mtime)s WHERE id = %(id)s
 """
-JOINED = """
-UPDATE {table} SET path = %(path)s, pid = coalesce(%(pid)s, pid), camid = coalesce(nullif(%(camid)s, ''), camid),
+JOIN_ROW = """
+UPDATE {rows} SET path = %(path)s, pid = coalesce(%(pid)s, pid), camid = coalesce(nullif(%(camid)s, ''), camid),
 time = %(time)s, tracklet = coalesce(nullif(%(tracklet)s, ''), tracklet), frames = %(frames)s, size = %(size)s,
-mtime = %(mtime)s, feature = %(feature)b WHERE id = %(id)s RETURNING {fields}
+mtime = %(mtime)s WHERE id = %(id)s RETURNING {fields}
 """
 
 
@@ -262,11 +276,12 @@ def check_version(connection, address):
     version = connection.execute("SELECT version FROM reid.version").fetchone()
     if not version or version[0] != VERSION:
         raise ValueError(f"{address}: the schema reid is of version {version and version[0]}, this search.py knows "
-                         f"{VERSION}: use the search.py that made it, or another database")
+                         f"{VERSION}: use the search.py that made it, or another database; docs/galleries.md says how "
+                         "to bring galleries over")
 
 
 def make_gallery(connection, address, about):
-    """The line of a gallery and its table, where they are missing; one process at a time."""
+    """The line of a gallery and its tables, where they are missing; one process at a time."""
     dim = about["feature_dim"]
     if not 1 <= dim <= LARGEST:
         raise ValueError(f"{address}: {dim:,} features do not fit into a vector of pgvector, which has up to "
@@ -278,11 +293,11 @@ def make_gallery(connection, address, about):
                                   "RETURNING id", [address.gallery, json.dumps(about)]).fetchone()  # fmt: skip
         if made:
             storage = sql.SQL("PLAIN" if dim <= PLAIN else "EXTERNAL")
-            connection.execute(sql.SQL(TABLE).format(table=table_of(*made), dim=dim, storage=storage))
+            connection.execute(sql.SQL(TABLES).format(**tables_of(*made), dim=dim, storage=storage))
 
 
-def table_of(number):
-    return sql.Identifier("reid", f"rows_{int(number)}")
+def tables_of(number):
+    return {name: sql.Identifier("reid", f"{name}_{int(number)}") for name in ("rows", "vectors")}
 
 
 # ---- rows and features, as the server has them ----
@@ -325,6 +340,20 @@ def make_key(row, clips):
         return None
     text = json.dumps(told)  # escapes what is not UTF-8
     return uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])
+
+
+def type_of_line(dim):
+    """Of (id, feature) in a binary COPY: how many fields, then each behind its length in bytes."""
+    return np.dtype([("fields", ">i2"), ("id_length", ">i4"), ("id", ">i8"), ("length", ">i4"), ("dim", ">i2"),
+                     ("unused", ">i2"), ("values", ">f4", dim)])  # fmt: skip
+
+
+def to_lines(ids, features):
+    """Ids and features (n, D) as such lines (n,)."""
+    lines, dim = np.zeros(len(ids), type_of_line(features.shape[1])), features.shape[1]
+    lines["fields"], lines["id_length"], lines["length"], lines["dim"] = 2, 8, 4 + 4 * dim, dim
+    lines["id"], lines["values"] = ids, features
+    return lines
 
 
 class Features:
@@ -389,7 +418,7 @@ class Index:
             names = [name for (name,) in connection.execute("SELECT name FROM reid.galleries ORDER BY name LIMIT 20")]
             raise ValueError(f"{address}: no such gallery; there are: {', '.join(names) or 'none'}")
         self.number, self.about = found
-        self.table, self.dim = table_of(self.number), self.about["feature_dim"]
+        self.tables, self.dim = tables_of(self.number), self.about["feature_dim"]
         self.clips = self.about.get("input") == "clips"
         if about is not None:
             check_same_model(self.about, about, address, to_add=True)
@@ -412,18 +441,18 @@ class Index:
         self.close()
 
     def statement(self, text, **parts):
-        return sql.SQL(text).format(table=self.table, fields=FIELDS, **parts)
+        return sql.SQL(text).format(**self.tables, fields=FIELDS, **parts)
 
     def __len__(self):
         with telling(self.address):
-            return self.connected().execute(self.statement("SELECT count(*) FROM {table}")).fetchone()[0]
+            return self.connected().execute(self.statement("SELECT count(*) FROM {rows}")).fetchone()[0]
 
     def load(self):
         """(ids, rows, the same rows as the server has them, {id: place in those lists}), read at the first call."""
         if self.known is None:
             ids, rows = [], []
             with telling(self.address), self.connected().cursor(binary=True) as cursor:
-                cursor.execute(self.statement("SELECT id, {fields} FROM {table} ORDER BY id"))
+                cursor.execute(self.statement("SELECT id, {fields} FROM {rows} ORDER BY id"))
                 for number, *fields in cursor:
                     ids.append(number)
                     rows.append(to_row(fields))
@@ -446,16 +475,14 @@ class Index:
     def read_features(self, ids):
         """float32 (n, D) of the rows with these ids, in this order. ServerError where one of them was removed."""
         order, sorted_ids = np.argsort(ids, kind="stable"), np.sort(ids)
-        record = np.dtype([("fields", ">i2"), ("eight", ">i4"), ("id", ">i8"), ("length", ">i4"), ("dim", ">i2"),
-                           ("unused", ">i2"), ("values", ">f4", self.dim)])  # fmt: skip
         dense = len(ids) and sorted_ids[-1] - sorted_ids[0] < 2 * len(ids)  # reading some too many takes less time
         which, values = ("BETWEEN %s AND %s", sorted_ids[[0, -1]]) if dense else ("= ANY(%s)", [sorted_ids])
-        text = self.statement("COPY (SELECT id, feature FROM {table} WHERE id {which} ORDER BY id) TO STDOUT "
+        text = self.statement("COPY (SELECT id, feature FROM {vectors} WHERE id {which} ORDER BY id) TO STDOUT "
                               "(FORMAT BINARY)", which=sql.SQL(which))  # fmt: skip
         with telling(self.address), self.connected().cursor() as cursor:
             with cursor.copy(text, [value.tolist() for value in values]) as copy:
                 data = b"".join(copy)
-        found = np.frombuffer(data[19:-2], record)  # between a header and a trailer
+        found = np.frombuffer(data[len(HEADER) : -len(TRAILER)], type_of_line(self.dim))
         places = np.searchsorted(found["id"], sorted_ids)
         if not np.array_equal(found["id"][np.minimum(places, len(found) - 1)] if len(found) else [], sorted_ids):
             raise ServerError(f"{self.address}: another process removed rows meanwhile; start the same command again")
@@ -479,18 +506,20 @@ class Index:
             if not found:
                 raise ServerError(f"{self.address}: the gallery was dropped meanwhile; start the same command again")
             yield cursor, range(found[0] - count, found[0])
-            self.update(cursor, self.fresh, ", feature = %(feature)b")
+            self.update(cursor, self.fresh)
         for place in self.fresh:
             stored[place] = rows[place]
         self.fresh = {}
 
-    def update(self, cursor, places, feature=""):
-        """The rows at these places as they are known here; with their features where that text sets them."""
+    def update(self, cursor, places):
+        """The rows at these places as they are known here, with the features of those that are to be written anew."""
         ids, rows, _, _ = self.load()
         if places:
-            cursor.executemany(self.statement(UPDATE, feature=sql.SQL(feature)), [
-                {**to_values(rows[place], self.clips), "id": ids[place],
-                 **({"feature": Vector(self.fresh[place])} if feature else {})} for place in places])  # fmt: skip
+            values = [{**to_values(rows[place], self.clips), "id": ids[place]} for place in places]
+            cursor.executemany(self.statement(CHANGE_ROW), values)
+        if anew := [place for place in places if place in self.fresh]:
+            vectors = [{"feature": Vector(self.fresh[place]), "id": ids[place]} for place in anew]
+            cursor.executemany(self.statement(CHANGE_VECTOR), vectors)
 
     def append(self, features, rows):
         """Rows behind those that are there; a file that is there already is changed in its place. All, or nothing."""
@@ -501,25 +530,26 @@ class Index:
         values = [to_values(row, self.clips) for row in rows]
         last = {value["key"]: number for number, value in enumerate(values)}  # of a file that is given twice
         new = [number for number, value in enumerate(values) if value["key"] is None or last[value["key"]] == number]
-        joined, added = [], []
         if not new:
             return
         with self.writing(len(new)) as (cursor, ids):
-            cursor.execute(self.statement("SELECT key, id FROM {table} WHERE key = ANY(%s)"), [list(last)])
+            cursor.execute(self.statement("SELECT key, id FROM {rows} WHERE key = ANY(%s)"), [list(last)])
             there = dict(cursor.fetchall())
-            with cursor.copy(self.statement(COPY)) as copy:
+            ids = dict(zip(new, ids, strict=True))
+            joined = [number for number in new if values[number]["key"] in there]
+            added = [number for number in new if values[number]["key"] not in there]
+            with cursor.copy(self.statement(COPY_ROWS)) as copy:
                 copy.set_types(TYPES)
-                for place, number in zip(ids, new, strict=True):
-                    if values[number]["key"] in there:
-                        joined.append(number)
-                    else:
-                        copy.write_row([place, *values[number].values(), Vector(features[number])])
-                        added.append((place, rows[number]))
+                for number in added:
+                    copy.write_row([ids[number], *values[number].values()])
+            with cursor.copy(self.statement(COPY_VECTORS)) as copy:
+                copy.write(HEADER + to_lines([ids[number] for number in added], features[added]).tobytes() + TRAILER)
+            learned = [(ids[number], rows[number]) for number in added]
             for number in joined:
-                place = there[values[number]["key"]]
-                told = {**values[number], "id": place, "feature": Vector(features[number])}
-                added.append((place, to_row(cursor.execute(self.statement(JOINED), told).fetchone())))
-        self.learn(added)
+                told = {**values[number], "id": there[values[number]["key"]], "feature": Vector(features[number])}
+                learned.append((told["id"], to_row(cursor.execute(self.statement(JOIN_ROW), told).fetchone())))
+                cursor.execute(self.statement(CHANGE_VECTOR), told)
+        self.learn(learned)
 
     def learn(self, added):
         """Takes down [(id, row)] as stored; what another process had stored stands behind what was known here."""
@@ -550,7 +580,8 @@ class Index:
         with self.writing() as (cursor, _):
             self.update(cursor, [place for place in kept if rows[place] != stored[place] and place not in self.fresh])
             gone = [ids[place] for place in dropped]
-            cursor.execute(self.statement("DELETE FROM {table} WHERE id = ANY(%s::bigint[])"), [gone])
+            for table in ("rows", "vectors"):
+                cursor.execute(self.statement(f"DELETE FROM {{{table}}} WHERE id = ANY(%s::bigint[])"), [gone])
         ids, rows = [ids[place] for place in kept], [rows[place] for place in kept]
         self.known = ids, rows, list(rows), {number: place for place, number in enumerate(ids)}
 
@@ -574,7 +605,8 @@ class Index:
                 found = self.nearest_averages(queries, top, where, values, left_out)
             else:
                 distance = self.distance() if approximate else None
-                found = [self.nearest(query, top, where, {**values, "left_out": ids}, distance)
+                passing = self.statement(PASSING, where=where) if where != EVERY else where
+                found = [self.nearest(query, top, passing, {**values, "left_out": ids}, distance)
                          for query, ids in zip(queries, left_out, strict=True)]  # fmt: skip
         rows, places = [], {}
         indices = np.full((len(queries), max([1, *map(len, found)])), -1)
@@ -588,7 +620,7 @@ class Index:
 
     def conditions(self, after=None, before=None, **cameras):
         """(what stands behind WHERE, its values) for the filters of choose_rows, which says what cameras are alike."""
-        parts, values = [sql.SQL("true")], {"after": after, "before": before}
+        parts, values = [], {"after": after, "before": before}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # no row is of these cameras: what counts is whether any are given
             filtered = choose_rows([], **cameras) is not None
@@ -601,7 +633,7 @@ class Index:
             parts.append(sql.SQL("time >= %(after)s::float8"))
         if before is not None:
             parts.append(sql.SQL("time <= %(before)s::float8"))
-        return sql.SQL(" AND ").join(parts), values
+        return sql.SQL(" AND ").join(parts) if parts else EVERY, values
 
     def left_out(self, count, leave_out, average, filters):
         """Of each query the ids that it must not find, of rows or of the first rows of tracklets."""
@@ -616,16 +648,16 @@ class Index:
                 found[query] += ids[theirs == ours[query]].tolist()
         return found
 
-    def nearest(self, query, top, where, values, distance=None):
+    def nearest(self, query, top, passing, values, distance=None):
         """[(id, path, ..., similarity)] of the rows nearest to a query (D,), ranked exactly. distance: of an index, of
         whose candidates they are; where those are too few, as after narrow filters, all rows are looked at."""
         values = {**values, "query": Vector(query), "top": top, "candidates": max(top, LIST)}
         if distance:
-            text = self.statement(APPROXIMATE, where=where, distance=distance)
+            text = self.statement(APPROXIMATE, passing=passing, distance=distance)
             found = self.connected().execute(text, values, prepare=False).fetchall()
             if len(found) >= top:
                 return found
-        text = self.statement(NEAREST, where=where)
+        text = self.statement(NEAREST, passing=passing)
         return self.connected().execute(text, values, prepare=False).fetchall()
 
     def nearest_averages(self, queries, top, where, values, left_out):
@@ -648,7 +680,7 @@ class Index:
         """What the HNSW index orders by, in SQL; the connection is set to use it. ValueError where there is none."""
         kind = self.connected().execute(
             "SELECT substring(indexdef from '(halfvec|vector)_ip_ops') FROM pg_indexes "
-            "WHERE schemaname = 'reid' AND indexname = %s", [f"rows_{self.number}_hnsw"]).fetchone()  # fmt: skip
+            "WHERE schemaname = 'reid' AND indexname = %s", [f"vectors_{self.number}_hnsw"]).fetchone()  # fmt: skip
         if not kind:
             raise ValueError(f"{self.address} has no index for approximate search; python search.py index --hnsw "
                              "--index ... builds it")
@@ -666,23 +698,23 @@ class Index:
         if self.dim > HNSW[name]:
             raise ValueError(f"{self.address}: HNSW takes up to {HNSW[name]:,} features, this gallery has "
                              f"{self.dim:,}; its exact search takes more")
-        index, kind, ops = sql.Identifier(f"rows_{self.number}_hnsw"), self.kind(name), sql.SQL(f"{name}_ip_ops")
+        index, kind, ops = sql.Identifier(f"vectors_{self.number}_hnsw"), self.kind(name), sql.SQL(f"{name}_ip_ops")
         with self.writing() as (cursor, _):
             cursor.execute(sql.SQL("DROP INDEX IF EXISTS reid.{}").format(index))
-            text = "CREATE INDEX {index} ON {table} USING hnsw ((feature::{kind}) {ops})"
+            text = "CREATE INDEX {index} ON {vectors} USING hnsw ((feature::{kind}) {ops})"
             cursor.execute(self.statement(text, index=index, kind=kind, ops=ops))
 
     def recall(self, top=10, count=50):
         """(the share of the exact answers that approximate ones hold, how many queries told so): rows of the gallery,
         evenly spread."""
         with telling(self.address):
-            ends = self.connected().execute(self.statement("SELECT min(id), max(id) FROM {table}")).fetchone()
+            ends = self.connected().execute(self.statement("SELECT min(id), max(id) FROM {vectors}")).fetchone()
             if ends[0] is None:
                 return 1.0, 0
-            text, ids = self.statement("SELECT id FROM {table} WHERE id >= %s ORDER BY id LIMIT 1"), set()
+            text, ids = self.statement("SELECT id FROM {vectors} WHERE id >= %s ORDER BY id LIMIT 1"), set()
             for least in np.linspace(*ends, count).astype(int).tolist():
                 ids |= {*self.connection.execute(text, [least]).fetchone()}
-            shares, plain = [], (sql.SQL("true"), {"left_out": []})
+            shares, plain = [], (EVERY, {"left_out": []})
             distance = self.distance()
             for query in self.read_features(np.array(sorted(ids))):
                 exact, near = ({hit[0] for hit in self.nearest(query, top, *plain, how)} for how in (None, distance))

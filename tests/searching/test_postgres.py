@@ -522,7 +522,8 @@ def test_approximate_search_finds_nearly_all_and_keeps_to_filters(half, clean, c
             shared = [len({near[0][g] for g in ours} & {exact[0][g] for g in theirs})
                       for ours, theirs in zip(near[1], exact[1], strict=True)]  # fmt: skip
             assert sum(shared) >= 0.9 * 10 * top
-        text = index.statement("EXPLAIN SELECT id FROM {table} ORDER BY {distance} LIMIT 10", distance=index.distance())
+        text = "EXPLAIN SELECT id FROM {vectors} ORDER BY {distance} LIMIT 10"
+        text = index.statement(text, distance=index.distance())
         plan = index.connection.execute(text, {"query": queries[0]}, prepare=False).fetchall()
         assert any("_hnsw" in line for (line,) in plan)
         with pytest.raises(ValueError, match="ranks rows, not tracklets"):
@@ -537,7 +538,7 @@ def test_large_features(clean):
             index.append(features, [Row(f"/{'x' * 10000}/{n}", 2**62, "c" * 200, 1.0, "t" * 200) for n in range(5)])
             assert np.array_equal(index.features[:], features)
             assert index.search(features[3:4], 1)[0][0].path.endswith("/3")
-            stored = f"attrelid = 'reid.rows_{index.number}'::regclass AND attname = 'feature'"
+            stored = f"attrelid = 'reid.vectors_{index.number}'::regclass AND attname = 'feature'"
             assert clean.run(f"SELECT attstorage FROM pg_attribute WHERE {stored}") == [(kind,)]
             if dim == 4100:
                 with pytest.raises(ValueError, match="HNSW takes up to 4,000 features, this gallery has 4,100"):
@@ -572,8 +573,11 @@ def write(place, start, stop, step):
 
 
 def check_rows_are_whole(place):
-    """Each feature is that of its row, no file is there twice; the numbers."""
+    """Each feature is that of its row, no file is there twice, no vector is without its row; the numbers."""
     rows, features = held(place)
+    with read_index(place) as index:
+        vectors = index.connection.execute(index.statement("SELECT id FROM {vectors} ORDER BY id")).fetchall()
+        assert [number for (number,) in vectors] == index.ids
     numbers = [row.pid for row in rows]
     assert len(set(numbers)) == len(numbers)
     assert np.array_equal(features, some_rows(*numbers)[0])
@@ -786,9 +790,9 @@ def test_what_hinders_a_connection(clean, tmp_path, capsys):
     assert "no such gallery; there are: shop" in message_told
     replica = clean.address(more="&options=-c%20default_transaction_read_only%3Don")
     assert "this server only reads, as a replica does" in fails(capsys, ["index", "--hnsw", "--index", replica])
-    clean.run("UPDATE reid.version SET version = 2")
+    clean.run("UPDATE reid.version SET version = 1")
     for open_it in (read_index, lambda place: open_index(place, ABOUT)):
-        with pytest.raises(ValueError, match="the schema reid is of version 2, this search.py knows 1"):
+        with pytest.raises(ValueError, match="the schema reid is of version 1, this search.py knows 2"):
             open_it(clean.address())
 
 

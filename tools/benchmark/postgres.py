@@ -81,9 +81,10 @@ def measure_postgres(device, sizes=(100_000, 300_000), dim=1024, queries=100, ro
             before = 0
             for size in sizes:
                 seconds = [fill(gallery, centres, size) for gallery in (ours, theirs)]
-                theirs.connection.execute(theirs.statement("VACUUM ANALYZE {table}"))
-                stored = theirs.connection.execute("SELECT pg_total_relation_size(%s::regclass)",
-                                                   [f"reid.rows_{theirs.number}"]).fetchone()[0]  # fmt: skip
+                theirs.connection.execute(theirs.statement("VACUUM ANALYZE {rows}, {vectors}"))
+                size_of = "SELECT pg_total_relation_size('reid.{}_{}'::regclass)"
+                stored = sum(theirs.connection.execute(size_of.format(name, theirs.number)).fetchone()[0]
+                             for name in theirs.tables)  # fmt: skip
                 told = [f"{(size - before) / spent:,.0f} rows/s" for spent in seconds]
                 print(f"\n{size:,} x {dim}: ingest of {size - before:,} rows: folder {told[0]}, PostgreSQL {told[1]}; "
                       f"on disk {folder_size(f'{folder}/index') / 1e9:.2f} and {stored / 1e9:.2f} GB", flush=True)
@@ -113,7 +114,7 @@ def measure_hnsw(device, gallery, asked, rounds):
     start = time.perf_counter()
     gallery.build_hnsw(half=True)
     size = gallery.connection.execute("SELECT pg_relation_size(%s::regclass)",
-                                      [f"reid.rows_{gallery.number}_hnsw"]).fetchone()[0]  # fmt: skip
+                                      [f"reid.vectors_{gallery.number}_hnsw"]).fetchone()[0]  # fmt: skip
     print(f"\nHNSW of 16-bit floats: built in {time.perf_counter() - start:.0f} s, {size / 1e9:.2f} GB")
     exact, near = (gallery.search(asked, 10, approximate=how) for how in (False, True))
     shared = [len({exact[0][g] for g in a} & {near[0][g] for g in b}) for a, b in zip(exact[1], near[1], strict=True)]
