@@ -120,6 +120,10 @@ def run_snippet(code):
         expected, given = evaluate.extract(model, paths), torch.as_tensor(names["features"])
         assert len(paths) == len(given) == 5
         assert torch.cosine_similarity(given.cpu(), expected.cpu()).min() > 0.9999
+    if "qdrant" in code:
+        of_camera = [number for number, item in enumerate(names["items"]) if item["camid"] == "2"]
+        ranked = np.argsort(-(names["features"] @ names["features"][0])[of_camera])[:10]
+        assert [hit.id for hit in names["hits"]] == [names["ids"][of_camera[place]] for place in ranked]
     if "evaluate.score" in code:
         scores = names.get("scores") or names["shown"]
         assert scores["queries"] > 0 and 0 <= scores["rank1"] <= 1 and 0 <= scores["mAP"] <= 1

@@ -88,9 +88,16 @@ def measure_postgres(device, sizes=(100_000, 300_000), dim=1024, queries=100, ro
                 told = [f"{(size - before) / spent:,.0f} rows/s" for spent in seconds]
                 print(f"\n{size:,} x {dim}: ingest of {size - before:,} rows: folder {told[0]}, PostgreSQL {told[1]}; "
                       f"on disk {folder_size(f'{folder}/index') / 1e9:.2f} and {stored / 1e9:.2f} GB", flush=True)
-                with stores.read_index(place) as reader:
-                    reader.load()  # what is known of rows, as items.csv of the folder was
-                    measure_searches(device, ours, reader, asked, rounds)
+                with contextlib.ExitStack() as stack:
+                    readers, seconds = [], []
+                    for store in (f"{folder}/index", place):
+                        begin = time.perf_counter()
+                        readers.append(stack.enter_context(stores.read_index(store)))
+                        len(readers[-1].rows)
+                        seconds.append(time.perf_counter() - begin)
+                    print("to open it and read what is known of all rows: folder {:.1f} s, PostgreSQL {:.1f} s".format(
+                        *seconds), flush=True)  # fmt: skip
+                    measure_searches(device, *readers, asked, rounds)
                 before = size
             if hnsw:
                 measure_hnsw(device, theirs, asked, rounds)
