@@ -214,11 +214,12 @@ ARGUMENTS = {
     "swin_tiny_patch4_window7_224": {"depths": (2, 1, 1, 1)},  # two: with and without a shift of the windows
     "timm/convnext_tiny": {"depths": (1, 1, 1, 1)},
 }
-WIDTHS = ("osnet_x0_75", "osnet_x0_5", "osnet_x0_25")  # of osnet_x1_0, whose graph is theirs
+# Whose layers another one has too: OSNet with IBN those of all its widths, SE-ResNet-50 those of ResNet-50
+ALIKE = ("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "resnet50")
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("arch", [arch for arch in models.MODELS if arch not in ("hacnn", *WIDTHS)])
+@pytest.mark.parametrize("arch", [arch for arch in models.MODELS if arch not in ("hacnn", *ALIKE)])
 def test_every_network_exports(tmp_path, monkeypatch, arch):
     """HA-CNN is exported where it is trained, in test_train.py."""
     if arch in ARGUMENTS:

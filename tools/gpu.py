@@ -45,6 +45,7 @@ class Lengths(NamedTuple):
     """How much of everything is done."""
 
     arch: str = "hacnn"
+    network: tuple = ()  # flags of train.py for every run that builds one
     flags: tuple = ()  # of train.py, for every run
     choose: str = "choose"  # group or experiment of tools.study
     batches: tuple = (64, 256)  # of training
@@ -59,10 +60,11 @@ class Lengths(NamedTuple):
 
 
 FULL = Lengths()
-SMALL = ("--arch", "osnet_x0_25", "--options", "input_size=64,32", "--batch-size", "8", "--epochs", "1")
 TOY = Lengths(
-    arch="osnet_x0_25", flags=(*SMALL, "--warmup-epochs", "0"), choose="held-best", batches=(4,), modes=(None,),
-    ranking=(20, 100), persons=5, distractors=200, rerank=(20, 100), served=(1, 2), rounds=1, compile_limit=0,
+    arch="osnet_x0_25", network=("--arch", "osnet_x0_25", "--options", "input_size=64,32"),
+    flags=("--batch-size", "8", "--epochs", "1", "--warmup-epochs", "0"), choose="held-best", batches=(4,),
+    modes=(None,), ranking=(20, 100), persons=5, distractors=200, rerank=(20, 100), served=(1, 2), rounds=1,
+    compile_limit=0,
 )  # fmt: skip
 TOY_SET = {"num_train_ids": 6, "num_test_ids": 4, "num_distractors": 4, "num_junk": 2}
 
@@ -101,7 +103,8 @@ def train_runs(*names):
     def run(job):
         named = [job.lengths.choose if name == "choose" else name for name in names]
         flags = [*named, "--root", job.root, "--out", str(job.out / "study"), "--minutes", f"{job.minutes:.2f}"]
-        more = [*job.lengths.flags, *(["--holdout", "2"] if "choose" in names and job.lengths.flags else [])]
+        network = () if "adapted" in names else job.lengths.network
+        more = [*network, *job.lengths.flags, *(["--holdout", "2"] if "choose" in names and job.lengths.flags else [])]
         return study.main([*flags, "--", *more])
 
     return run
@@ -194,6 +197,7 @@ STAGES = {
     "ranking": Stage(measure_ranking, 4, "python -m tools.benchmark ranking, rerank, distractors, speed --amp bf16"),
     "parity": Stage(check_served, 4, "python -m tools.gpu --only parity"),
     "deployment": Stage(measure_served, 6, "python -m tools.benchmark deploy and search.py --provider cuda"),
+    "adapt": Stage(train_runs("adapted"), 12, "python -m tools.study adapted"),
     "reference": Stage(train_runs("reference"), 30, "python -m tools.study reference"),
     "seeds": Stage(train_runs("best-1", "best-2"), 30, "python -m tools.study best-1 best-2"),
     "choose": Stage(train_runs("choose"), 240, "python -m tools.study choose"),

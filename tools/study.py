@@ -95,6 +95,7 @@ EXPERIMENTS = {
     "mirrored": Experiment("use", "--evaluate --weights {out}/best-0/best.pth --flip --rerank"),
     # from one domain to another
     "from-synthetic": Experiment("cross", "--recipe best --dataset synthetic --target market1501 synthetic"),
+    "adapted": Experiment("adapt", "--adapt --weights synthetic --target market1501 --eval-every 5"),  # no label read
     "to-synthetic": Experiment("cross", "--evaluate --weights {out}/best-0/best.pth --dataset synthetic"),
 }
 

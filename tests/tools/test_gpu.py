@@ -43,7 +43,7 @@ def test_every_stage_at_toy_length(tmp_path, capsys, monkeypatch):
         "training": ["images/s"], "ranking": ["ranking 20 x 100", "re-ranking 20 + 100", "training step, batch 4"],
         "parity": ["served.onnx on cpu: worst cosine"],
         "deployment": ["batch 2, 1 rounds", "search.py over the gallery: "],
-        "reference": ["1 of 1 runs are done"], "choose": ["1 of 1 runs are done"],
+        "adapt": ["1 of 1 runs are done"], "reference": ["1 of 1 runs are done"], "choose": ["1 of 1 runs are done"],
     }  # fmt: skip
     assert list(told) != list(gpu.STAGES) and sorted(told) == sorted(gpu.STAGES)
     for name in gpu.STAGES:

@@ -138,7 +138,7 @@ def test_two_processes_adapt_as_one(drawn_root, tmp_path):
     assert printed.count("round   2/2") == 1 and "round" not in silent
     two, one = (records(tmp_path / name)[1] for name in ("two", "one"))  # the first round
     assert two["people"] == one["people"] > 1 and two["images"] == one["images"]
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)  # two steps: in fresh weights rounding grows 30 times each
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)  # two steps: rounding grows 30 times in each
 
 
 def test_statistics_of_batch_norms_are_those_of_the_first_process(drawn_root, tmp_path):
