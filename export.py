@@ -37,7 +37,6 @@ stands in the file.
 import argparse
 import contextlib
 import copy
-import difflib
 import functools
 import hashlib
 import io
@@ -68,7 +67,7 @@ except ImportError as missing:
 import models
 from exporting import fuse, gate
 from exporting.resize import Resize
-from images import replacing
+from images import Parser, replacing
 
 OPSET = 18  # the lowest that torch's exporter writes: the widest choice of runtimes; its IR 8 is read from 1.14 on
 CALIBRATION = 128  # images
@@ -455,8 +454,8 @@ def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--ckpt", required=True, metavar="FILE", help="checkpoint of train.py; best.pth is the one to deploy")
@@ -558,10 +557,7 @@ def open_folder(path):
 
 def main(argv=None):
     parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        near = difflib.get_close_matches(word.partition("=")[0], parser._option_string_actions, 1, 0.7)
-        parser.error(f"there is no flag {word}" + "".join(f" (did you mean {flag}?)" for flag in near))
+    args = parser.parse_args(argv)
     check_flags(parser, args)
     variant = Variant("fp16" if args.half else "int8" if args.int8 else "fp32", args.uint8_input)
     try:

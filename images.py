@@ -17,6 +17,7 @@ on a small JPEG holds Python's lock. A job comes on standard input, as one line 
 of each block that is done.
 """
 
+import argparse
 import codecs
 import contextlib
 import csv
@@ -202,6 +203,30 @@ ALIKE = {  # column of a list -> what others call it, beside what is spelt nearl
     "time": ("frame", "date", "datetime", "timestamp"), "split": ("set", "subset", "fold", "part", "phase"),
 }  # fmt: skip
 NUMBERED = re.compile(r"(?:c(?:am(?:era)?)?[\s_.:#-]*)?0*([0-9]+)(?:\.0*)?", re.IGNORECASE)  # names of cameras
+
+
+def did_you_mean(name, names):
+    """' (did you mean NAME?)' where a name is spelt nearly like one of `names`."""
+    near = difflib.get_close_matches(name, names, 1, 0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags are written out in full. One that there is not is told first, with the nearest that there is: of a required
+    one that is misspelt, argparse would say that it is missing."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, allow_abbrev=False, **settings)
+
+    def parse_args(self, argv=None):
+        argv = sys.argv[1:] if argv is None else list(argv)
+        for flag in (word.partition("=")[0] for word in argv[: argv.index("--") if "--" in argv else None]):
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                self.error(f"there is no flag {flag}{self.hint(flag, argv)}")
+        return super().parse_args(argv)
+
+    def hint(self, flag, argv):
+        return did_you_mean(flag, self._option_string_actions)
 
 
 def camera_name(value):

@@ -26,7 +26,6 @@ Letters: N images, Q queries, G gallery, D feature size, H W image size.
 
 import argparse
 import contextlib
-import difflib
 import os
 import sys
 import tempfile
@@ -45,7 +44,7 @@ except ImportError as missing:
         raise
     sys.exit(f"{missing}: source .venv/bin/activate (make test makes it), or pip install -r requirements.txt")
 
-from images import camera_name, printable, progress, read_image
+from images import Parser, camera_name, did_you_mean, printable, progress, read_image
 from searching import answers, groups, review, sources, stores, threshold
 from searching.answers import counted, tell
 from searching.extractor import PROVIDERS, SIZES, Extractor, collect, crop, extract, is_single, stream, to_pixels
@@ -786,26 +785,16 @@ def as_given(path, source):
 # ---- flags ----
 
 
-class Parser(argparse.ArgumentParser):
-    """Flags are written out, as those of the other commands are; a message shows no control characters."""
+class SafeParser(Parser):
+    """A message shows no control characters, and no password."""
 
     def error(self, message):
         super().error(printable(stores.without_passwords(message)))
 
-    def check_flags(self, argv):
-        """Exits where one is misspelt or cut short: argparse would complain of the one that is then missing."""
-        known = {flag for action in self._actions for flag in action.option_strings}
-        for flag in (word.partition("=")[0] for word in argv):
-            if flag == "--":
-                return
-            if flag.startswith("--") and flag not in known:
-                late = [word for word in argv if word in COMMANDS and self.prog == "search.py"]
-                near = difflib.get_close_matches(flag, sorted(known), 1)
-                if late:
-                    hint = f"a command comes first: search.py {late[0]} ..."
-                else:
-                    hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all"
-                self.error(f"there is no flag {flag}; {hint}")
+    def hint(self, flag, argv):
+        late = [word for word in argv if word in COMMANDS and self.prog == "search.py"]
+        near = f"; a command comes first: search.py {late[0]} ..." if late else super().hint(flag, argv)
+        return near or f"; {self.prog} --help lists all"
 
 
 def place_flag(text):
@@ -843,7 +832,7 @@ def add_source_flags(parser, labels="none", more=""):
 
 
 def start_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py", description="Rank a gallery of person crops for each query with an exported model.",
         epilog="Subcommands, for galleries that are kept: search.py {index,query,verify,calibrate,group,"
         "label,copy} --help. "
@@ -865,7 +854,7 @@ def start_parser():
 
 
 def index_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py index", description="Embed a gallery once and keep its features in a folder: features.npy, "
         "which other programs load too, items.csv, which says what each row is, index.json, which says by what model. "
         "Start it again to add what is new, to embed again what has changed, or to go on after a kill.", epilog=LINKS,
@@ -891,7 +880,7 @@ def index_parser():
 
 
 def copy_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py copy", description="Bring the rows of one gallery into another: what is missing there, and "
         "what is known otherwise there. Each of the two is a folder or a gallery in PostgreSQL. Start it again to go "
         "on after a kill; what only --to has stays there.",
@@ -903,7 +892,7 @@ def copy_parser():
 
 
 def query_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py query", description="Rank the rows of an index for each query: the most similar first, exact.",
         epilog=LINKS,
     )  # fmt: skip
@@ -941,7 +930,7 @@ def query_parser():
 
 
 def group_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py group", description="Tell who is who without a label: rows of an index, or images, become "
         "people. Cameras, tracklets and times help where they are known; persons that are known stay as they are.",
         epilog=f"A proposal is no truth until somebody has looked at it: open the page of --html. {LINKS}",
@@ -962,7 +951,7 @@ def group_parser():
 
 
 def label_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py label", description="Put persons into the rows of an index, from a list as search.py group or "
         "its page write it: lines with reviewed 1 as known, the others as proposals. A list without that column is "
         "taken as reviewed.",
@@ -984,7 +973,7 @@ def time_flag(text):
 
 
 def verify_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py verify", description="Tell whether two images show the same person, at the calibrated "
         "threshold.", epilog=f"Exit code: {SAME} the same person, {OTHER} not, {UNKNOWN} the model has no calibrated "
         f"threshold; 1 where an image or the model cannot be read, 2 for a mistake on the command line. {LINKS}",
@@ -996,7 +985,7 @@ def verify_parser():
 
 
 def calibrate_parser():
-    parser = Parser(
+    parser = SafeParser(
         prog="search.py calibrate", description="Find the threshold of 'the same person' on images whose persons are "
         "known, and store it in the model's file.",
         epilog="Take images of your own cameras: no threshold holds everywhere. Pairs of one person under one camera "
@@ -1017,7 +1006,6 @@ def calibrate_parser():
 
 
 def parse(parser, argv):
-    parser.check_flags(argv)
     args = parser.parse_args(argv)
     counts = {flag: getattr(args, flag) for flag in ("top", "batch_size") if hasattr(args, flag)}
     if min(counts.values(), default=1) < 1:
@@ -1060,9 +1048,7 @@ def main(argv=None):
     if not argv:
         start_parser().error(f"there is nothing to do; {offer}")
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0.7)  # crops is no copy
-        hint = f"did you mean {near[0]}? Else " if near else ""
-        start_parser().error(f"there is no command {argv[0]!r}; {hint}{offer}")
+        start_parser().error(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; {offer}")
     build, run = COMMANDS.get(argv[0], (start_parser, rank_folder))
     args = parse(build(), argv[1:] if run is not rank_folder else argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that no console can show

@@ -26,7 +26,6 @@ The way from the command to a step: main -> execute -> run_training -> train_epo
 import argparse
 import contextlib
 import copy
-import difflib
 import hashlib
 import itertools
 import json
@@ -60,7 +59,7 @@ import data
 import metrics
 import models
 import pictures
-from images import lock, progress, replacing
+from images import Parser, did_you_mean, lock, progress, replacing
 from training import adapt, distributed, evaluate, recipes
 from training.pixels import AUGMENTATIONS, TrainSet, build_train_set
 
@@ -958,28 +957,12 @@ def execute_all_splits(args, argv, device):
 # Flags: what they are, what they mean together, and which do not fit together
 
 
-def nearest(name, names):
-    """' (did you mean NAME?)' where a name is spelt nearly like one of `names`."""
-    near = difflib.get_close_matches(name, names, 1, 0.7)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-class Parser(argparse.ArgumentParser):
-    """A flag that there is not comes with the nearest that there is."""
-
-    def parse_args(self, argv):
-        args, unknown = self.parse_known_args(argv)
-        for word in unknown:
-            self.error(f"there is no flag {word}{nearest(word.partition('=')[0], self._option_string_actions)}")
-        return args
-
-
 def loss_weight(text):
     """'triplet' or 'triplet:0.5' -> (name, weight): a type for argparse."""
     name, _, weight = text.partition(":")
     if name not in recipes.LOSSES:
         known = f"of {', '.join(recipes.LOSSES)}, as in xent triplet:0.5"
-        raise argparse.ArgumentTypeError(f"no loss {name!r}{nearest(name, recipes.LOSSES)}: {known}")
+        raise argparse.ArgumentTypeError(f"no loss {name!r}{did_you_mean(name, recipes.LOSSES)}: {known}")
     try:
         weight = float(weight) if weight else recipes.LOSSES[name].weight
     except ValueError:
@@ -1017,7 +1000,7 @@ def split_number(text):
 
 def build_parser(description=None):
     parser = Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("data").add_argument
     add("--dataset", nargs="+", default=["market1501"], metavar="NAME",
@@ -1176,7 +1159,7 @@ def find_recipe(name):
     """Destination of a flag -> value; ValueError with the names that there are."""
     if name not in recipes.RECIPES:
         known = ", ".join(recipes.RECIPES)
-        raise ValueError(f"no --recipe {name!r}{nearest(name, recipes.RECIPES)}: there are {known}")
+        raise ValueError(f"no --recipe {name!r}{did_you_mean(name, recipes.RECIPES)}: there are {known}")
     return recipes.RECIPES[name]
 
 

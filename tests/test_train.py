@@ -1332,7 +1332,7 @@ def test_spoilt_data_is_refused_before_training(root, tmp_path, capsys, spoil, f
         (["--device", "cuda:99"], 1, ["cuda:99", "GPUs"]),
         (["--device", "mps"], 1, ["mps", "cpu"]),
         (["--epoch", 3], 2, ["there is no flag --epoch (did you mean --epochs?)"]),
-        (["--batchsize=3"], 2, ["there is no flag --batchsize=3 (did you mean --batch-size?)"]),
+        (["--batchsize=3"], 2, ["there is no flag --batchsize (did you mean --batch-size?)"]),
         (["--frobnicate"], 2, ["there is no flag --frobnicate\n"]),
         (["--threads", -1], 2, ["--threads must be at least 0"]),
         (["--weights", "nowhere.pth"], 1, ["nowhere.pth"]),

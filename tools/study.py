@@ -322,7 +322,7 @@ def draw_curves(out, path):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     argv, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(
+    parser = images.Parser(
         "python -m tools.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

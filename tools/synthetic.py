@@ -897,7 +897,7 @@ write_video_dataset = functools.partial(write_dataset, video=True)
 
 def main(argv=None):
     what = "Draw a synthetic person re-ID data set, as Market-1501 or MARS is."
-    parser = argparse.ArgumentParser("python -m tools.synthetic", description=what)
+    parser = images.Parser("python -m tools.synthetic", description=what)
     parser.add_argument("--video", action="store_true", help="tracklets as MARS has them, not pictures")
     parser.add_argument("--root", default="data", help="folder that holds the data sets")
     parser.add_argument("--name", help="folder of this set below --root; default: synthetic, synthetic-video")

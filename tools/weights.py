@@ -8,13 +8,13 @@ need: matrices in half precision, no classifier, no optimizer. What stands behin
 what these weights are worth on real people, docs/adaptation.md how to go on from them without labels.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
+import images
 import models
 import train
 from tools import synthetic
@@ -36,7 +36,7 @@ def shrink(checkpoint, dataset):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("python -m tools.weights", description="Make weights from drawn people alone.")
+    parser = images.Parser("python -m tools.weights", description="Make weights from drawn people alone.")
     parser.add_argument("--out", default=str(models.SHIPPED["synthetic"]), help="default: weights/synthetic.pth")
     parser.add_argument("--root", help="folder for the pictures and the run, kept (default: one that is deleted)")
     parser.add_argument("--train-ids", type=int, default=1500, metavar="N", help="people (default: 1500)")
