@@ -210,12 +210,13 @@ def shorten(network):
 # the table of all networks as they are.
 ARGUMENTS = {
     "densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
-    "nasnetalarge": {"num_features": 384},
     "swin_tiny_patch4_window7_224": {"depths": (2, 1, 1, 1)},  # two: with and without a shift of the windows
     "timm/convnext_tiny": {"depths": (1, 1, 1, 1)},
 }
-# Whose layers another one has too: OSNet with IBN those of all its widths, SE-ResNet-50 those of ResNet-50
-ALIKE = ("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "resnet50")
+# Whose layers others have too: OSNet with IBN those of all its widths, SE-ResNet-50 those of ResNet, Inception-v4,
+# ShuffleNet and Xception those of the rest
+ALIKE = ("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "resnet50", "legacy_seresnet50", "resnext50_32x4d",
+         "inception_resnet_v2", "nasnetalarge")  # fmt: skip
 
 
 @pytest.mark.usefixtures("one_thread")
