@@ -225,15 +225,15 @@ def test_kill_resume_evaluate_export_search(root, tmp_path, capsys):
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=600) == -signal.SIGKILL
     assert models.read_checkpoint(out / "last.pth")["epoch"] == 1
-    resumed = run_command("train.py", "--resume", out / "last.pth")
-    assert resumed.returncode == 0, resumed.stderr
+    code, resumed, errors = run_main(capsys, "--resume", out / "last.pth")
+    assert code == 0, errors
     assert same_bits(weights_of(out / "last.pth"), weights_of(tmp_path / "straight" / "last.pth"))
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     expected = [json.loads(line) for line in (tmp_path / "straight" / "log.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [1, 2]
     assert [r["loss"] for r in records] == pytest.approx([r["loss"] for r in expected], rel=1e-6)
     assert records[-1]["mAP"] == expected[-1]["mAP"] and records[-1]["protocol"] == "market1501"
-    for line in resumed.stdout.splitlines():  # log.txt holds what the console showed
+    for line in resumed.splitlines():  # log.txt holds what the console showed
         assert line in (out / "log.txt").read_text()
 
     flags = ["--dataset", "synthetic", "--root", root]
@@ -1185,17 +1185,17 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
 
 
-def test_a_disk_that_fills_up_in_a_run_ends_it_and_the_run_goes_on_later(drawn_root, tmp_path):
+def test_a_disk_that_fills_up_in_a_run_ends_it_and_the_run_goes_on_later(drawn_root, tmp_path, capsys):
     out, one_megabyte = tmp_path / "run", (2**20, 2**20)
     flags = [*LIGHT, "--dataset", "synthetic", "--root", drawn_root, "--epochs", 1, "--out", out]
-    assert run_command("train.py", *flags).returncode == 0
+    assert run_main(capsys, *flags)[0] == 0
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, one_megabyte)}
     full = run_command("train.py", "--resume", out / "last.pth", "--epochs", 2, **limit)
     assert full.returncode == 1 and "Traceback" not in full.stderr
     assert re.search(r"error: checkpoint .*last.pth could not be written .*the previous one is kept", full.stderr)
     assert models.read_checkpoint(out / "last.pth")["epoch"] == 1 and not list(out.glob("*.tmp"))
-    again = run_command("train.py", "--resume", out / "last.pth", "--epochs", 2)
-    assert again.returncode == 0 and models.read_checkpoint(out / "last.pth")["epoch"] == 2
+    assert run_main(capsys, "--resume", out / "last.pth", "--epochs", 2)[0] == 0
+    assert models.read_checkpoint(out / "last.pth")["epoch"] == 2
 
 
 def test_a_disk_that_fills_up_is_told_of_however_torch_does(tmp_path):
