@@ -179,7 +179,7 @@ class Searcher:
         names = {str(name) for name in ([names] if isinstance(names, (str, os.PathLike, *NUMBERS)) else names)}
         names |= {sources.resolve(name) for name in names}
         keep = [number for number, row in enumerate(self.gallery.rows) if row.path not in names]
-        removed = len(self.gallery) - len(keep)
+        removed = len(self.gallery.rows) - len(keep)
         if removed:
             self.writable().keep(keep)
         return removed

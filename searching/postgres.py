@@ -73,7 +73,7 @@ TO_TEXT = {BYTES + byte: PATHS + byte for byte in range(128)}
 FROM_TEXT = {value: key for key, value in TO_TEXT.items()}
 
 SCHEMA = """
-CREATE SCHEMA reid;
+CREATE SCHEMA IF NOT EXISTS reid;
 CREATE TABLE reid.version (version integer NOT NULL);
 CREATE TABLE reid.galleries (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -141,10 +141,14 @@ ORDER BY number, similarity DESC, id
 """
 COPY_ROWS = "COPY {rows} (id, key, {fields}) FROM STDIN (FORMAT BINARY)"
 COPY_VECTORS = "COPY {vectors} (id, feature) FROM STDIN (FORMAT BINARY)"
-CHANGE_VECTOR = "UPDATE {vectors} SET feature = %(feature)b WHERE id = %(id)s"
-CHANGE_ROW = """
-UPDATE {rows} SET key = %(key)s, path = %(path)s, pid = %(pid)s, camid = %(camid)s, time = %(time)s,
-tracklet = %(tracklet)s, frames = %(frames)s, size = %(size)s, mtime = %(mtime)s WHERE id = %(id)s
+CHANGE_VECTOR = """
+INSERT INTO {vectors} (id, feature) SELECT id, %(feature)b FROM {rows} WHERE id = %(id)s
+ON CONFLICT (id) DO UPDATE SET feature = excluded.feature
+"""
+CHANGE_ROW = "UPDATE {rows} SET {changes} WHERE id = %(id)s"
+FREE_KEYS = "UPDATE {rows} SET key = NULL WHERE id = ANY(%s::bigint[])"
+FREE_KEY = """
+(SELECT %(key)s::uuid WHERE NOT EXISTS (SELECT FROM {rows} WHERE key = %(key)s::uuid AND id <> %(id)s))
 """
 JOIN_ROW = """
 UPDATE {rows} SET path = %(path)s, pid = coalesce(%(pid)s, pid), camid = coalesce(nullif(%(camid)s, ''), camid),
@@ -169,14 +173,15 @@ HINTS = {  # class of error, or state -> what to do
                           "&options=-c%20statement_timeout%3D0 behind the address, and start the same command again",
     errors.IdleInTransactionSessionTimeout: "raise idle_in_transaction_session_timeout for this role",
     errors.ReadOnlySqlTransaction: "this server only reads, as a replica does: give the address of the primary",
-    errors.InsufficientPrivilege: "ask its owner for the grants that docs/galleries.md lists",
+    errors.InsufficientPrivilege: "ask its owner for the grants that docs/galleries.md lists; to make a gallery or an "
+                                  "HNSW index takes the owner",
     errors.TooManyConnections: "wait, or raise max_connections of the server",
     errors.CannotConnectNow: "the server starts or stops: wait, and start the same command again",
     errors.SerializationFailure: "another process changed the same rows: start the same command again",
     errors.DeadlockDetected: "another process changed the same rows: start the same command again",
     errors.UniqueViolation: "another process has just stored the same file: start the same command again",
     errors.UndefinedTable: "the gallery was dropped meanwhile, or the schema reid is not whole",
-    errors.ProgramLimitExceeded: "see docs/galleries.md for what a row may hold",
+    errors.ProgramLimitExceeded: "a camera is too long: an index of the server takes up to 2,700 bytes",
     errors.OutOfMemory: "the server is out of memory: lower its work_mem or its connections",
 }  # fmt: skip
 SAYINGS = {  # of libpq, which has no class of error for what hinders a connection
@@ -485,10 +490,17 @@ class Index:
         found = np.frombuffer(data[len(HEADER) : -len(TRAILER)], type_of_line(self.dim))
         places = np.searchsorted(found["id"], sorted_ids)
         if not np.array_equal(found["id"][np.minimum(places, len(found) - 1)] if len(found) else [], sorted_ids):
-            raise ServerError(f"{self.address}: another process removed rows meanwhile; start the same command again")
+            raise self.removed()
         features = np.empty((len(ids), self.dim), np.float32)
         features[order] = found["values"][places]
         return features
+
+    def removed(self):
+        if self.lock or self.live:
+            return ServerError(f"{self.address}: another process removed rows meanwhile; start the same command again")
+        table, vectors = (f"reid.{name}_{self.number}" for name in self.tables)  # of one moment, and yet
+        return ServerError(f"{self.address}: rows have no features: DELETE FROM {table} WHERE id NOT IN (SELECT id "
+                           f"FROM {vectors}), then index their files again")
 
     # -- what is written; each of these is a transaction --
 
@@ -512,11 +524,22 @@ class Index:
         self.fresh = {}
 
     def update(self, cursor, places):
-        """The rows at these places as they are known here, with the features of those that are to be written anew."""
-        ids, rows, _, _ = self.load()
-        if places:
-            values = [{**to_values(rows[place], self.clips), "id": ids[place]} for place in places]
-            cursor.executemany(self.statement(CHANGE_ROW), values)
+        """What is known here of the rows at these places and was not stored, with the features of those that are to be
+        written anew. What else other processes stored of them stays; a row that one of them removed stays removed."""
+        ids, rows, stored, _ = self.load()
+        changed = {}  # names of columns -> the values of rows in which these have changed
+        for place in places:
+            old, new = (to_values(row, self.clips) for row in (stored[place], rows[place]))
+            names = tuple(name for name in new if new[name] != old[name])
+            changed.setdefault(names, []).append({**new, "id": ids[place]})
+        # of tracklets, a key follows from the person, too: it may pass from one row to another
+        freed = [value["id"] for names, values in changed.items() if "key" in names for value in values]
+        cursor.execute(self.statement(FREE_KEYS), [freed])
+        for names, values in changed.items():
+            news = {name: self.statement(FREE_KEY) if name == "key" else sql.Placeholder(name) for name in names}
+            parts = [sql.SQL("{} = {}").format(sql.Identifier(name), new) for name, new in news.items()]
+            if parts:
+                cursor.executemany(self.statement(CHANGE_ROW, changes=sql.SQL(", ").join(parts)), values)
         if anew := [place for place in places if place in self.fresh]:
             vectors = [{"feature": Vector(self.fresh[place]), "id": ids[place]} for place in anew]
             cursor.executemany(self.statement(CHANGE_VECTOR), vectors)
@@ -547,7 +570,10 @@ class Index:
             learned = [(ids[number], rows[number]) for number in added]
             for number in joined:
                 told = {**values[number], "id": there[values[number]["key"]], "feature": Vector(features[number])}
-                learned.append((told["id"], to_row(cursor.execute(self.statement(JOIN_ROW), told).fetchone())))
+                row = cursor.execute(self.statement(JOIN_ROW), told).fetchone()
+                if row is None:  # by somebody who did not take the line of the gallery first
+                    raise self.removed()
+                learned.append((told["id"], to_row(row)))
                 cursor.execute(self.statement(CHANGE_VECTOR), told)
         self.learn(learned)
 
@@ -679,8 +705,9 @@ class Index:
     def distance(self):
         """What the HNSW index orders by, in SQL; the connection is set to use it. ValueError where there is none."""
         kind = self.connected().execute(
-            "SELECT substring(indexdef from '(halfvec|vector)_ip_ops') FROM pg_indexes "
-            "WHERE schemaname = 'reid' AND indexname = %s", [f"vectors_{self.number}_hnsw"]).fetchone()  # fmt: skip
+            "SELECT split_part(opcname, '_', 1) FROM pg_class c JOIN pg_index ON indexrelid = c.oid "
+            "JOIN pg_opclass o ON o.oid = indclass[0] WHERE relname = %s AND relnamespace = to_regnamespace('reid')",
+            [f"vectors_{self.number}_hnsw"]).fetchone()  # fmt: skip
         if not kind:
             raise ValueError(f"{self.address} has no index for approximate search; python search.py index --hnsw "
                              "--index ... builds it")
@@ -693,16 +720,18 @@ class Index:
 
     def build_hnsw(self, half=False):
         """The HNSW index, anew. half: of 16-bit floats, which take half the room; more than 2,000 features always are.
-        Other writers wait until it is built; where it is interrupted, the old one stays."""
+        Other writers wait until it is built, readers do not; the old one stays until then."""
         name = "halfvec" if half or self.dim > HNSW["vector"] else "vector"
         if self.dim > HNSW[name]:
             raise ValueError(f"{self.address}: HNSW takes up to {HNSW[name]:,} features, this gallery has "
                              f"{self.dim:,}; its exact search takes more")
         index, kind, ops = sql.Identifier(f"vectors_{self.number}_hnsw"), self.kind(name), sql.SQL(f"{name}_ip_ops")
+        fresh = sql.Identifier(f"vectors_{self.number}_hnsw_new")
         with self.writing() as (cursor, _):
-            cursor.execute(sql.SQL("DROP INDEX IF EXISTS reid.{}").format(index))
-            text = "CREATE INDEX {index} ON {vectors} USING hnsw ((feature::{kind}) {ops})"
-            cursor.execute(self.statement(text, index=index, kind=kind, ops=ops))
+            text = "CREATE INDEX {fresh} ON {vectors} USING hnsw ((feature::{kind}) {ops})"
+            cursor.execute(self.statement(text, fresh=fresh, kind=kind, ops=ops))
+            cursor.execute(sql.SQL("DROP INDEX IF EXISTS reid.{}").format(index))  # now: it keeps readers out
+            cursor.execute(sql.SQL("ALTER INDEX reid.{} RENAME TO {}").format(fresh, index))
 
     def recall(self, top=10, count=50):
         """(the share of the exact answers that approximate ones hold, how many queries told so): rows of the gallery,
