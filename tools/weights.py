@@ -1,11 +1,12 @@
 """Makes the weights that this repository ships: of a network that has seen drawn people alone, who belong to nobody.
 
-    python -m tools.weights                                    # -> weights/synthetic.pth, about an hour on 2 cores
+    python -m tools.weights                                    # -> weights/synthetic.pth, two hours on a core
     python -m tools.weights --out mine.pth --train-ids 4000 --sites 250 -- --arch hacnn --epochs 20
 
-It draws people under many cameras (tools.synthetic), trains on them, and writes what adapting, exporting and testing
-need: matrices in half precision, no classifier, no optimizer. What stands behind -- goes to train.py. BENCHMARK.md says
-what these weights are worth on real people, docs/adaptation.md how to go on from them without labels.
+It draws people under many cameras (tools.synthetic), trains on them, goes on from there with others under others as
+often as --passes says, and writes what adapting, exporting and testing need: matrices in half precision, no classifier,
+no optimizer. What stands behind -- goes to train.py. BENCHMARK.md says what these weights are worth on real people,
+docs/adaptation.md how to go on from them without labels.
 """
 
 import sys
@@ -39,25 +40,31 @@ def main(argv=None):
     parser = images.Parser("python -m tools.weights", description="Make weights from drawn people alone.")
     parser.add_argument("--out", default=str(models.SHIPPED["synthetic"]), help="default: weights/synthetic.pth")
     parser.add_argument("--root", help="folder for the pictures and the run, kept (default: one that is deleted)")
-    parser.add_argument("--train-ids", type=int, default=1500, metavar="N", help="people (default: 1500)")
-    parser.add_argument("--sites", type=int, default=100, metavar="N", help="places of six cameras (default: 100)")
+    parser.add_argument("--passes", type=int, default=2, metavar="N", help="times that it draws anew (default: 2)")
+    parser.add_argument("--train-ids", type=int, default=1500, metavar="N", help="people of a pass (default: 1500)")
+    parser.add_argument("--sites", type=int, default=100, metavar="N",
+                        help="places of six cameras, of a pass (default: 100)")  # fmt: skip
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="of train.py, after these: " + " ".join(FLAGS))
     args = parser.parse_args(argv)
+    if args.passes < 1:
+        parser.error(f"--passes {args.passes}: give 1 or more")
+    sizes, before = {"num_train_ids": args.train_ids, "num_test_ids": 60, "num_distractors": 0, "num_junk": 0}, []
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(args.root or temporary)
-        try:
-            sizes = {"num_train_ids": args.train_ids, "num_test_ids": 60, "num_distractors": 0, "num_junk": 0}
-            synthetic.write_dataset(root / "synthetic", **sizes, camera_seed=1, sites=args.sites)
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"error: {error}") from None
-        run = root / "run"
-        code = train.main(["--dataset", "synthetic", "--root", str(root), "--out", str(run), *FLAGS, *args.flags])
-        if code:
-            return code
-        about = f"{args.train_ids:,} drawn people of {args.sites} sites"
+        for number in range(args.passes):
+            root = Path(args.root or temporary, str(number))
+            try:
+                places = {"seed": number, "camera_seed": number + 1, "sites": args.sites}
+                synthetic.write_dataset(root / "synthetic", **sizes, **places)
+            except (OSError, ValueError) as error:
+                raise SystemExit(f"error: {error}") from None
+            flags = ["--dataset", "synthetic", "--root", str(root), "--out", str(root / "run"), *FLAGS, *before]
+            if code := train.main([*flags, *args.flags]):
+                return code
+            before = ["--weights", str(root / "run" / "best.pth")]
+        about = f"{args.passes * args.train_ids:,} drawn people of {args.passes * args.sites} sites"
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        train.save_atomically(shrink(models.read_checkpoint(run / "best.pth"), about), out)
+        train.save_atomically(shrink(models.read_checkpoint(root / "run" / "best.pth"), about), out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {about}")
     return 0
 

@@ -23,8 +23,8 @@ def test_it_draws_trains_and_writes_a_small_file(tmp_path, capsys):
                       lambda folder, **numbers: write_dataset(folder, **numbers | {"num_test_ids": 2}))  # fmt: skip
         assert weights.main(given) == 0
     assert f"{out}: " in capsys.readouterr().out
-    stored, trained = models.read_checkpoint(out), models.read_checkpoint(root / "run" / "best.pth")
-    assert stored["dataset"] == "4 drawn people of 2 sites" and "args" not in stored and "optimizer" not in stored
+    stored, trained = models.read_checkpoint(out), models.read_checkpoint(root / "1" / "run" / "best.pth")
+    assert stored["dataset"] == "8 drawn people of 4 sites" and "args" not in stored and "optimizer" not in stored
     model, info = models.load_checkpoint(out)
     assert info["arch"] == "osnet_x0_25" and model.input_size == (64, 32)
     for name, value in model.state_dict().items():
@@ -33,7 +33,8 @@ def test_it_draws_trains_and_writes_a_small_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags, told", [(["--sites", "0"], "sites is 0"), (["--train-ids", "0"], "num_train_ids is 0")]
+    "flags, told",
+    [(["--sites", "0"], "sites is 0"), (["--train-ids", "0"], "num_train_ids is 0"), (["--passes", "0"], "2")],
 )
 def test_sizes_that_cannot_be(flags, told, tmp_path):
     with pytest.raises(SystemExit, match=told):
