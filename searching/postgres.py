@@ -180,7 +180,8 @@ HINTS = {  # class of error, or state -> what to do
     errors.SerializationFailure: "another process changed the same rows: start the same command again",
     errors.DeadlockDetected: "another process changed the same rows: start the same command again",
     errors.UniqueViolation: "another process has just stored the same file: start the same command again",
-    errors.UndefinedTable: "the gallery was dropped meanwhile, or the schema reid is not whole",
+    errors.UndefinedTable: "the gallery was dropped meanwhile, or the schema reid is not whole; start the same "
+                           "command again",
     errors.ProgramLimitExceeded: "a camera is too long: an index of the server takes up to 2,700 bytes",
     errors.OutOfMemory: "the server is out of memory: lower its work_mem or its connections",
 }  # fmt: skip
@@ -396,8 +397,7 @@ class Index:
     def __init__(self, address, about=None, live=False):
         self.folder = self.address = Address(address)
         self.lock, self.live = about is not None, live
-        self.known, self.fresh = None, {}  # see load; {place: feature} of rows that are to be written anew
-        self.connection = connect(self.address)
+        self.number, self.connection = None, connect(self.address)
         try:
             with telling(self.address):
                 self.start(about)
@@ -422,17 +422,30 @@ class Index:
         if not found:
             names = [name for (name,) in connection.execute("SELECT name FROM reid.galleries ORDER BY name LIMIT 20")]
             raise ValueError(f"{address}: no such gallery; there are: {', '.join(names) or 'none'}")
+        if self.number != found[0]:
+            self.known, self.fresh = None, {}  # see load; {place: feature} of rows that are to be written anew
         self.number, self.about = found
         self.tables, self.dim = tables_of(self.number), self.about["feature_dim"]
         self.clips = self.about.get("input") == "clips"
         if about is not None:
             check_same_model(self.about, about, address, to_add=True)
 
+    @contextlib.contextmanager
+    def telling(self):
+        """As above. A gallery that was dropped may be there anew: the next call looks for it."""
+        try:
+            with telling(self.address):
+                yield
+        except ServerError as error:
+            if isinstance(error.__context__, errors.UndefinedTable):
+                self.close()
+            raise
+
     def connected(self):
         """The connection; a new one where the last was lost and nothing depends on what it saw."""
         if self.connection.closed and (self.lock or self.live):
             self.connection = connect(self.address)
-            with telling(self.address):
+            with self.telling():
                 self.start()
         return self.connection
 
@@ -449,14 +462,14 @@ class Index:
         return sql.SQL(text).format(**self.tables, fields=FIELDS, **parts)
 
     def __len__(self):
-        with telling(self.address):
+        with self.telling():
             return self.connected().execute(self.statement("SELECT count(*) FROM {rows}")).fetchone()[0]
 
     def load(self):
         """(ids, rows, the same rows as the server has them, {id: place in those lists}), read at the first call."""
         if self.known is None:
             ids, rows = [], []
-            with telling(self.address), self.connected().cursor(binary=True) as cursor:
+            with self.telling(), self.connected().cursor(binary=True) as cursor:
                 cursor.execute(self.statement("SELECT id, {fields} FROM {rows} ORDER BY id"))
                 for number, *fields in cursor:
                     ids.append(number)
@@ -484,7 +497,7 @@ class Index:
         which, values = ("BETWEEN %s AND %s", sorted_ids[[0, -1]]) if dense else ("= ANY(%s)", [sorted_ids])
         text = self.statement("COPY (SELECT id, feature FROM {vectors} WHERE id {which} ORDER BY id) TO STDOUT "
                               "(FORMAT BINARY)", which=sql.SQL(which))  # fmt: skip
-        with telling(self.address), self.connected().cursor() as cursor:
+        with self.telling(), self.connected().cursor() as cursor:
             with cursor.copy(text, [value.tolist() for value in values]) as copy:
                 data = b"".join(copy)
         found = np.frombuffer(data[len(HEADER) : -len(TRAILER)], type_of_line(self.dim))
@@ -511,12 +524,12 @@ class Index:
         if not self.lock:
             raise ValueError(f"{self.address} was opened to search in")
         _, rows, stored, _ = self.load()
-        with telling(self.address), self.connected().transaction(), self.connection.cursor() as cursor:
+        with self.telling(), self.connected().transaction(), self.connection.cursor() as cursor:
             cursor.execute("UPDATE reid.galleries SET next_row = next_row + %s WHERE id = %s RETURNING next_row",
                            [count, self.number])  # fmt: skip
             found = cursor.fetchone()
             if not found:
-                raise ServerError(f"{self.address}: the gallery was dropped meanwhile; start the same command again")
+                raise errors.UndefinedTable("no such gallery any more")
             yield cursor, range(found[0] - count, found[0])
             self.update(cursor, self.fresh)
         for place in self.fresh:
@@ -622,7 +635,8 @@ class Index:
         if len(queries) > MANY and not (average or approximate or self.live or self.lock):
             chosen, top = choose_rows(self.rows, **filters), min(top, max(1, len(self.rows)))
             return self.rows, *top_k(queries, self.features, top, leave_out, GALLERY_BLOCK, chosen)
-        with telling(self.address):
+        with self.telling():
+            self.connected()  # what tables it has is known then
             where, values = self.conditions(**filters)
             left_out = self.left_out(len(queries), leave_out, average, filters)
             if average and approximate:
@@ -736,7 +750,7 @@ class Index:
     def recall(self, top=10, count=50):
         """(the share of the exact answers that approximate ones hold, how many queries told so): rows of the gallery,
         evenly spread."""
-        with telling(self.address):
+        with self.telling():
             ends = self.connected().execute(self.statement("SELECT min(id), max(id) FROM {vectors}")).fetchone()
             if ends[0] is None:
                 return 1.0, 0

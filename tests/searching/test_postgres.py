@@ -719,6 +719,21 @@ def test_a_searcher_removes_what_it_knows(model, clean):
         assert searcher.remove("nobody") == 0 and searcher.remove("a") == 1 and len(searcher) == 3
 
 
+def test_a_gallery_that_was_dropped_is_found_anew(clean):
+    with open_index(clean.address(), ABOUT) as writer, read_index(clean.address(), live=True) as live:
+        writer.append(*some_rows(0, 1))
+        assert len(live) == 2
+        clean.run("DELETE FROM reid.galleries", "DROP TABLE reid.rows_1, reid.vectors_1")
+        with open_index(clean.address(), ABOUT) as other:
+            other.append(*some_rows(2))
+        for call in (lambda: live.search(some_rows(2)[0], 1), lambda: writer.append(*some_rows(3))):
+            with pytest.raises(RuntimeError, match="was dropped meanwhile"):
+                call()
+        writer.append(*some_rows(3))
+        assert len(live.search(some_rows(2)[0], 5)[0]) == 2
+    assert check_rows_are_whole(clean.address()) == [2, 3]
+
+
 # ---- what the server does not allow ----
 
 
