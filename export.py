@@ -454,9 +454,7 @@ def export(model, info, name, path, variant=FLOAT, evidence=PATCHES, traced=None
 
 
 def build_parser():
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt", required=True, metavar="FILE", help="checkpoint of train.py; best.pth is the one to deploy")
     add("--format", nargs="+", choices=FORMATS, help=f"default: {' '.join(DEFAULT)}; with --int8 onnx")

@@ -999,9 +999,7 @@ def split_number(text):
 
 
 def build_parser(description=None):
-    parser = Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", nargs="+", default=["market1501"], metavar="NAME",
         help="what to train on (default: market1501), several are put together; of: "

@@ -355,8 +355,9 @@ def type_of_line(dim):
 
 
 def to_lines(ids, features):
-    """Ids and features (n, D) as such lines (n,)."""
-    lines, dim = np.zeros(len(ids), type_of_line(features.shape[1])), features.shape[1]
+    """Ids (n,) and features (n, D) as such lines (n,)."""
+    dim = features.shape[1]
+    lines = np.zeros(len(ids), type_of_line(dim))
     lines["fields"], lines["id_length"], lines["length"], lines["dim"] = 2, 8, 4 + 4 * dim, dim
     lines["id"], lines["values"] = ids, features
     return lines
@@ -509,6 +510,7 @@ class Index:
         return features
 
     def removed(self):
+        """The ServerError for a row that is known here and has no line, or no vector, there."""
         if self.lock or self.live:
             return ServerError(f"{self.address}: another process removed rows meanwhile; start the same command again")
         table, vectors = (f"reid.{name}_{self.number}" for name in self.tables)  # of one moment, and yet
@@ -546,8 +548,8 @@ class Index:
             names = tuple(name for name in new if new[name] != old[name])
             changed.setdefault(names, []).append({**new, "id": ids[place]})
         # of tracklets, a key follows from the person, too: it may pass from one row to another
-        freed = [value["id"] for names, values in changed.items() if "key" in names for value in values]
-        cursor.execute(self.statement(FREE_KEYS), [freed])
+        if freed := [value["id"] for names, values in changed.items() if "key" in names for value in values]:
+            cursor.execute(self.statement(FREE_KEYS), [freed])
         for names, values in changed.items():
             news = {name: self.statement(FREE_KEY) if name == "key" else sql.Placeholder(name) for name in names}
             parts = [sql.SQL("{} = {}").format(sql.Identifier(name), new) for name, new in news.items()]

@@ -290,7 +290,6 @@ def run_stages(names, job, deadline, command):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else list(argv)
     parser = images.Parser(
         "python -m tools.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

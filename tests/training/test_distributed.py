@@ -132,13 +132,15 @@ def test_two_processes_adapt_as_one(drawn_root, tmp_path):
     torch.save({"arch": "osnet_x0_25", "options": {"input_size": (64, 32)}, "num_ids": 1, "model": model.state_dict()},
                tmp_path / "weights.pth")  # fmt: skip
     flags = ["--adapt", "--dataset", "synthetic", "--root", drawn_root, "--weights", tmp_path / "weights.pth",
-             *FLAGS[4:], "--lr", 1e-3, "--batch-size", 20, "--epochs", 2, "--test-batch-size", 16]  # fmt: skip
+             *FLAGS[4:], "--lr", 1e-4, "--batch-size", 20, "--epochs", 2, "--test-batch-size", 16]  # fmt: skip
     run_here(*flags, "--out", tmp_path / "one")
     (printed, _), (silent, _) = run_by_hand(*flags, "--out", tmp_path / "two")
     assert printed.count("round   2/2") == 1 and "round" not in silent
     two, one = (records(tmp_path / name)[1] for name in ("two", "one"))  # the first round
     assert two["people"] == one["people"] > 1 and two["images"] == one["images"]
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)  # two steps: rounding grows 30 times in each
+    one, two = (models.read_checkpoint(tmp_path / name / "last.pth") for name in ("one", "two"))
+    assert torch.equal(one["labels"], two["labels"]) and one["labels"].max() > 0  # of the second round
 
 
 def test_statistics_of_batch_norms_are_those_of_the_first_process(drawn_root, tmp_path):
